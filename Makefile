@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+BIN := .venv/bin
+
+.PHONY: help setup setup-dev demo demo-down test test-all lint types unit molecule sanity collection bench generate lock
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## Make .venv with what the control node needs
+	@tools/setup requirements.txt
+
+setup-dev: ## … and with what tests and lint need
+	@tools/setup requirements-dev.txt
+
+demo: setup ## Raise the demo depot's gateway and converge it
+	@tools/demo up
+
+demo-down: ## Take the demo depot down
+	@tools/demo down
+
+test: setup-dev ## Lint, types, unit tests, the built collection, molecule; ALLOW_SKIP=1 lets a part be left out
+	@$(BIN)/python -m tests.run
+
+test-all: setup-dev ## … and what does not fit there: the virtual machine with a kernel of its own
+	@$(BIN)/python -m tests.run --all
+
+lint types unit sanity e2e molecule vm: setup-dev ## One part of the tests
+	@$(BIN)/python -m tests.run $@
+
+bench: setup-dev ## Measure; ONLY=prefix limits it, as in ONLY=host.
+	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+
+generate: setup-dev ## Write the roles' defaults and docs/roles.md from their argument specs
+	@$(BIN)/python tools/generate_role_reference.py
+
+lock: setup-dev ## Lock the newest packages that requirements*.in allow
+	@tools/lock
