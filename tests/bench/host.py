@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""How long a dry run of an in-sync gateway takes, how it grows with hosts, and how fast a test host is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from tests.bench.figures import Figure, median_and_spread
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.prefix) / "bin"
+RUNS = 5
+FLEET = [f"bench-{number:02d}" for number in range(1, 21)]
+
+
+def hosts(*verb: str) -> str:
+    """Call the test-host program and return what it prints."""
+    done = subprocess.run(
+        ["/usr/bin/python3", "-m", "tests.hosts", *verb], cwd=ROOT, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        print(done.stdout, done.stderr, file=sys.stderr)
+        sys.exit(done.returncode)
+    return done.stdout
+
+
+@contextmanager
+def raised(names: Sequence[str], *options: str) -> Iterator[Path]:
+    """Raise fresh hosts and yield an inventory of them; take them down at the end."""
+    hosts("setup", "ubuntu2204")
+    hosts("up", *names, "--platform", "ubuntu2204", "--fresh", *options)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            yield write_inventory(Path(directory), names)
+    finally:
+        hosts("down", *names)
+
+
+def write_inventory(directory: Path, names: Sequence[str]) -> Path:
+    """Write the demo depot's inventory with other hosts, each a depot's only gateway."""
+    demo = ROOT / "inventories" / "demo"
+    addresses = {entry["name"]: entry["address"] for entry in json.loads(hosts("list", "--json"))}
+    variables = yaml.safe_load((demo / "group_vars" / "all" / "main.yml").read_text(encoding="utf-8"))
+    inventory = {
+        "derms_gateways": {
+            "hosts": {name: {"ansible_host": addresses[name], "derms_depot": name} for name in names},
+            "vars": {**variables, "derms_serial": len(names)},
+        }
+    }
+    path = directory / "hosts.yml"
+    path.write_text(yaml.safe_dump(inventory), encoding="utf-8")
+    return path
+
+
+def play(inventory: Path, *options: str, config: Path = ROOT / "ansible.cfg") -> tuple[float, str]:
+    """Run site.yml; return its wall time in seconds and what it printed.
+
+    :raises SystemExit: the run failed, so there is nothing to measure
+    """
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(config), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    start = time.monotonic()
+    done = subprocess.run(
+        [str(BIN / "ansible-playbook"), "-i", str(inventory), "site.yml", *options],
+        cwd=ROOT,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    wall_s = time.monotonic() - start
+    if done.returncode:
+        print(done.stdout[-4000:], done.stderr[-2000:], file=sys.stderr)
+        sys.exit("the run that was to be measured failed")
+    return wall_s, done.stdout
+
+
+def dry_run(inventory: Path) -> float:
+    """Return the wall time of a dry run, which must be in sync."""
+    wall_s, printed = play(inventory, "--check")
+    if "No Changes Required" not in printed:
+        print(printed[-4000:], file=sys.stderr)
+        sys.exit("the dry run that was to be measured was not in sync")
+    return wall_s
+
+
+def module_executions(inventory: Path) -> int:
+    """Return how many modules a dry run of one host executes, each loop item counted."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "ansible.cfg"
+        text = (ROOT / "ansible.cfg").read_text(encoding="utf-8")
+        callbacks = f"callback_plugins = {ROOT}/tests/bench/callbacks\n"
+        text = text.replace("collections_path = collections", f"collections_path = {ROOT}/collections\n{callbacks}")
+        config.write_text(text.replace("derms.edge.drift", "derms.edge.drift, executions"), encoding="utf-8")
+        _, printed = play(inventory, "--check", config=config)
+    found = re.search(r"^module executions: (\d+)$", printed, re.MULTILINE)
+    if found is None:
+        sys.exit("the counting callback printed nothing")
+    return int(found[1])
+
+
+def dry_runs() -> list[Figure]:
+    """Measure one gateway against Ansible's defaults, then twenty against one."""
+    with raised(FLEET) as fleet, tempfile.TemporaryDirectory() as directory:
+        play(fleet)
+        one = write_inventory(Path(directory), FLEET[:1])
+        plain = Path(directory) / "ansible.cfg"
+        plain.write_text(f"[defaults]\ncollections_path = {ROOT}/collections\n", encoding="utf-8")
+        ours: list[float] = []
+        defaults: list[float] = []
+        for _ in range(RUNS):
+            ours.append(dry_run(one))
+            defaults.append(play(one, "--check", config=plain)[0])
+        executions = module_executions(one)
+        twenty = [dry_run(fleet) for _ in range(3)]
+    one_s, one_spread = median_and_spread(ours)
+    defaults_s, _ = median_and_spread(defaults)
+    twenty_s, twenty_spread = median_and_spread(twenty)
+    ratio = one_s / defaults_s
+    growth = twenty_s / one_s
+    return [
+        Figure("host.dry_run", one_s, "s", None, None, "≤ 25 s", one_s <= 25, one_spread),
+        Figure("host.dry_run_vs_defaults", one_s, "s", defaults_s, ratio, "≤ 0.8 ×", ratio <= 0.8, one_spread),
+        Figure("host.dry_run_executions", executions, "modules", None, None, "≤ 60", executions <= 60),
+        Figure("host.dry_run_20_hosts", twenty_s, "s", one_s, growth, "≤ 8 ×", growth <= 8, twenty_spread),
+    ]
+
+
+def eight_at_once() -> list[Figure]:
+    """Measure creation to first SSH login of the slowest of eight hosts that are raised together."""
+    names = [f"bench-{number:02d}" for number in range(1, 9)]
+    hosts("setup", "ubuntu2204")
+    slowest: list[float] = []
+    for _ in range(3):
+        try:
+            printed = hosts("up", *names, "--platform", "ubuntu2204", "--fresh")
+        finally:
+            hosts("down", *names)
+        slowest.append(max(float(seconds) for seconds in re.findall(r"login after ([0-9.]+) s", printed)))
+    value, spread = median_and_spread(slowest)
+    return [Figure("host.create_to_ssh_8", value, "s", None, None, "≤ 5 s", value <= 5, spread)]
+
+
+BENCHMARKS: dict[tuple[str, ...], Callable[[], list[Figure]]] = {
+    ("host.dry_run", "host.dry_run_vs_defaults", "host.dry_run_executions", "host.dry_run_20_hosts"): dry_runs,
+    ("host.create_to_ssh_8",): eight_at_once,
+}
