@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Test hosts for whole-host tests; where this machine cannot run them, the run ends with status 3 and the reason."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CANNOT_RUN = 3
+HOSTS = (sys.executable, "-m", "tests.hosts")
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """A test host, and how to log in to it."""
+
+    name: str
+    platform: str
+    ssh_config: Path
+
+    def run(self, command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command over a connection of its own, never over one that stands already."""
+        ssh = [
+            "ssh",
+            "-F",
+            str(self.ssh_config),
+            "-o",
+            "ControlPath=none",
+            "-o",
+            "ConnectTimeout=2",
+            "-o",
+            "BatchMode=yes",
+        ]
+        return subprocess.run([*ssh, self.name, command], capture_output=True, text=True, check=False, timeout=60)
+
+    def lets_in(self) -> bool:
+        """Tell whether a new login works now."""
+        return self.run("true").returncode == 0
+
+
+def _hosts(*words: str) -> str:
+    done = subprocess.run([*HOSTS, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == CANNOT_RUN:
+        pytest.exit((done.stderr.strip() or done.stdout.strip()).splitlines()[-1], returncode=CANNOT_RUN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=["ubuntu2204", "rhel9"])
+def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
+    """Raise a fresh host of each platform; take it down afterwards, whatever happened."""
+    platform = str(request.param)
+    # A name of its own for each module, so that two of them can run at once.
+    name = f"{request.module.__name__.rpartition('.test_')[2]}-{platform}"
+    _hosts("up", name, "--platform", platform, "--fresh")
+    listed = {host["name"]: host for host in json.loads(_hosts("list", "--json"))}
+    directory = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
+    yield Gateway(name, listed[name]["platform"], directory / "ssh" / "config")
+    _hosts("down", name)
