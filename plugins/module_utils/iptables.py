@@ -222,7 +222,7 @@ def chain_drift(family: str, chain: Chain, found: Optional[Sequence[str]], place
     """Name every rule that is missing, added or misplaced; a chain that is absent as a whole is one difference."""
     where = f"{family} {chain.table} {chain.name}"
     if found is None:
-        return [drift(f"{where} ({place})", "absent", f"{len(chain.rules)} rules")]
+        return [drift(f"{where} ({place})", "absent", f"rules: {len(chain.rules)}")]
     extra: List[Tuple[int, str]] = []
     missing: List[Tuple[int, str]] = []
     for tag, from_a, to_a, from_b, to_b in difflib.SequenceMatcher(None, found, chain.rules, False).get_opcodes():

@@ -80,6 +80,7 @@ def unique_names(value: Sequence[Any]) -> str:
     return f"each name only once, but {', '.join(repeated)} is repeated" if repeated else ""
 
 
+adapter_name = pattern(r"[a-z0-9][a-z0-9_-]*", "small letters, digits, _ and -, beginning with a letter or digit")
 label = pattern(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", "small letters, digits and inner hyphens, at most 63")
 # What useradd takes and what cannot mean anything else in a sudoers file (no %, #, !, comma or blank).
 account = pattern(r"[a-z_][a-z0-9_-]{0,31}", "an account's name: small letters, digits, _ and -, at most 32")
@@ -109,7 +110,7 @@ BY_NAME: dict[str, Format] = {
     "derms_depot": label,
     "derms_serial": whole_number(1),
     "derms_serial_adapters": unique_names,
-    "derms_serial_adapters[].name": label,
+    "derms_serial_adapters[].name": adapter_name,
     "derms_serial_adapters[].vendor_id": usb_id,
     "derms_serial_adapters[].product_id": usb_id,
     "certificates_issued": unique_names,

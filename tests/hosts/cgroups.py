@@ -51,7 +51,7 @@ def parents(mountinfo: str, own_groups: str) -> list[Path]:
 
 
 def groups_for(name: str) -> list[Path]:
-    """Return the groups that a host shall be run in; they are made when it starts."""
+    """Return the groups of that name that a host shall be run in; they are made when it starts."""
     mountinfo = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     own_groups = Path("/proc/self/cgroup").read_text(encoding="utf-8")
     groups = []
@@ -60,7 +60,7 @@ def groups_for(name: str) -> list[Path]:
         if available.exists() and (controllers := available.read_text(encoding="utf-8").split()):
             wanted = [f"+{controller}" for controller in ("cpu", "memory", "pids") if controller in controllers]
             (parent / "cgroup.subtree_control").write_text(" ".join(wanted), encoding="utf-8")
-        groups.append(parent / f"derms-{name}")
+        groups.append(parent / name)
     return groups
 
 

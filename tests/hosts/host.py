@@ -192,7 +192,7 @@ class Host:
         return (self._root / "etc/ssh/ssh_host_ed25519_key.pub").read_text(encoding="ascii")
 
     def _start(self, wanted: Wanted, base: Base, network_namespace: Path) -> None:
-        groups = cgroups.groups_for(self.name)
+        groups = cgroups.groups_for(f"{self._settings.bridge}-{self.name}")
         # Written first: whatever interrupts the start, its groups are known to the next one.
         record = Record(
             wanted.platform, wanted.base, wanted.options, boot_id(), 0, 0, tuple(str(group) for group in groups)

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tests.hosts.programs import run
+from tests.hosts.programs import run, run_contained
 
 SUITE = "bookworm"
 
@@ -23,6 +23,7 @@ COMMON_PACKAGES = (
     "kmod",
     "less",
     "libpam-systemd",
+    "netbase",
     "openssh-client",
     "openssh-server",
     "procps",
@@ -33,7 +34,14 @@ COMMON_PACKAGES = (
     "udev",
 )
 
-BUILD_PROGRAMS = {"mmdebstrap": "mmdebstrap", "apt-ftparchive": "apt-utils", "dpkg-deb": "dpkg"}
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+BUILD_PROGRAMS = {
+    "mmdebstrap": "mmdebstrap",
+    "apt-ftparchive": "apt-utils",
+    "dpkg-deb": "dpkg",
+    KEYRING: "debian-archive-keyring",
+}
 
 
 def suites_stanza(stanza: str) -> str | None:
@@ -47,22 +55,28 @@ def suites_stanza(stanza: str) -> str | None:
 def debian_sources(lists: Iterable[str], stanza_files: Iterable[str]) -> str:
     """Return the sources of Debian 12 among a machine's apt sources, in deb822 form; empty if it has none."""
     stanzas = [
-        kept for text in stanza_files for stanza in re.split(r"\n\s*\n", text) if (kept := suites_stanza(stanza)) is not None
+        kept
+        for text in stanza_files
+        for stanza in re.split(r"\n\s*\n", text)
+        if (kept := suites_stanza(stanza)) is not None
     ]
-    one_line = re.compile(rf"^deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>{SUITE}\S*)\s+(?P<components>.*\bmain\b.*)$")
+    one_line = re.compile(
+        rf"^deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<uri>\S+)\s+(?P<suite>{SUITE}\S*)\s+(?P<components>.*\bmain\b.*)$"
+    )
     for line in "\n".join(lists).splitlines():
         if match := one_line.match(line.strip()):
             options = dict(option.split("=", 1) for option in (match["options"] or "").split())
             signed_by = f"Signed-By: {options['signed-by']}\n" if "signed-by" in options else ""
-            stanzas.append(
-                f"Types: deb\nURIs: {match['uri']}\nSuites: {match['suite']}\nComponents: {match['components']}\n{signed_by}"
-            )
+            uri, suite, components = match["uri"], match["suite"], match["components"]
+            stanzas.append(f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: {components}\n{signed_by}")
     return "\n".join(stanzas)
 
 
 def acquire_options(dump: str) -> str:
     """Return how this machine fetches packages (proxy, certificates, dates), out of `apt-config dump`."""
-    unrelated = ("Acquire::IndexTargets", "Acquire::Languages", "Acquire::Changelogs", "Acquire::cdrom", "Acquire::GzipIndexes")
+    unrelated = tuple(
+        f"Acquire::{name}" for name in ("IndexTargets", "Languages", "Changelogs", "cdrom", "GzipIndexes")
+    )
     return "".join(
         f"{line}\n"
         for line in dump.splitlines()
@@ -77,7 +91,11 @@ def bootstrap(root: Path, packages: Sequence[str], repository: Path, offered: Se
     """
     apt = Path("/etc/apt")
     sources = debian_sources(
-        (path.read_text(encoding="utf-8") for path in [apt / "sources.list", *apt.glob("sources.list.d/*.list")] if path.exists()),
+        (
+            path.read_text(encoding="utf-8")
+            for path in [apt / "sources.list", *apt.glob("sources.list.d/*.list")]
+            if path.exists()
+        ),
         (path.read_text(encoding="utf-8") for path in sorted(apt.glob("sources.list.d/*.sources"))),
     )
     (repository / "partial").mkdir(parents=True)
@@ -92,14 +110,16 @@ def bootstrap(root: Path, packages: Sequence[str], repository: Path, offered: Se
         options, source_file = Path(scratch, "options"), Path(scratch, "debian.sources")
         options.write_text(acquire_options(run("apt-config", "dump")), encoding="utf-8")
         source_file.write_text(sources, encoding="utf-8")
-        run(
+        run_contained(
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
             f"--include={','.join([*COMMON_PACKAGES, *packages])}",
             f"--aptopt={options}",
+            # Neither a base nor a host has anything on its disk that must survive a power cut.
+            "--dpkgopt=force-unsafe-io",
             # Another distribution's keyring knows nothing of Debian's keys; Debian's is a package there.
-            *([] if sources else ["--keyring=/usr/share/keyrings/debian-archive-keyring.gpg"]),
+            *([] if sources else [f"--keyring={KEYRING}"]),
             f'--customize-hook=APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" {shlex.join(download)}',
             SUITE,
             root,
@@ -130,7 +150,15 @@ def make_host(root: Path) -> None:
     sudoers.write_text("deploy ALL=(ALL:ALL) NOPASSWD: ALL\n", encoding="utf-8")
     sudoers.chmod(0o440)
     # There is no terminal to log in at.
-    run("chroot", root, "systemctl", "mask", "console-getty.service", "getty.target", "systemd-networkd-wait-online.service")
+    run(
+        "chroot",
+        root,
+        "systemctl",
+        "mask",
+        "console-getty.service",
+        "getty.target",
+        "systemd-networkd-wait-online.service",
+    )
 
 
 def add_drop_in(root: Path, unit: str, text: str) -> None:

@@ -15,7 +15,7 @@ class Platform:
 
     name: str
     programs: Mapping[str, str]
-    """Programs that the building needs, and the Debian packages that hold them."""
+    """Programs (or, by their full path, files) that the building needs, and the Debian packages that hold them."""
     sources: tuple[Path, ...]
     """The files that make up the recipe: a change in any of them is another base."""
     build: Callable[[Path, Path], None]

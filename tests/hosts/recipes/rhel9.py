@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.hosts.programs import run
+from tests.hosts.programs import run, run_contained
 from tests.hosts.recipes import debian, rpm
 from tests.hosts.recipes.platform import Platform
 from tests.hosts.recipes.rpm import Rpm, control_fields, upstream_version
@@ -19,6 +19,7 @@ PACKAGES = (
     "cron",
     "curl",
     "dnf",
+    "gnupg",
     "libcap2-bin",
     "logrotate",
     "openssl",
@@ -50,12 +51,14 @@ IN_THE_BASE = {
     "curl": "curl",
     "dbus": "dbus",
     "dnf": "dnf",
+    "gnupg": "gnupg2",
     "iproute2": "iproute",
     "iputils-ping": "iputils",
     "kmod": "kmod",
     "less": "less",
     "libc6": "glibc",
     "logrotate": "logrotate",
+    "netbase": "setup",
     "openssh-client": "openssh-clients",
     "openssh-server": "openssh-server",
     "openssl": "openssl",
@@ -72,6 +75,9 @@ IN_THE_BASE = {
     "util-linux": "util-linux",
 }
 PROVIDED_BY_THE_BASE = {"bash": ("/bin/sh", "/bin/bash", "/usr/bin/sh"), "shadow-utils": ("user(root)", "group(root)")}
+
+# What RHEL itself does not have: it lies in a signed repository as well, beside a key that no host trusts yet.
+EPEL = ("fail2ban", "fail2ban-server", "fail2ban-systemd", "mosquitto")
 
 INIT_SCRIPTS = ("etc/init.d", "etc/default")
 
@@ -91,7 +97,9 @@ def iptables_service(version: str) -> dict[str, str]:
 -A INPUT -j REJECT --reject-with {reject}
 COMMIT
 """,
-        f"etc/sysconfig/{program}-config": f'IP{version}TABLES_SAVE_ON_STOP="no"\nIP{version}TABLES_SAVE_ON_RESTART="no"\n',
+        f"etc/sysconfig/{program}-config": "".join(
+            f'IP{version}TABLES_SAVE_ON_{occasion}="no"\n' for occasion in ("STOP", "RESTART")
+        ),
         f"usr/libexec/iptables/{program}.init": f"""\
 #!/bin/sh
 saved=/etc/sysconfig/{program}
@@ -156,8 +164,6 @@ Type=forking
 PIDFile=/run/chrony/chronyd.pid
 EnvironmentFile=-/etc/sysconfig/chronyd
 ExecStart=/usr/sbin/chronyd -u chrony $OPTIONS
-RuntimeDirectory=chrony
-RuntimeDirectoryMode=0750
 [Install]
 WantedBy=multi-user.target
 """
@@ -251,7 +257,12 @@ OFFERED = (
             **dnf_automatic_unit("-install", " --downloadupdates --installupdates"),
             **dnf_automatic_unit("-notifyonly", " --no-downloadupdates --no-installupdates"),
         },
-        units=("dnf-automatic.timer", "dnf-automatic-download.timer", "dnf-automatic-install.timer", "dnf-automatic-notifyonly.timer"),
+        units=(
+            "dnf-automatic.timer",
+            "dnf-automatic-download.timer",
+            "dnf-automatic-install.timer",
+            "dnf-automatic-notifyonly.timer",
+        ),
     ),
     Rpm("fail2ban", version="1.0.2", requires=("fail2ban-server",)),
     Rpm(
@@ -280,12 +291,15 @@ syslog_daemon = /var/log/messages
         requires=("python3-systemd",),
         files={"etc/fail2ban/jail.d/00-systemd.conf": "[DEFAULT]\nbackend = systemd\n"},
     ),
+    Rpm("firewalld", debs=("firewalld",), drops=("etc/init.d",), units=("firewalld.service",)),
     Rpm(
         "iptables-nft",
         debs=("iptables",),
         drops=("usr/sbin/*legacy*", "usr/bin/iptables-xml"),
         links={
-            f"usr/sbin/ip{version}tables{verb}": "xtables-nft-multi" for version in ("", "6") for verb in ("", "-restore", "-save")
+            f"usr/sbin/ip{version}tables{verb}": "xtables-nft-multi"
+            for version in ("", "6")
+            for verb in ("", "-restore", "-save")
         },
         provides=("iptables",),
     ),
@@ -307,6 +321,8 @@ syslog_daemon = /var/log/messages
         user="mosquitto",
         owned=("var/lib/mosquitto", "var/log/mosquitto"),
     ),
+    # firewalld asks it who may do what.
+    Rpm("polkit", debs=("polkitd",), user="polkitd"),
     Rpm("nftables", debs=("nftables",), units=("nftables.service",)),
     Rpm("python3-systemd", debs=("python3-systemd",)),
     # Its standard library is that of the base's own Python.
@@ -393,8 +409,8 @@ def remove_debian_tools(root: Path) -> None:
     for directory in ("etc/apt", "etc/dpkg", "var/lib/apt", "var/lib/dpkg", "var/cache/apt", "var/cache/debconf"):
         shutil.rmtree(root / directory)
     # Init scripts would come back as units under Debian's names.
-    for directory in (root / "etc").glob("rc?.d"):
-        shutil.rmtree(directory)
+    for levels in (root / "etc").glob("rc?.d"):
+        shutil.rmtree(levels)
     shutil.rmtree(root / "etc/init.d")
     for wants in (root / "etc/systemd/system").glob("*.wants/*"):
         if not (root / str(wants.readlink()).lstrip("/")).exists():
@@ -410,6 +426,8 @@ def dress(root: Path) -> None:
     write(root, "etc/redhat-release", "Red Hat Enterprise Linux release 9.4 (Plow)\n")
     link(root, "etc/system-release", "redhat-release")
 
+    # The journal is kept over a reboot only by whoever asks for it.
+    shutil.rmtree(root / "var/log/journal")
     for name in ("etc/pki/rpm-gpg", "etc/pki/ca-trust/source/anchors", "etc/sysconfig"):
         (root / name).mkdir(parents=True)
     link(root, "etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/certs/ca-certificates.crt")
@@ -418,6 +436,7 @@ def dress(root: Path) -> None:
     (root / "usr/bin/python3.11").rename(root / "usr/libexec/platform-python3.11")
     link(root, "usr/bin/python3", "/usr/libexec/platform-python3.11")
     link(root, "usr/libexec/platform-python", "/usr/bin/python3")
+    link(root, "usr/bin/sh", "bash")
     link(root, "usr/bin/dnf", "dnf-3")
     link(root, "usr/bin/yum", "dnf-3")
     link(root, "usr/sbin/crond", "cron")
@@ -432,8 +451,17 @@ def dress(root: Path) -> None:
         link(root, f"etc/systemd/system/multi-user.target.wants/{name}", f"/usr/lib/systemd/system/{name}")
     presets = "usr/lib/systemd/system-preset"
     shutil.rmtree(root / presets)
-    enabled = ("auditd.service", "chronyd.service", "crond.service", "logrotate.timer", "rsyslog.service", "sshd.service")
-    write(root, f"{presets}/90-default.preset", "".join(f"enable {unit}\n" for unit in (*enabled, "dbus*", "systemd-*")))
+    enabled = (
+        "auditd.service",
+        "chronyd.service",
+        "crond.service",
+        "logrotate.timer",
+        "rsyslog.service",
+        "sshd.service",
+    )
+    write(
+        root, f"{presets}/90-default.preset", "".join(f"enable {unit}\n" for unit in (*enabled, "dbus*", "systemd-*"))
+    )
     write(root, f"{presets}/99-default-disable.preset", "disable *\n")
 
     dress_access(root)
@@ -445,7 +473,7 @@ def dress(root: Path) -> None:
     write(
         root,
         "etc/yum.repos.d/offline.repo",
-        "[offline]\nname=Offline packages\nbaseurl=file:///srv/packages\nenabled=1\nmetadata_expire=never\n",
+        "[offline]\nname=Offline packages\nbaseurl=file:///srv/packages\nenabled=1\ngpgcheck=0\nmetadata_expire=never\n",
     )
     # Debian's rpm would keep a database in each user's home.
     write(root, "etc/rpm/macros.dbpath", "%_dbpath /var/lib/rpm\n")
@@ -453,9 +481,8 @@ def dress(root: Path) -> None:
 
 def dress_access(root: Path) -> None:
     """Give the root RHEL's way in: sshd's configuration, sudoers and group wheel."""
-    for path in (root / "etc/default").glob("ssh*"), (root / "etc/default").glob("cron"):
-        for leftover in path:
-            leftover.unlink()
+    for name in ("ssh", "cron"):
+        (root / "etc/default" / name).unlink()
     write(root, "etc/sysconfig/sshd", "")
     write(root, "etc/sysconfig/crond", 'CRONDARGS=""\n')
     write(
@@ -507,6 +534,7 @@ def build(root: Path, repository: Path) -> None:
         dress(root)
         remove_debian_tools(root)
         rpm.build([*OFFERED, *base_entries], sorted(downloads.glob("*.deb")), root, repository)
+        rpm.sign_copies(repository, EPEL, repository / "epel")
 
     debian.never_fire(
         root, "dnf-automatic.timer", *(f"dnf-automatic-{what}.timer" for what in ("download", "install", "notifyonly"))
@@ -522,12 +550,12 @@ def build(root: Path, repository: Path) -> None:
         'mount --bind "$2" "$1/srv/packages" && '
         f'chroot "$1" sh -c "rpm --initdb && rpm --upgrade --justdb --noscripts {names} && dnf --quiet makecache"'
     )
-    run("unshare", "--mount", "sh", "-c", register, "sh", root, repository)
+    run_contained("sh", "-c", register, "sh", root, repository)
 
 
 PLATFORM = Platform(
     name="rhel9",
-    programs={**debian.BUILD_PROGRAMS, "rpmbuild": "rpm", "createrepo_c": "createrepo-c"},
+    programs={**debian.BUILD_PROGRAMS, "rpmbuild": "rpm", "createrepo_c": "createrepo-c", "gpg": "gnupg"},
     sources=(Path(__file__), Path(debian.__file__), Path(rpm.__file__)),
     build=build,
 )

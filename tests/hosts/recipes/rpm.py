@@ -16,7 +16,14 @@ from tests.hosts.programs import run
 
 RELEASE = "1.el9"
 # Not needed on a host, and most of what there is.
-DOCUMENTATION = ("usr/share/doc", "usr/share/man", "usr/share/lintian", "usr/share/bug", "usr/share/locale", "usr/share/doc-base")
+DOCUMENTATION = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/lintian",
+    "usr/share/bug",
+    "usr/share/locale",
+    "usr/share/doc-base",
+)
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,9 @@ class Rpm:
     version: str = ""
     """Left empty: that of the first Debian package."""
     debs: tuple[str, ...] = ()
-    """The Debian packages whose files it holds; without any, and without files, it is an entry in the database alone."""
-    moves: Mapping[str, str] = field(default_factory=dict)
+    """The Debian packages whose files it holds; without any, and without files, it is a mere entry in the database."""
     drops: tuple[str, ...] = ()
-    """Beginnings of paths that are Debian's own."""
+    """Patterns of paths that are Debian's own."""
     files: Mapping[str, str] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     copies: Mapping[str, str] = field(default_factory=dict)
@@ -58,7 +64,7 @@ class Rpm:
 
 def upstream_version(debian_version: str) -> str:
     """Return the upstream part of a Debian version, in characters that an RPM version may have."""
-    upstream = debian_version.split(":")[-1].rsplit("-", 1)[0].split("+")[0]
+    upstream = debian_version.rsplit(":", maxsplit=1)[-1].rsplit("-", 1)[0].split("+", maxsplit=1)[0]
     return re.sub(r"[^A-Za-z0-9.~]", ".", upstream)
 
 
@@ -71,12 +77,14 @@ def read_deb(path: Path) -> Deb:
     """Read what a package file says of itself."""
     fields = control_fields(run("dpkg-deb", "--field", path, "Package", "Version", "Depends", "Pre-Depends"))
     needs = ", ".join(filter(None, (fields.get("Depends"), fields.get("Pre-Depends"))))
-    choices = tuple(tuple(re.split(r"[ (:]", name.strip())[0] for name in need.split("|")) for need in needs.split(",") if need)
+    choices = tuple(
+        tuple(re.split(r"[ (:]", name.strip())[0] for name in need.split("|")) for need in needs.split(",") if need
+    )
     return Deb(path, fields["Package"], fields["Version"], choices)
 
 
 def required_rpms(rpm: Rpm, debs: Mapping[str, Deb], held_by: Mapping[str, str]) -> list[str]:
-    """Return the RPMs that an RPM needs: its own list, and for its Debian packages whatever they need beyond the base."""
+    """Return the RPMs that an RPM needs: its own list, and what its Debian packages need beyond the base."""
     needed = set(rpm.requires)
     for deb in rpm.debs:
         for choice in debs[deb].needs:
@@ -153,11 +161,8 @@ def fill_stage(rpm: Rpm, debs: Mapping[str, Deb], root: Path, stage: Path) -> No
     merge_usr(stage)
     for directory in DOCUMENTATION:
         shutil.rmtree(stage / directory, ignore_errors=True)
-    for old, new in rpm.moves.items():
-        (stage / new).parent.mkdir(parents=True, exist_ok=True)
-        (stage / old).rename(stage / new)
-    for prefix in rpm.drops:
-        for path in stage.glob(prefix):
+    for pattern in rpm.drops:
+        for path in stage.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -165,6 +170,11 @@ def fill_stage(rpm: Rpm, debs: Mapping[str, Deb], root: Path, stage: Path) -> No
     for name, (old, new) in rpm.edits.items():
         before = (stage / name).read_text(encoding="utf-8")
         (stage / name).write_text(before.replace(old, new), encoding="utf-8")
+    add_files(rpm, root, stage)
+
+
+def add_files(rpm: Rpm, root: Path, stage: Path) -> None:
+    """Add the RPM's files that come from no Debian package."""
     for name, text in rpm.files.items():
         (stage / name).parent.mkdir(parents=True, exist_ok=True)
         (stage / name).write_text(text, encoding="utf-8")
@@ -195,7 +205,9 @@ def build(rpms: Iterable[Rpm], deb_files: Iterable[Path], root: Path, repository
             fill_stage(rpm, debs, root, work / "stage")
             version = rpm.version or upstream_version(debs[rpm.debs[0]].version)
             spec_file = work / f"{rpm.name}.spec"
-            spec_file.write_text(spec(rpm, version, required_rpms(rpm, debs, held_by), work / "stage"), encoding="utf-8")
+            spec_file.write_text(
+                spec(rpm, version, required_rpms(rpm, debs, held_by), work / "stage"), encoding="utf-8"
+            )
             settings = {
                 "_topdir": work,
                 "_rpmdir": repository,
@@ -210,3 +222,35 @@ def build(rpms: Iterable[Rpm], deb_files: Iterable[Path], root: Path, repository
         with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
             list(pool.map(build_one, wanted))
     run("createrepo_c", "--quiet", repository)
+
+
+def sign_copies(repository: Path, names: Iterable[str], signed: Path) -> None:
+    """Make a repository of signed copies beside the others, with the key (`key.asc`) and its `fingerprint`.
+
+    The key is made for the occasion, and its private half is gone when this returns.
+    """
+    packages = [package for name in names for package in repository.glob(f"*/{name}-[0-9]*.rpm")]
+    signed.mkdir()
+    for package in packages:
+        shutil.copy2(package, signed)
+    with tempfile.TemporaryDirectory() as keyring:
+        gpg = ("gpg", "--homedir", keyring, "--batch")
+        run(
+            *gpg,
+            "--passphrase",
+            "",
+            "--quick-generate-key",
+            "Test hosts <packages@test-hosts.invalid>",
+            "rsa3072",
+            "sign",
+            "never",
+        )
+        run(*gpg, "--armor", "--output", signed / "key.asc", "--export")
+        listing = run(*gpg, "--with-colons", "--fingerprint")
+        fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+        (signed / "fingerprint").write_text(f"{fingerprint}\n", encoding="ascii")
+        settings = {"__gpg": shutil.which("gpg"), "_gpg_path": keyring, "_gpg_name": fingerprint}
+        defines = [word for name, value in settings.items() for word in ("--define", f"{name} {value}")]
+        run("rpmsign", "--addsign", *defines, *signed.glob("*.rpm"))
+        run("gpgconf", "--homedir", keyring, "--kill", "all")
+    run("createrepo_c", "--quiet", signed)

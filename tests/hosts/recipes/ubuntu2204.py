@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.hosts.programs import run
+from tests.hosts.programs import run, run_contained
 from tests.hosts.recipes import debian
 from tests.hosts.recipes.platform import Platform
 
@@ -49,7 +49,12 @@ def build(root: Path, repository: Path) -> None:
         "apt-ftparchive",
         *(
             option
-            for field, value in {"Origin": "Debian", "Label": "Debian", "Suite": "stable", "Codename": debian.SUITE}.items()
+            for field, value in {
+                "Origin": "Debian",
+                "Label": "Debian",
+                "Suite": "stable",
+                "Codename": debian.SUITE,
+            }.items()
             for option in ("--option", f"APT::FTPArchive::Release::{field}={value}")
         ),
         "release",
@@ -61,7 +66,6 @@ def build(root: Path, repository: Path) -> None:
     (root / "etc/apt/sources.list.d/offline.sources").write_text(
         "Types: deb\nURIs: file:/srv/packages\nSuites: ./\nTrusted: yes\n", encoding="utf-8"
     )
-    (root / "etc/dpkg/dpkg.cfg.d/test-host").write_text("force-unsafe-io\n", encoding="utf-8")
     debian.never_fire(root, "apt-daily.timer", "apt-daily-upgrade.timer")
     # chronyd runs, measures and reports without the right to set this machine's clock, which no test host has.
     debian.add_drop_in(
@@ -70,7 +74,7 @@ def build(root: Path, repository: Path) -> None:
         "[Unit]\nConditionCapability=\n[Service]\nExecStart=\nExecStart=!/usr/sbin/chronyd $DAEMON_OPTS -x\n",
     )
     update = 'mount --bind "$2" "$1/srv/packages" && chroot "$1" apt-get --quiet update'
-    run("unshare", "--mount", "sh", "-c", update, "sh", root, repository)
+    run_contained("sh", "-c", update, "sh", root, repository)
 
 
 PLATFORM = Platform(

@@ -160,7 +160,7 @@ def test_a_moved_rule_is_one_difference() -> None:
 
 
 def test_a_chain_that_is_absent_is_one_difference() -> None:
-    assert named({"filter": {"INPUT": [OURS.jump]}}) == [("ipv4 filter DERMS-INPUT (running)", "absent", "3 rules")]
+    assert named({"filter": {"INPUT": [OURS.jump]}}) == [("ipv4 filter DERMS-INPUT (running)", "absent", "rules: 3")]
     assert named(live_with()) == [("ipv4 filter INPUT: -j DERMS-INPUT (running)", "absent", "present")]
 
 
