@@ -59,7 +59,7 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """Raise a fresh host of each platform; take it down afterwards, whatever happened."""
     platform = str(request.param)
     # A name of its own for each module, so that two of them can run at once.
-    name = f"{request.module.__name__.rpartition('.test_')[2]}-{platform}"
+    name = f"{request.module.__name__.rpartition('.test_')[2]}-{platform}".replace("_", "-")
     _hosts("up", name, "--platform", platform, "--fresh")
     listed = {host["name"]: host for host in json.loads(_hosts("list", "--json"))}
     directory = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))

@@ -5,11 +5,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import testinfra
+
+TIME_SOURCE = "10.213.8.1"
+
+
+class Parameter(NamedTuple):
+    """What the kernel holds, and whether this host may change it: in a container, much is its machine's."""
+
+    value: str
+    writable: bool
 
 
 @dataclass(frozen=True)
@@ -51,3 +61,31 @@ def root(gateway: Gateway) -> Any:
 def is_el(gateway: Gateway) -> bool:
     """Tell whether the gateway is one of RHEL's kind."""
     return gateway.platform == "rhel9"
+
+
+@pytest.fixture(scope="session")
+def kernel(root: Any) -> dict[str, Parameter]:
+    """Return every parameter of the running kernel, by the name that sysctl gives it."""
+    places = "/proc/sys/net /proc/sys/fs /proc/sys/kernel /proc/sys/vm"
+    writable = set(root.check_output(f"find {places} -type f -writable").splitlines())
+    # Some may only be written, or end a read early.
+    shown = root.run(f"find {places} -type f -exec grep --no-messages --with-filename '' {{}} +").stdout
+    rows = (line.partition(":") for line in shown.splitlines())
+    return {
+        path.removeprefix("/proc/sys/").replace("/", "."): Parameter(value.strip(), path in writable)
+        for path, _, value in rows
+    }
+
+
+@pytest.fixture(scope="session")
+def kernel_at_boot(root: Any) -> dict[str, int]:
+    """Return what the kernel is told at each boot."""
+    text = root.check_output("cat /etc/sysctl.d/90-derms.conf")
+    return {name: int(value) for name, value in re.findall(r"^-?([^#;= ]+) *= *(\d+)$", text, re.MULTILINE)}
+
+
+@pytest.fixture(scope="session")
+def sshd(root: Any) -> dict[str, str]:
+    """Return the configuration that sshd holds, all its files taken together."""
+    lines = root.check_output("sshd -T").splitlines()
+    return {name: value for name, _, value in (line.partition(" ") for line in lines)}

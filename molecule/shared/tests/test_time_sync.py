@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-SOURCE = "10.213.8.1"
+from conftest import TIME_SOURCE
 
 
 def test_chrony_follows_the_declared_source_and_no_other(root: Any) -> None:
     # waitsync: tries, largest correction in seconds, largest skew in ppm, seconds between tries.
     root.check_output("chronyc waitsync 60 1 0 0.5")
     sources = [line.split(",") for line in root.check_output("chronyc -c sources").splitlines()]
-    assert [source[2] for source in sources] == [SOURCE]
+    assert [source[2] for source in sources] == [TIME_SOURCE]
     assert root.check_output("chronyc -c tracking").split(",")[2] == "2", "one stratum below a stratum-one source"
 
 
