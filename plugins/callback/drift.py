@@ -440,11 +440,27 @@ def unpainted(text: str, _colour: str) -> str:
     return text
 
 
-def recap(report: Report, width: int, paint: Paint = unpainted) -> str:
-    """Return the report for a terminal of this width."""
-    blocks = [table(report, width, paint), remarks(report, width)]
+def recap(report: Report, width: int, paint: Paint = unpainted, applied_rows: int | None = None) -> str:
+    """Return the report for a terminal of this width.
+
+    Where a real run applied more changes than applied_rows, they are counted instead of listed; a dry run lists all.
+    """
+    rows = sum(map(len, report["hosts"].values()))
+    listed = report["dry_run"] or applied_rows is None or rows <= applied_rows
+    blocks = [table(report, width, paint) if listed else counts(report), remarks(report, width)]
     verdict = "\n".join(paint(line, colour) for line, colour in verdicts(report))
     return "\n\n".join([block for block in blocks if block] + [verdict])
+
+
+def counts(report: Report) -> str:
+    """Return how many changes each role made on each host: what a person can read after a host's first run."""
+    lines = []
+    for host, entries in report["hosts"].items():
+        roles = dict.fromkeys(entry["role"] or entry["task"] for entry in entries)
+        found = (f"{role} {sum((entry['role'] or entry['task']) == role for entry in entries)}" for role in roles)
+        if entries:
+            lines.append(f"{host}: {', '.join(found)}")
+    return "\n".join(lines)
 
 
 def counted(number: int, noun: str) -> str:

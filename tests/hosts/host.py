@@ -25,7 +25,7 @@ from tests.hosts.settings import Settings
 HERE = Path(__file__).parent
 # What systemd, as the first process, understands as an order to power off.
 POWER_OFF = signal.SIGRTMIN + 4
-BOOT_TIMEOUT_S = 40.0
+BOOT_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 15.0
 
 

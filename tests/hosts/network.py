@@ -23,9 +23,18 @@ def interface_exists(name: str) -> bool:
 
 
 def bridge_up(settings: Settings) -> None:
-    """Make the bridge, unless it is there."""
-    if interface_exists(settings.bridge):
-        return
+    """Make the bridge, unless it is there, and see that nothing is routed from it."""
+    if not interface_exists(settings.bridge):
+        add_bridge(settings)
+    # A host that tries the internet is told so at once. Restarting systemd-networkd, for one, clears such rules away.
+    for family in ("-4", "-6"):
+        if settings.bridge not in run("ip", family, "rule", "show", "priority", RULE_PRIORITY):
+            run("ip", family, "rule", "add", "priority", RULE_PRIORITY, "iif", settings.bridge, "unreachable")
+    Path(f"/proc/sys/net/ipv4/conf/{settings.bridge}/forwarding").write_text("1", encoding="ascii")
+
+
+def add_bridge(settings: Settings) -> None:
+    """Make the bridge with its addresses."""
     gateway, gateway6 = settings.network[1], f"{settings.network6.network_address}1"
     mac = "02:00:" + ":".join(f"{byte:02x}" for byte in gateway.packed)
     taken = run("ip", "-oneline", "address", "show", "to", str(settings.network))
@@ -42,11 +51,6 @@ address add {gateway6}/{settings.network6.prefixlen} dev {settings.bridge} nodad
 link set {settings.bridge} up
 """,
     )  # fmt: skip
-    # A host that tries the internet is told so at once, on a machine that routes and on one that does not.
-    Path(f"/proc/sys/net/ipv4/conf/{settings.bridge}/forwarding").write_text("1", encoding="ascii")
-    for family in ("-4", "-6"):
-        if settings.bridge not in run("ip", family, "rule", "show", "priority", RULE_PRIORITY):
-            run("ip", family, "rule", "add", "priority", RULE_PRIORITY, "iif", settings.bridge, "unreachable")
 
 
 def bridge_down(settings: Settings) -> None:
@@ -54,7 +58,8 @@ def bridge_down(settings: Settings) -> None:
     if not interface_exists(settings.bridge):
         return
     for family in ("-4", "-6"):
-        run("ip", family, "rule", "delete", "priority", RULE_PRIORITY, "iif", settings.bridge)
+        if settings.bridge in run("ip", family, "rule", "show", "priority", RULE_PRIORITY):
+            run("ip", family, "rule", "delete", "priority", RULE_PRIORITY, "iif", settings.bridge)
     run("ip", "link", "delete", settings.bridge)
 
 

@@ -164,6 +164,8 @@ Type=forking
 PIDFile=/run/chrony/chronyd.pid
 EnvironmentFile=-/etc/sysconfig/chronyd
 ExecStart=/usr/sbin/chronyd -u chrony $OPTIONS
+RuntimeDirectory=chrony
+RuntimeDirectoryMode=0750
 [Install]
 WantedBy=multi-user.target
 """
@@ -291,7 +293,17 @@ syslog_daemon = /var/log/messages
         requires=("python3-systemd",),
         files={"etc/fail2ban/jail.d/00-systemd.conf": "[DEFAULT]\nbackend = systemd\n"},
     ),
-    Rpm("firewalld", debs=("firewalld",), drops=("etc/init.d",), units=("firewalld.service",)),
+    Rpm(
+        "firewalld",
+        debs=("firewalld",),
+        drops=("etc/init.d",),
+        links={
+            "usr/share/polkit-1/actions/org.fedoraproject.FirewallD1.policy": (
+                "org.fedoraproject.FirewallD1.server.policy.choice"
+            )
+        },
+        units=("firewalld.service",),
+    ),
     Rpm(
         "iptables-nft",
         debs=("iptables",),
@@ -473,7 +485,7 @@ def dress(root: Path) -> None:
     write(
         root,
         "etc/yum.repos.d/offline.repo",
-        "[offline]\nname=Offline packages\nbaseurl=file:///srv/packages\nenabled=1\ngpgcheck=0\nmetadata_expire=never\n",
+        "[offline]\nname=Offline packages\nbaseurl=file:///srv/packages\nenabled=1\nmetadata_expire=never\n",
     )
     # Debian's rpm would keep a database in each user's home.
     write(root, "etc/rpm/macros.dbpath", "%_dbpath /var/lib/rpm\n")

@@ -275,6 +275,19 @@ def test_what_a_real_run_only_predicts_stays_drift() -> None:
     assert run.report()["status"] == "drift"
 
 
+def test_many_applied_changes_are_counted_by_role_and_a_dry_run_lists_them_all() -> None:
+    for dry_run in (True, False):
+        run = a_run(dry_run=dry_run)
+        for role, number in (("baseline", 3), ("firewall", 2)):
+            run.changed(
+                Source("gw1", "Hold", role), [drift(f"{role} {n}", "a", "b") for n in range(number)], not dry_run
+            )
+        told = recap(run.report(), 120, applied_rows=4)
+        assert ("gw1: baseline 3, firewall 2" in told) is not dry_run
+        assert ("  baseline 1  " in told) is dry_run
+        assert "5 changes" in told
+
+
 def test_hidden_changes_count_and_notes_are_told() -> None:
     run = a_run()
     run.changed_hidden(Source("gw1", "Set key"), applied=False)

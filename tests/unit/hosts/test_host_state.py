@@ -43,9 +43,13 @@ def test_a_disk_is_thrown_away_on_demand() -> None:
     assert next_step(replace(WANTED, fresh=True), RECORD, alive=True, answers=True) is Step.REPLACE
 
 
-@pytest.mark.parametrize("changed", [{"platform": "ubuntu2204"}, {"base": "/bases/rhel9-ba9876543210"}])
-def test_a_disk_is_of_no_use_on_another_base(changed: dict[str, str]) -> None:
-    assert next_step(WANTED, replace(RECORD, **changed), alive=True, answers=True) is Step.REPLACE
+@pytest.mark.parametrize(
+    "record",
+    [replace(RECORD, platform="ubuntu2204"), replace(RECORD, base="/bases/rhel9-ba9876543210")],
+    ids=["another platform", "an older recipe"],
+)
+def test_a_disk_is_of_no_use_on_another_base(record: Record) -> None:
+    assert next_step(WANTED, record, alive=True, answers=True) is Step.REPLACE
 
 
 def test_a_host_that_shall_be_otherwise_is_started_again() -> None:
