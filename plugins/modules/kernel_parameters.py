@@ -95,7 +95,8 @@ notes:
   type: list
   elements: str
   returned: always
-  sample: ['net.core.rmem_max is 212992 and belongs to the kernel of the host; 26214400 must be set there']
+  sample:
+    - "the host's kernel holds what this container cannot write: net.core.rmem_max is 212992, should be 26214400"
 """
 
 import os
@@ -168,8 +169,20 @@ class Plan:
 
     drift: list[Drift] = field(default_factory=list)
     held_by_host: list[dict[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
     impossible: list[str] = field(default_factory=list)
+
+    def notes(self) -> list[str]:
+        """Return what is reported but is not drift: a line for all that the host holds, one for what is not there."""
+        lines = []
+        if self.held_by_host:
+            values = "; ".join(
+                f"{one['name']} is {one['is']}, should be {one['should_be']}" for one in self.held_by_host
+            )
+            lines.append(f"the host's kernel holds what this container cannot write: {values}")
+        if self.unknown:
+            lines.append(f"this kernel does not know {', '.join(self.unknown)}")
+        return lines
 
 
 def running_plan(parameters: Sequence[Running], *, container: bool) -> Plan:
@@ -181,13 +194,10 @@ def running_plan(parameters: Sequence[Running], *, container: bool) -> Plan:
         if one.value is not None and one.writable:
             plan.drift.append(drift(f"{one.name} (running)", one.value, one.wanted))
         elif one.value is None and one.skipped_when_missing:
-            plan.notes.append(f"{one.name} is not known to this kernel")
+            plan.unknown.append(one.name)
         elif container:
             has = one.value if one.value is not None else NOT_KNOWN
             plan.held_by_host.append({"name": one.name, "is": has, "should_be": one.wanted})
-            plan.notes.append(
-                f"{one.name} is {has} and belongs to the kernel of the host; {one.wanted} must be set there"
-            )
         elif one.value is not None:
             plan.impossible.append(f"{one.name} is {one.value}, should be {one.wanted}, and cannot be written")
         else:
@@ -389,7 +399,7 @@ def main() -> None:
         module.fail_json(msg=str(error))
     else:
         module.exit_json(
-            changed=bool(plan.drift), drift=plan.drift, diff=diff, held_by_host=plan.held_by_host, notes=plan.notes
+            changed=bool(plan.drift), drift=plan.drift, diff=diff, held_by_host=plan.held_by_host, notes=plan.notes()
         )
 
 

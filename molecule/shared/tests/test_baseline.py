@@ -11,7 +11,9 @@ LISTENERS = {"tcp/22", "udp/123"}
 
 def test_security_updates_come_every_day_and_nothing_else_does(root: Any, is_el: bool) -> None:
     if is_el:
-        settings = dict(re.findall(r"^(\w+) *= *(\S+)", root.file("/etc/dnf/automatic.conf").content_string, re.MULTILINE))
+        settings = dict(
+            re.findall(r"^(\w+) *= *(\S+)", root.file("/etc/dnf/automatic.conf").content_string, re.MULTILINE)
+        )
         assert (settings["upgrade_type"], settings["apply_updates"]) == ("security", "yes")
         assert root.service("dnf-automatic.timer").is_enabled
         assert root.service("dnf-automatic.timer").is_running

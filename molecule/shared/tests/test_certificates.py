@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from conftest import Gateway
 
 DIRECTORY = "/etc/derms/certs"
 CLIENTS = ("grid-gateway", "orchestrator", "historian")
@@ -37,7 +38,7 @@ def test_the_chain_verifies_for_its_purpose_and_for_a_month(root: Any, name: str
 
 
 @pytest.mark.parametrize("name", SERVERS)
-def test_a_server_is_known_by_its_address(root: Any, gateway: Any, name: str) -> None:
+def test_a_server_is_known_by_its_address(root: Any, gateway: Gateway, name: str) -> None:
     check = "openssl x509 -noout -checkip %s -in %s"
     assert "does match" in root.check_output(check, gateway.addresses[4], f"{DIRECTORY}/{name}.crt")
 

@@ -27,9 +27,7 @@ class Observed(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def observed(
-    root: Any, kernel: dict[str, Parameter], kernel_at_boot: dict[str, int], sshd: dict[str, str]
-) -> Observed:
+def observed(root: Any, kernel: dict[str, Parameter], kernel_at_boot: dict[str, int], sshd: dict[str, str]) -> Observed:
     return Observed(root, kernel, kernel_at_boot, sshd)
 
 

@@ -94,9 +94,7 @@ def device(gateway: Gateway, root: Any) -> Iterator[None]:
     yield
     for family in FAMILIES:
         subprocess.run(["ip", "route", "delete", device_address(gateway, family)], check=True)
-    root.check_output(
-        f"sysctl {routing(0)} && ip link delete field0 && ip netns delete device"
-    )
+    root.check_output(f"sysctl {routing(0)} && ip link delete field0 && ip netns delete device")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Gateway
 
 SERVICES = ("derms-orchestrator", "derms-grid-gateway", "derms-historian", "derms-web")
 OPERATOR = "olivia"
@@ -22,7 +21,9 @@ def service(root: Any) -> Iterator[str]:
     root.check_output("printf %s > /run/systemd/system/derms-web.service && systemctl daemon-reload", unit)
     root.check_output("systemctl start derms-web.service && journalctl --namespace=derms --sync")
     yield "derms-web.service"
-    root.check_output("systemctl stop derms-web.service; rm /run/systemd/system/derms-web.service; systemctl daemon-reload")
+    root.check_output(
+        "systemctl stop derms-web.service; rm /run/systemd/system/derms-web.service; systemctl daemon-reload"
+    )
 
 
 def as_operator(root: Any, command: str) -> Any:
@@ -30,7 +31,7 @@ def as_operator(root: Any, command: str) -> Any:
 
 
 @pytest.mark.parametrize("user", SERVICES)
-def test_nobody_logs_in_as_a_service(root: Any, gateway: Gateway, user: str) -> None:
+def test_nobody_logs_in_as_a_service(root: Any, user: str) -> None:
     facts = root.check_output(f"getent passwd {user}; getent shadow {user}; id -nG {user}").splitlines()
     (_, _, uid, _, _, home, shell), (_, password, *_), groups = facts[0].split(":"), facts[1].split(":"), facts[2]
     assert shell.endswith("/nologin")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-from typing import Any
 
 import pytest
 from conftest import Gateway

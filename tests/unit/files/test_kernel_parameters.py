@@ -157,7 +157,7 @@ def test_what_a_container_cannot_write_is_the_hosts_and_no_drift(value: str | No
     assert plan.held_by_host == [{"name": COOKIES, "is": said, "should_be": "1"}]
     assert not plan.drift
     assert not plan.impossible
-    assert len(plan.notes) == 1
+    assert len(plan.notes()) == 1
 
 
 @pytest.mark.parametrize("value", ["0", None])
@@ -168,7 +168,7 @@ def test_on_a_kernel_of_its_own_the_same_is_a_failure(value: str | None) -> None
 
 def test_what_may_be_missing_is_a_note() -> None:
     plan = running_plan([running(None, writable=False, skip=True)], container=False)
-    assert (plan.impossible, plan.drift, len(plan.notes)) == ([], [], 1)
+    assert (plan.impossible, plan.drift, len(plan.notes())) == ([], [], 1)
 
 
 def test_what_is_as_declared_is_nothing_even_where_it_cannot_be_written() -> None:
