@@ -15,7 +15,7 @@ A_MONTH_S = 30 * 86400
 
 
 def test_only_root_reads_keys_and_certificates(root: Any) -> None:
-    lines = root.check_output("stat -c '%%a %%U:%%G %%n' %s %s/*" % (DIRECTORY, DIRECTORY)).splitlines()
+    lines = root.check_output(f"stat -c '%a %U:%G %n' {DIRECTORY} {DIRECTORY}/*").splitlines()
     assert lines[0] == f"700 root:root {DIRECTORY}"
     assert {line.split(" /")[0] for line in lines[1:]} == {"600 root:root"}
     names = {f"{name}.{kind}" for name in (*CLIENTS, *SERVERS) for kind in ("crt", "key", "ca.crt")}

@@ -7,13 +7,14 @@ import json
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 WANTED_BUFFER_BYTES = 26_214_400
 # A third of a second of 1,000 meters at 60 Hz, and more than fifty times what Linux's usual buffer holds.
 BURST_DATAGRAMS = 20_000
 DATAGRAM = bytes(100)
-WATCHED = Path("/etc/derms/audit-probe")
+WATCHED = Path("/etc/derms", f"audit-probe-{uuid.uuid4()}")
 AUDIT_KEY = "derms-configuration"
 
 
@@ -45,9 +46,9 @@ def receive_buffer() -> dict[str, int]:
     return {"granted_bytes": granted_bytes, "sent_datagrams": BURST_DATAGRAMS, "kept_datagrams": kept}
 
 
-def started_us(unit: str) -> int:
-    """Return when a unit's first process was started, in microseconds since boot."""
-    return int(output("systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "--value", unit))
+def instant_us(unit: str, instant: str) -> int:
+    """Return when a unit last did something (systemd.unit's words for it), in microseconds since boot."""
+    return int(output("systemctl", "show", f"--property={instant}TimestampMonotonic", "--value", unit))
 
 
 def audited() -> list[str]:
@@ -67,8 +68,8 @@ def main() -> None:
         "receive_buffer": receive_buffer(),
         "inactive_units": [unit for unit in units if output("systemctl", "is-active", unit) != "active"],
         "failed_units": output("systemctl", "list-units", "--failed", "--plain", "--no-legend").splitlines(),
-        "firewall_started_us": started_us("derms-firewall"),
-        "network_started_us": started_us("systemd-networkd"),
+        "firewall_stood_us": instant_us("derms-firewall", "ActiveEnter"),
+        "network_started_us": instant_us("systemd-networkd", "InactiveExit"),
         "chains": [rule for rule in output("iptables", "--list-rules", "INPUT").splitlines() if "DERMS" in rule],
         "audited": audited(),
         "audit_daemon_pid": int(Path("/run/auditd.pid").read_text(encoding="ascii")),

@@ -73,7 +73,7 @@ def run(directory: Path, *arguments: str) -> tuple[str, list[dict[str, Any]]]:
 
 
 def test_a_run_makes_one_authority_a_depot_and_is_then_content(tmp_path: Path) -> None:
-    pki = tmp_path / "pki"
+    pki = tmp_path / ".pki"
     _output, (predicted, _again) = run(tmp_path, "--check")
     assert {host: result["changed"] for host, result in predicted.items()} == dict.fromkeys(predicted, True)
     assert [one["what"] for one in predicted["nord2"]["drift"]] == ["the depot's authority", "certificate web"]
