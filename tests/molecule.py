@@ -82,7 +82,7 @@ def not_passed(sequence: Sequence[str], steps: Iterable[Step]) -> list[str]:
     return missing
 
 
-def test_sequence(scenario: str) -> list[str]:
+def sequence_of(scenario: str) -> list[str]:
     """Return what a scenario consists of."""
     own = yaml.safe_load((ROOT / "molecule" / scenario / "molecule.yml").read_text(encoding="utf-8"))
     common = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
@@ -126,7 +126,7 @@ def run(scenario: str) -> Outcome:
     outcome.minutes = (time.monotonic() - start_s) / 60
     if process.returncode != 0:
         outcome.complaints.append(f"molecule ended with status {process.returncode}")
-    outcome.complaints += [f"{name} did not pass" for name in not_passed(test_sequence(scenario), outcome.steps)]
+    outcome.complaints += [f"{name} did not pass" for name in not_passed(sequence_of(scenario), outcome.steps)]
     return outcome
 
 

@@ -6,7 +6,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -33,16 +36,6 @@ class Gateway:
     private_key: str
     ssh_options: str
 
-    def login(self, *, sudo: bool) -> Any:
-        """Return testinfra's view of the gateway, as the deployment user or as root."""
-        return testinfra.get_host(
-            f"ssh://{self.user}@{self.addresses[4]}",
-            sudo=sudo,
-            ssh_identity_file=self.private_key,
-            ssh_extra_args=self.ssh_options,
-            controlpersist=60,
-        )
-
 
 @pytest.fixture(scope="session")
 def gateway() -> Gateway:
@@ -52,9 +45,20 @@ def gateway() -> Gateway:
 
 
 @pytest.fixture(scope="session")
-def root(gateway: Gateway) -> Any:
-    """Return the gateway as root sees it."""
-    return gateway.login(sudo=True)
+def root(gateway: Gateway) -> Iterator[Any]:
+    """Yield the gateway as root sees it, over one connection for all commands."""
+    # pytest's own directories have paths too long for a Unix socket.
+    with TemporaryDirectory() as directory:
+        yield testinfra.get_host(
+            f"ssh://{gateway.user}@{gateway.addresses[4]}",
+            sudo=True,
+            ssh_identity_file=gateway.private_key,
+            ssh_extra_args=gateway.ssh_options,
+            controlpath=f"{directory}/control",
+        )
+        subprocess.run(
+            ["ssh", "-O", "exit", "-o", f"ControlPath={directory}/control", gateway.name], capture_output=True, check=True
+        )
 
 
 @pytest.fixture(scope="session")

@@ -164,8 +164,6 @@ Type=forking
 PIDFile=/run/chrony/chronyd.pid
 EnvironmentFile=-/etc/sysconfig/chronyd
 ExecStart=/usr/sbin/chronyd -u chrony $OPTIONS
-RuntimeDirectory=chrony
-RuntimeDirectoryMode=0750
 [Install]
 WantedBy=multi-user.target
 """
@@ -485,7 +483,8 @@ def dress(root: Path) -> None:
     write(
         root,
         "etc/yum.repos.d/offline.repo",
-        "[offline]\nname=Offline packages\nbaseurl=file:///srv/packages\nenabled=1\nmetadata_expire=never\n",
+        # The packages are unsigned. Said here as well: Ansible's dnf module overrides what dnf.conf says of it.
+        "[offline]\nname=Offline packages\nbaseurl=file:///srv/packages\nenabled=1\nmetadata_expire=never\ngpgcheck=0\n",
     )
     # Debian's rpm would keep a database in each user's home.
     write(root, "etc/rpm/macros.dbpath", "%_dbpath /var/lib/rpm\n")

@@ -65,6 +65,11 @@ def identity(
         .not_valid_after(ends)
         .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
     )
+    signer = issuer.key if issuer else own_key
+    # Python 3.13 verifies strictly, as RFC 5280 4.2.1.1 has it: a certificate names the key that signed it.
+    builder = builder.add_extension(
+        x509.SubjectKeyIdentifier.from_public_key(own_key.public_key()), critical=False
+    ).add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     if authority:
         signing = x509.KeyUsage(*(usage in (5, 6) for usage in range(9)))
         builder = builder.add_extension(signing, critical=True)
@@ -74,7 +79,7 @@ def identity(
         builder = builder.add_extension(
             x509.SubjectAlternativeName([general_name(one) for one in names]), critical=False
         )
-    return Identity(builder.sign(issuer.key if issuer else own_key, hashes.SHA256()), own_key)
+    return Identity(builder.sign(signer, hashes.SHA256()), own_key)
 
 
 def general_name(name: str) -> x509.GeneralName:
