@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the molecule scenarios, as root: python -m tests.molecule [--vm] [SCENARIO …].
 
+DERMS_HOSTS_WAY=podman has them run in containers of the real distributions' images instead of systemd-nspawn hosts.
 Prints each step as it ends and each scenario's minutes; what Ansible said goes to build/molecule/SCENARIO.log, whose
 end is printed where a scenario fails. Exit status 1: one failed; 3: this machine cannot run test hosts, for the reason
 in the last line.
@@ -11,6 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -29,9 +32,13 @@ BIN = Path(sys.prefix) / "bin"
 SCENARIOS = ("ubuntu2204", "rhel9")
 WITH_A_KERNEL_OF_THEIR_OWN = ("vm",)
 CANNOT_RUN = 3
+TERMINATED = 128 + signal.SIGTERM
 LINES_SHOWN = 80
 
-STEP = re.compile(r" > (?P<name>\w+)\] (?:(?P<begins>Executing)$|Executed: (?P<outcome>.*))")
+# Molecule colours a failure even where it was told not to colour anything.
+STEP = re.compile(
+    r" > (?P<name>\w+)\] (?:\x1b\[\d+m)?(?:(?P<begins>Executing)|Executed: (?P<outcome>[^\x1b]*))(?:\x1b\[0m)?$"
+)
 
 
 @dataclass(frozen=True)
@@ -106,38 +113,65 @@ def lines_of(process: subprocess.Popen[str], log: Path) -> Iterator[tuple[float,
             yield time.monotonic(), line
 
 
-def run(scenario: str) -> Outcome:
-    """Run a scenario and say how it went; its host is gone afterwards, whatever happened."""
-    outcome = Outcome(scenario)
-    start_s = time.monotonic()
-    log = LOGS / f"{scenario}.log"
-    with subprocess.Popen(
-        [BIN / "molecule", "test", "--scenario-name", scenario],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        for step in ended_steps(lines_of(process, log)):
-            outcome.steps.append(step)
-            print(f"{scenario:<12}{step.name:<14}{step.seconds:6.1f} s  {step.outcome}", flush=True)
-    outcome.minutes = (time.monotonic() - start_s) / 60
-    if process.returncode != 0:
-        outcome.complaints.append(f"molecule ended with status {process.returncode}")
-    outcome.complaints += [f"{name} did not pass" for name in not_passed(sequence_of(scenario), outcome.steps)]
-    return outcome
+class Runs:
+    """The scenarios that are under way, each in a process group of its own."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[str]] = []
+
+    def run(self, scenario: str) -> Outcome:
+        """Run a scenario and say how it went."""
+        outcome = Outcome(scenario)
+        start_s = time.monotonic()
+        with subprocess.Popen(
+            [BIN / "molecule", "test", "--scenario-name", scenario],
+            cwd=ROOT,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            self._processes.append(process)
+            for step in ended_steps(lines_of(process, LOGS / f"{scenario}.log")):
+                outcome.steps.append(step)
+                print(f"{scenario:<12}{step.name:<14}{step.seconds:6.1f} s  {step.outcome}", flush=True)
+        outcome.minutes = (time.monotonic() - start_s) / 60
+        if process.returncode != 0:
+            outcome.complaints.append(f"molecule ended with status {process.returncode}")
+        outcome.complaints += [f"{name} did not pass" for name in not_passed(sequence_of(scenario), outcome.steps)]
+        return outcome
+
+    def stop(self) -> None:
+        """End what is under way."""
+        for process in self._processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
 
 
-def hosts(*arguments: str) -> int:
+def call_hosts(*arguments: str) -> int:
     """Call the test hosts' own command and return its exit status."""
     return subprocess.run([sys.executable, "-m", "tests.hosts", *arguments], cwd=ROOT, check=False).returncode
 
 
-def take_down(scenarios: Iterable[str]) -> None:
+def set_up(way: str, scenarios: Sequence[str]) -> int:
+    """Make ready what hosts are raised from; return an exit status."""
+    if way != "podman":
+        return call_hosts("setup", *scenarios)
+    if os.geteuid() != 0 or shutil.which("podman") is None:
+        print("this machine cannot raise podman hosts: that needs root, and podman", file=sys.stderr)
+        return CANNOT_RUN
+    return 0
+
+
+def take_down(way: str, scenarios: Iterable[str]) -> None:
     """Take down what a scenario that was cut short has left."""
-    hosts("down", *(f"molecule-{scenario}" for scenario in scenarios))
+    names = [f"molecule-{scenario}" for scenario in scenarios]
+    if way == "podman":
+        subprocess.run(["podman", "rm", "--force", "--ignore", *names], check=True)
+    else:
+        call_hosts("down", *names)
 
 
 def show(outcome: Outcome) -> None:
@@ -157,15 +191,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="how many scenarios at once (2)")
     arguments = parser.parse_args(argv)
     chosen = arguments.scenario or (WITH_A_KERNEL_OF_THEIR_OWN if arguments.vm else SCENARIOS)
+    way = os.environ.get("DERMS_HOSTS_WAY", "nspawn")
 
-    if status := hosts("setup", *chosen):
+    if status := set_up(way, chosen):
         return status
     LOGS.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    runs = Runs()
     try:
         with ThreadPoolExecutor(max_workers=arguments.workers) as pool:
-            outcomes = list(pool.map(run, chosen))
+            try:
+                outcomes = list(pool.map(runs.run, chosen))
+            except BaseException:
+                runs.stop()
+                raise
     finally:
-        take_down(chosen)
+        take_down(way, chosen)
     for outcome in outcomes:
         if outcome.complaints:
             show(outcome)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the project's tests part by part: python -m tests.run [--all] [PART …].
 
-Prints each part's output as it comes, then a table of the parts with their minutes, then the count of parts. A part
+Two lanes run side by side: what computes, and what mostly waits for hosts. A part's output is printed when it ends
+(build/test/PART.log has it meanwhile); then a table of the parts with their minutes, and the count of parts. A part
 that this machine cannot run (exit status 3, with the reason as its last line) fails the run, unless ALLOW_SKIP=1.
 """
 
@@ -11,12 +12,16 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.prefix) / "bin"
+LOGS = ROOT / "build" / "test"
 CANNOT_RUN = 3
 
 
@@ -25,18 +30,19 @@ class Part:
     """A part of the tests: commands that run one after the other until one fails."""
 
     name: str
+    lane: str
     commands: tuple[tuple[str, ...], ...]
     always: bool = True
 
 
 PARTS = (
-    Part("lint", (("tests/check_lint",),)),
-    Part("types", ((f"{BIN}/mypy",), (f"{BIN}/mypy", "--scripts-are-modules", "deploy"))),
-    Part("unit", (("tests/check_unit",),)),
-    Part("sanity", (("tests/check_sanity",),)),
-    Part("molecule", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),
-    Part("e2e", (("tests/as_root", f"{BIN}/pytest", "-q", "tests/e2e"),)),
-    Part("vm", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule", "--vm"),), always=False),
+    Part("lint", "computing", (("tests/check_lint",),)),
+    Part("types", "computing", ((f"{BIN}/mypy",), (f"{BIN}/mypy", "--scripts-are-modules", "deploy"))),
+    Part("unit", "computing", (("tests/check_unit",),)),
+    Part("sanity", "computing", (("tests/check_sanity",),)),
+    Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),
+    Part("e2e", "hosts", (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", "--dist", "loadfile", "tests/e2e"),)),
+    Part("vm", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule", "--vm"),), always=False),
 )
 
 
@@ -49,25 +55,51 @@ class Outcome:
     minutes: float
 
 
-def run(part: Part) -> Outcome:
+class Terminal:
+    """Where the lanes print, one whole text at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def print(self, text: str) -> None:
+        """Print a text that no other lane's may stand in the middle of."""
+        with self._lock:
+            print(text, flush=True)
+
+
+def run(part: Part, terminal: Terminal) -> Outcome:
     """Run a part's commands and say how it went."""
-    print(f"\n=== {part.name}", flush=True)
+    terminal.print(f"=== {part.name}: begins")
     start = time.monotonic()
     status = 0
-    for command in part.commands:
-        # The project's own programs first: ansible-lint calls ansible-playbook, molecule calls ansible-config.
-        environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
-        status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-        if status:
-            break
-    word = {0: "passed", CANNOT_RUN: "skipped"}.get(status, "failed")
-    return Outcome(part.name, word, (time.monotonic() - start) / 60)
+    LOGS.mkdir(parents=True, exist_ok=True)
+    log = LOGS / f"{part.name}.log"
+    # The project's own programs first: ansible-lint calls ansible-playbook, molecule calls ansible-config.
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    with log.open("wb") as output:
+        for command in part.commands:
+            status = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+            ).returncode
+            if status:
+                break
+    outcome = Outcome(
+        part.name, {0: "passed", CANNOT_RUN: "skipped"}.get(status, "failed"), (time.monotonic() - start) / 60
+    )
+    said = log.read_text(encoding="utf-8", errors="replace").rstrip()
+    terminal.print(f"=== {part.name}: {outcome.word} after {outcome.minutes:.1f} min\n{said}\n")
+    return outcome
 
 
-def table(outcomes: list[Outcome]) -> str:
+def run_lane(parts: Sequence[Part], terminal: Terminal) -> list[Outcome]:
+    """Run the parts of one lane, one after the other."""
+    return [run(part, terminal) for part in parts]
+
+
+def table(outcomes: Sequence[Outcome], minutes: float) -> str:
     """Return the parts with their minutes, and the closing line that a CI reads."""
     lines = [f"{outcome.name:<12}{outcome.word:<10}{outcome.minutes:5.1f} min" for outcome in outcomes]
-    lines.append(f"{'all':<22}{sum(outcome.minutes for outcome in outcomes):5.1f} min")
+    lines.append(f"{'side by side':<22}{minutes:5.1f} min")
     counts = {word: sum(outcome.word == word for outcome in outcomes) for word in ("passed", "failed", "skipped")}
     lines.append("parts: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
     return "\n".join(lines)
@@ -82,8 +114,12 @@ def main() -> int:
     chosen = [
         part for part in PARTS if part.name in arguments.part or (not arguments.part and (part.always or arguments.all))
     ]
-    outcomes = [run(part) for part in chosen]
-    print("\n" + table(outcomes), flush=True)
+    start = time.monotonic()
+    terminal = Terminal()
+    lanes = [[part for part in chosen if part.lane == lane] for lane in ("computing", "hosts")]
+    with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
+        outcomes = [outcome for lane in pool.map(run_lane, lanes, [terminal] * len(lanes)) for outcome in lane]
+    terminal.print(table(outcomes, (time.monotonic() - start) / 60))
     skip_allowed = os.environ.get("ALLOW_SKIP") == "1"
     if any(outcome.word == "skipped" for outcome in outcomes) and not skip_allowed:
         print("A part could not run on this machine (above); ALLOW_SKIP=1 accepts that.", file=sys.stderr)
