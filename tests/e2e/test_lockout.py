@@ -107,8 +107,8 @@ class Controller:
         killed_s = time.monotonic()
         # ssh keeps the connection for a later run, in a process that has left the group.
         for socket in self.sockets.iterdir():
-            close = ["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "-"]
-            subprocess.run(close, capture_output=True, check=False, timeout=10)
+            close = ["ssh", "-O", "exit", "-o", f"ControlPath={socket}", "gateway"]
+            subprocess.run(close, capture_output=True, check=True, timeout=10)
         return killed_s
 
 
