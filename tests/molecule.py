@@ -150,13 +150,15 @@ class Runs:
                 os.killpg(process.pid, signal.SIGTERM)
 
 
-def call_hosts(*arguments: str) -> int:
+def call_hosts(*arguments: str, program: str = "tests.hosts") -> int:
     """Call the test hosts' own command and return its exit status."""
-    return subprocess.run([sys.executable, "-m", "tests.hosts", *arguments], cwd=ROOT, check=False).returncode
+    return subprocess.run([sys.executable, "-m", program, *arguments], cwd=ROOT, check=False).returncode
 
 
 def set_up(way: str, scenarios: Sequence[str]) -> int:
     """Make ready what hosts are raised from; return an exit status."""
+    if scenarios == WITH_A_KERNEL_OF_THEIR_OWN:
+        return call_hosts("setup", program="tests.hosts.vm")
     if way != "podman":
         return call_hosts("setup", *scenarios)
     if os.geteuid() != 0 or shutil.which("podman") is None:
@@ -165,10 +167,12 @@ def set_up(way: str, scenarios: Sequence[str]) -> int:
     return 0
 
 
-def take_down(way: str, scenarios: Iterable[str]) -> None:
+def take_down(way: str, scenarios: Sequence[str]) -> None:
     """Take down what a scenario that was cut short has left."""
     names = [f"molecule-{scenario}" for scenario in scenarios]
-    if way == "podman":
+    if scenarios == WITH_A_KERNEL_OF_THEIR_OWN:
+        call_hosts("down", program="tests.hosts.vm")
+    elif way == "podman":
         subprocess.run(["podman", "rm", "--force", "--ignore", *names], check=True)
     else:
         call_hosts("down", *names)
@@ -190,7 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vm", action="store_true", help="the scenario in a virtual machine, with a kernel of its own")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="how many scenarios at once (2)")
     arguments = parser.parse_args(argv)
-    chosen = arguments.scenario or (WITH_A_KERNEL_OF_THEIR_OWN if arguments.vm else SCENARIOS)
+    if "vm" in arguments.scenario and len(arguments.scenario) > 1:
+        parser.error("the virtual machine's scenario runs by itself")
+    chosen = tuple(arguments.scenario) or (WITH_A_KERNEL_OF_THEIR_OWN if arguments.vm else SCENARIOS)
     way = os.environ.get("DERMS_HOSTS_WAY", "nspawn")
 
     if status := set_up(way, chosen):

@@ -19,8 +19,9 @@ STRANGER = "e2e-stranger"
 MANAGEMENT = "10.213.8.1"
 LONGEST_BAN_S = 20
 MAX_RETRY = 3
+# A ban that comes while a login is under way leaves ssh without an answer, for which it would wait for minutes.
 FAIL_TO_LOG_IN = (
-    "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=3"
+    "timeout 8 ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=3"
     " -o PreferredAuthentications=publickey -i /nonexistent root@{address} true"
 )
 WEB_UNIT = "[Service]\nExecStart=/bin/sh -c 'while read line; do echo \"$line\"; done </run/derms-web-says'\n"

@@ -26,7 +26,7 @@ from tests.hosts import __main__ as hosts
 from tests.hosts import image, network, ntp_server, ssh
 from tests.hosts.addresses import Address, address_of
 from tests.hosts.errors import HostsError, MachineLacksError
-from tests.hosts.host import Host, boot_id, existing, started_ticks
+from tests.hosts.host import boot_id, started_ticks
 from tests.hosts.programs import run, step
 from tests.hosts.recipes import PLATFORMS, vm
 from tests.hosts.recipes.platform import recipe_hash
@@ -384,9 +384,7 @@ def down(settings: Settings, _arguments: argparse.Namespace) -> None:
     require_machine()
     with hosts.locked(settings, "vm"), hosts.locked(settings, "hosts"):
         Machine(settings).stop()
-        if not any(Host(settings, name).alive() for name in existing(settings)):
-            ntp_server.stop_all(settings)
-            network.bridge_down(settings)
+        hosts.leave_network(settings)
 
 
 def show(settings: Settings, arguments: argparse.Namespace) -> None:
