@@ -6,8 +6,8 @@
 export LC_ALL=C
 
 find / -xdev \( -path /tmp -o -path /var/tmp -o -path /var/log -o -path /var/lib/systemd/timers -o -path /var/lib/sudo \
-  -o -path /var/lib/private -o -path /var/cache -o -path /home -o -path /root/.ansible -o -path /etc/hosts \
-  -o -path /var/lib/dnf -o -path /var/lib/rpm   -o -name __pycache__ \) -prune -o \
+  -o -path /var/lib/private -o -path /var/cache -o -path /home -o -path /root/.ansible -o -path /root/.gnupg \
+  -o -path /etc/hosts -o -path /var/lib/dnf -o -path /var/lib/rpm -o -name __pycache__ \) -prune -o \
   \( -type d -printf 'directory %p %m %u:%g\n' -o -printf '%y %p %m %u:%g %s %t\n' \)
 find /etc -xdev -type f ! -path /etc/hosts -exec sha256sum {} +
 if command -v dpkg-query >/dev/null; then dpkg-query --show; fi

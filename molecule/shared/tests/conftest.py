@@ -57,7 +57,9 @@ def root(gateway: Gateway) -> Iterator[Any]:
             controlpath=f"{directory}/control",
         )
         subprocess.run(
-            ["ssh", "-O", "exit", "-o", f"ControlPath={directory}/control", gateway.name], capture_output=True, check=True
+            ["ssh", "-O", "exit", "-o", f"ControlPath={directory}/control", gateway.name],
+            capture_output=True,
+            check=True,
         )
 
 
