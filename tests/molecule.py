@@ -157,12 +157,15 @@ def call_hosts(*arguments: str, program: str = "tests.hosts") -> int:
 
 def set_up(way: str, scenarios: Sequence[str]) -> int:
     """Make ready what hosts are raised from; return an exit status."""
+    if os.geteuid() != 0:
+        print("cannot run here: test hosts need root", file=sys.stderr)
+        return CANNOT_RUN
     if scenarios == WITH_A_KERNEL_OF_THEIR_OWN:
         return call_hosts("setup", program="tests.hosts.vm")
     if way != "podman":
         return call_hosts("setup", *scenarios)
-    if os.geteuid() != 0 or shutil.which("podman") is None:
-        print("this machine cannot raise podman hosts: that needs root, and podman", file=sys.stderr)
+    if shutil.which("podman") is None:
+        print("cannot run here: there is no podman", file=sys.stderr)
         return CANNOT_RUN
     return 0
 

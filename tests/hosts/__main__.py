@@ -94,6 +94,7 @@ def up(settings: Settings, arguments: argparse.Namespace) -> None:
         if not HOST_NAME.fullmatch(name):
             raise HostsError(f"{name!r} is no name for a host: lower-case letters, digits and hyphens")
     options = Options(udev=arguments.udev, fake_sysctl=tuple(arguments.fake_sysctl))
+    hosts.make_room()
 
     with locked(settings, "hosts"), ThreadPoolExecutor(max_workers=len(asked)) as pool:
         base = image.require_built(settings, platform)
