@@ -31,6 +31,14 @@ def drift(what: str, found: str, wanted: str) -> Drift:
     return {"what": what, "is": found, "should_be": wanted}
 
 
+def drift_diff(differences: list[Drift]) -> dict[str, str]:
+    """Return before and after in the form that Ansible's --diff prints, where there is no text to compare."""
+    return {
+        "before": "".join(f"{one['what']}: {one['is']}\n" for one in differences),
+        "after": "".join(f"{one['what']}: {one['should_be']}\n" for one in differences),
+    }
+
+
 @dataclass(frozen=True)
 class Attributes:
     """Who owns a file or directory, and who may use it."""

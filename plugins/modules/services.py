@@ -101,7 +101,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.derms.edge.plugins.module_utils.text_files import Drift, drift
+from ansible_collections.derms.edge.plugins.module_utils.text_files import Drift, drift, drift_diff
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -398,10 +398,7 @@ def main() -> None:
     module.exit_json(
         changed=bool(differences),
         drift=differences,
-        diff={
-            "before": "".join(f"{one['what']}: {one['is']}\n" for one in differences),
-            "after": "".join(f"{one['what']}: {one['should_be']}\n" for one in differences),
-        },
+        diff=drift_diff(differences),
     )
 
 

@@ -105,8 +105,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ansible.module_utils.basic import AnsibleModule
-
-Drift = dict[str, str]
+from ansible_collections.derms.edge.plugins.module_utils.text_files import Drift, drift_diff
 
 
 @dataclass(frozen=True)
@@ -308,10 +307,7 @@ def main() -> None:
     module.exit_json(
         changed=bool(commands),
         drift=drift,
-        diff={
-            "before": "".join(f"{entry['what']}: {entry['is']}\n" for entry in drift),
-            "after": "".join(f"{entry['what']}: {entry['should_be']}\n" for entry in drift),
-        },
+        diff=drift_diff(drift),
     )
 
 

@@ -218,6 +218,7 @@ from ansible_collections.derms.edge.plugins.module_utils.text_files import (
     WantedFile,
     directory_drift,
     drift,
+    drift_diff,
     file_bytes,
     file_diff,
     file_drift,
@@ -321,12 +322,7 @@ def with_first_line(content: bytes, line: str) -> bytes:
 
 def directory_diff(path: str, differences: list[Drift]) -> dict[str, str]:
     """Return before and after of a directory in the form that Ansible's --diff prints."""
-    return {
-        "before_header": path,
-        "after_header": path,
-        "before": "".join(f"{one['what']}: {one['is']}\n" for one in differences),
-        "after": "".join(f"{one['what']}: {one['should_be']}\n" for one in differences),
-    }
+    return {"before_header": path, "after_header": path, **drift_diff(differences)}
 
 
 def known(number: int | None) -> int:

@@ -46,7 +46,7 @@ class Gateway:
         return self.run("true").returncode == 0
 
 
-def _hosts(*words: str) -> str:
+def call_hosts(*words: str) -> str:
     done = subprocess.run([*HOSTS, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == CANNOT_RUN:
         pytest.exit((done.stderr.strip() or done.stdout.strip()).splitlines()[-1], returncode=CANNOT_RUN)
@@ -60,8 +60,8 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     platform = str(request.param)
     # A name of its own for each module, so that two of them can run at once.
     name = f"{request.module.__name__.rpartition('.test_')[2]}-{platform}".replace("_", "-")
-    _hosts("up", name, "--platform", platform, "--fresh")
-    listed = {host["name"]: host for host in json.loads(_hosts("list", "--json"))}
+    call_hosts("up", name, "--platform", platform, "--fresh")
+    listed = {host["name"]: host for host in json.loads(call_hosts("list", "--json"))}
     directory = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
     yield Gateway(name, listed[name]["platform"], directory / "ssh" / "config")
-    _hosts("down", name)
+    call_hosts("down", name)

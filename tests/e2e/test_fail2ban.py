@@ -13,7 +13,7 @@ from shlex import quote
 
 import pytest
 
-from tests.e2e.conftest import ROOT, Gateway, _hosts
+from tests.e2e.conftest import ROOT, Gateway, call_hosts
 
 STRANGER = "e2e-stranger"
 MANAGEMENT = "10.213.8.1"
@@ -66,15 +66,15 @@ def playbook(directory: Path, gateway: Gateway, *words: str) -> str:
 @pytest.fixture(scope="module")
 def stranger(gateway: Gateway) -> Iterator[Gateway]:
     """Raise a second host, outside the management block."""
-    _hosts("up", STRANGER, "--platform", "ubuntu2204", "--fresh")
+    call_hosts("up", STRANGER, "--platform", "ubuntu2204", "--fresh")
     yield Gateway(STRANGER, "ubuntu2204", gateway.ssh_config)
-    _hosts("down", STRANGER)
+    call_hosts("down", STRANGER)
 
 
 @pytest.fixture(scope="module")
 def addresses(gateway: Gateway, stranger: Gateway) -> dict[str, str]:
     """Give each host's IPv4 address."""
-    listed = {host["name"]: host for host in json.loads(_hosts("list", "--json"))}
+    listed = {host["name"]: host for host in json.loads(call_hosts("list", "--json"))}
     return {name: listed[name]["address"] for name in (gateway.name, stranger.name)}
 
 

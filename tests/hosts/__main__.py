@@ -289,7 +289,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 1 it failed, 3 this machine cannot run test hosts."""
-    arguments = parser().parse_args(argv)
+    return run_verb(parser().parse_args(argv))
+
+
+def run_verb(arguments: argparse.Namespace) -> int:
+    """Run the verb that a command line chose, and return the exit status."""
     try:
         arguments.run(settings_from(os.environ), arguments)
     except HostsError as error:

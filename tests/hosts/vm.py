@@ -30,7 +30,7 @@ from tests.hosts.host import boot_id, started_ticks
 from tests.hosts.programs import run, step
 from tests.hosts.recipes import PLATFORMS, vm
 from tests.hosts.recipes.platform import recipe_hash
-from tests.hosts.settings import Settings, settings_from
+from tests.hosts.settings import Settings
 
 # Below the octets that are allotted to containers.
 OCTET = 5
@@ -437,15 +437,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return the exit status: 1 it failed, 3 this machine cannot run the virtual one."""
-    arguments = parser().parse_args(argv)
-    try:
-        arguments.run(settings_from(os.environ), arguments)
-    except HostsError as error:
-        print(f"hosts: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return hosts.run_verb(parser().parse_args(argv))
 
 
 if __name__ == "__main__":
