@@ -24,6 +24,8 @@ BIN = Path(sys.prefix) / "bin"
 LOGS = ROOT / "build" / "test"
 CANNOT_RUN = 3
 
+SOAK = "tests/e2e/test_dry_runs_amid_bans.py"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -42,6 +44,12 @@ PARTS = (
     Part("sanity", "computing", (("tests/check_sanity",),)),
     Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),
     Part("e2e", "hosts", (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", "--dist", "loadfile", "tests/e2e"),)),
+    Part(
+        "soak",
+        "hosts",
+        (("env", "DERMS_DRY_RUNS=50", "tests/as_root", f"{BIN}/pytest", "-q", "-n", "2", "--dist", "loadgroup", SOAK),),
+        always=False,
+    ),
     Part("vm", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule", "--vm"),), always=False),
 )
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from xml.etree import ElementTree
 
 import yaml
 
@@ -37,21 +38,24 @@ def hosts(*verb: str) -> str:
 
 
 @contextmanager
-def raised(names: Sequence[str], *options: str) -> Iterator[Path]:
+def raised(names: Sequence[str], *options: str, platform: str = "ubuntu2204") -> Iterator[Path]:
     """Raise fresh hosts and yield an inventory of them; take them down at the end."""
-    hosts("setup", "ubuntu2204")
+    hosts("setup", platform)
     try:
         for first in range(0, len(names), RAISED_AT_ONCE):
             some = names[first : first + RAISED_AT_ONCE]
-            hosts("up", *some, "--platform", "ubuntu2204", "--fresh", *options)
+            hosts("up", *some, "--platform", platform, "--fresh", *options)
         with tempfile.TemporaryDirectory() as directory:
             yield write_inventory(Path(directory), names)
     finally:
         hosts("down", *names)
 
 
-def write_inventory(directory: Path, names: Sequence[str]) -> Path:
-    """Write the demo depot's inventory with other hosts, each a depot's only gateway."""
+def write_inventory(directory: Path, names: Sequence[str], file_name: str = "hosts.yml") -> Path:
+    """Write the demo depot's inventory with other hosts, each a depot's only gateway.
+
+    Inventories in one directory share the authority that their certificates are issued by.
+    """
     demo = ROOT / "inventories" / "demo"
     addresses = {entry["name"]: entry["address"] for entry in json.loads(hosts("list", "--json"))}
     variables = yaml.safe_load((demo / "group_vars" / "all" / "main.yml").read_text(encoding="utf-8"))
@@ -61,7 +65,7 @@ def write_inventory(directory: Path, names: Sequence[str]) -> Path:
             "vars": {**variables, "derms_serial": len(names)},
         }
     }
-    path = directory / "hosts.yml"
+    path = directory / file_name
     path.write_text(yaml.safe_dump(inventory), encoding="utf-8")
     return path
 
@@ -136,9 +140,9 @@ def one_gateway() -> list[Figure]:
 
 def fleet_of_twenty() -> list[Figure]:
     """Measure a dry run of twenty in-sync gateways, in turn with one of them."""
-    with raised(FLEET, "--ntp", "--fake-sysctl") as fleet, tempfile.TemporaryDirectory() as directory:
+    with raised(FLEET, "--ntp", "--fake-sysctl") as fleet:
         play(fleet)
-        one = write_inventory(Path(directory), FLEET[:1])
+        one = write_inventory(fleet.parent, FLEET[:1], "one.yml")
         ones: list[float] = []
         twenties: list[float] = []
         for _ in range(3):
@@ -148,6 +152,52 @@ def fleet_of_twenty() -> list[Figure]:
     twenty_s, spread = median_and_spread(twenties)
     growth = twenty_s / one_s
     return [Figure("host.dry_run_20_hosts", twenty_s, "s", one_s, growth, "≤ 8 ×", growth <= 8, spread)]
+
+
+def verified_controls(platform: str) -> tuple[int, int]:
+    """Converge a fresh host and return how many checks of docs/hardening-controls.yml hold on it, and of how many.
+
+    They are made by molecule's own test, which has one case for each.
+    """
+    name = f"bench-controls-{platform}"
+    with raised([name], "--ntp", "--fake-sysctl", platform=platform) as inventory:
+        play(inventory)
+        (entry,) = (entry for entry in json.loads(hosts("list", "--json")) if entry["name"] == name)
+        ssh = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts")) / "ssh"
+        gateway = {
+            "name": name,
+            "platform": platform,
+            "address": entry["address"],
+            "address6": entry["address6"],
+            "user": "deploy",
+            "private_key": str(ssh / "id_ed25519"),
+            "ssh_options": f"-F {ssh / 'config'}",
+        }
+        report = inventory.parent / "controls.xml"
+        subprocess.run(
+            [str(BIN / "pytest"), "-q", f"--junit-xml={report}", "molecule/shared/tests/test_controls.py"],
+            cwd=ROOT,
+            env={**os.environ, "DERMS_GATEWAY": json.dumps(gateway)},
+            check=False,
+            stdout=sys.stderr,
+        )
+        # What pytest wrote a moment ago, not a stranger's document.
+        suite = ElementTree.parse(report).find("testsuite")  # noqa: S314
+    if suite is None:
+        sys.exit("the test of the controls reported nothing")
+    # What is left out is the other platform's.
+    total = int(suite.attrib["tests"]) - int(suite.attrib["skipped"])
+    return total - int(suite.attrib["failures"]) - int(suite.attrib["errors"]), total
+
+
+def hardening_controls() -> list[Figure]:
+    """Count the checks that hold on each stand-in, of all that the controls which were taken are verified by."""
+    figures: list[Figure] = []
+    for platform in ("ubuntu2204", "rhel9"):
+        held, total = verified_controls(platform)
+        name = f"host.hardening_controls_{platform}"
+        figures.append(Figure(name, held, "checks", total, held / total, "all", held == total))
+    return figures
 
 
 def eight_at_once() -> list[Figure]:
@@ -169,4 +219,5 @@ BENCHMARKS: dict[tuple[str, ...], Callable[[], list[Figure]]] = {
     ("host.create_to_ssh_8",): eight_at_once,
     ("host.dry_run", "host.dry_run_vs_defaults", "host.dry_run_executions"): one_gateway,
     ("host.dry_run_20_hosts",): fleet_of_twenty,
+    ("host.hardening_controls_ubuntu2204", "host.hardening_controls_rhel9"): hardening_controls,
 }
