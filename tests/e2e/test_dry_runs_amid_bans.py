@@ -22,7 +22,11 @@ DRY_RUNS = int(os.environ.get("DERMS_DRY_RUNS", "3"))
 MANAGEMENT = ["10.213.8.0/24", "fd42:213:8::/64"]
 
 
-@pytest.fixture(scope="module", params=["ubuntu2204", "rhel9"])
+# A worker each, where a run has two and distributes by group.
+PLATFORMS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("ubuntu2204", "rhel9")]
+
+
+@pytest.fixture(scope="module", params=PLATFORMS)
 def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """Raise a fresh host of each platform that has a time source."""
     platform = str(request.param)
