@@ -39,7 +39,15 @@ class Gateway:
             "-o",
             "BatchMode=yes",
         ]
-        return subprocess.run([*ssh, self.name, command], capture_output=True, text=True, check=False, timeout=60)
+        # Never this process's own input: ssh would make it non-blocking, which Ansible refuses.
+        return subprocess.run(
+            [*ssh, self.name, command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
 
     def lets_in(self) -> bool:
         """Tell whether a new login works now."""

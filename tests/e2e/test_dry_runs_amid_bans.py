@@ -22,11 +22,7 @@ DRY_RUNS = int(os.environ.get("DERMS_DRY_RUNS", "3"))
 MANAGEMENT = ["10.213.8.0/24", "fd42:213:8::/64"]
 
 
-# A worker each, where a run has two and distributes by group.
-PLATFORMS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("ubuntu2204", "rhel9")]
-
-
-@pytest.fixture(scope="module", params=PLATFORMS)
+@pytest.fixture(params=["ubuntu2204", "rhel9"])
 def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     """Raise a fresh host of each platform that has a time source."""
     platform = str(request.param)
@@ -37,10 +33,10 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     call_hosts("down", name)
 
 
-@pytest.fixture(scope="module")
-def inventory(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def inventory(gateway: Gateway, tmp_path: Path) -> Path:
     """Write an inventory of that one gateway, and converge it."""
-    path = tmp_path_factory.mktemp("bans") / "hosts.json"
+    path = tmp_path / "hosts.json"
     variables = {
         "ansible_ssh_common_args": f"-F {gateway.ssh_config}",
         "derms_depot": "e2e",
@@ -57,7 +53,9 @@ def inventory(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def site(inventory: Path, *words: str) -> str:
     """Run the whole site and return what it printed."""
     command = [str(Path(sys.prefix) / "bin" / "ansible-playbook"), f"--inventory={inventory}", "site.yml", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    done = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -103,11 +101,6 @@ def test_every_dry_run_is_in_sync(gateway: Gateway, inventory: Path) -> None:
             printed = site(inventory, "--check")
             assert "No Changes Required" in printed, f"dry run {number + 1}:\n{printed}"
     assert len(rounds) >= DRY_RUNS
-
-
-def test_fail2ban_was_really_at_the_firewall(gateway: Gateway, inventory: Path) -> None:
-    """A ban is a rule in a chain of fail2ban's own, in the tables that the dry runs compared."""
-    assert "No Changes Required" in site(inventory, "--check")
+    # What came and went was a rule in a chain of fail2ban's own, in the tables that the dry runs compared.
     root(gateway, "fail2ban-client set sshd banip 203.0.113.250")
     assert re.search(r"^-A f2b-sshd .*203\.0\.113\.250", root(gateway, "iptables-save"), re.MULTILINE)
-    root(gateway, "fail2ban-client set sshd unbanip 203.0.113.250")
