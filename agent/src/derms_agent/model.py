@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all parts share: the things that a depot consists of, and what is read from them and asked of them.
+
+Plain data without I/O. Units are W, var, VA, A, V, Wh and s; consumption is positive, generation and discharge are
+negative; whoever talks to a device converts. Wall-clock time appears only where people or the grid speak it: durations
+and ages come from a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import TypeAlias
+
+Value: TypeAlias = "int | float | str | bool"
+"""What a point holds in engineering units; a `str` for strings and for named states."""
+
+PerPhase: TypeAlias = "tuple[float, float, float]"
+"""One number for each of L1, L2 and L3."""
+
+
+class Phase(str, Enum):
+    """A line conductor of the depot, as its supply names it."""
+
+    L1 = "L1"
+    L2 = "L2"
+    L3 = "L3"
+
+
+class Transport(str, Enum):
+    """How Modbus frames reach a bus's units."""
+
+    TCP = "tcp"
+    RTU_OVER_TCP = "rtu_over_tcp"
+    SERIAL = "serial"
+
+
+class TransactionIds(str, Enum):
+    """Which transaction ids of a Modbus/TCP reply are taken for the request's own.
+
+    `STRICT`: the same. `ZERO`: the same or 0, for gateways that blank it. `IGNORE`: any, for gateways that count their
+    own; safe only with one request in flight and a reconnect after each time-out, which the transport then enforces.
+    """
+
+    STRICT = "strict"
+    ZERO = "zero"
+    IGNORE = "ignore"
+
+
+class Parity(str, Enum):
+    """The check bit of a character on a serial adapter. Modbus asks for even unless told otherwise (V1.02, 2.5.1)."""
+
+    EVEN = "even"
+    ODD = "odd"
+    NONE = "none"
+
+
+class DeviceKind(str, Enum):
+    """What a device is for."""
+
+    CHARGER = "charger"
+    INVERTER = "inverter"
+    STORAGE = "storage"
+    METER = "meter"
+
+
+class Connection(str, Enum):
+    """How a circuit's load adds up to the currents of its conductors."""
+
+    SINGLE_PHASE = "single_phase"
+    WYE = "wye"
+    DELTA = "delta"
+    DELTA_WYE = "delta_wye"
+
+
+class Measures(str, Enum):
+    """What a meter's reading stands for."""
+
+    CIRCUIT = "circuit"
+    LOAD = "load"
+    GENERATOR = "generator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """A Linux host of the depot. `address` is where SSH finds it; None leaves that to the inventory's own variables."""
+
+    name: str
+    address: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bus:
+    """One way to devices: a Modbus/TCP endpoint, a Modbus gateway with a serial line behind it, or a serial adapter.
+
+    `host` and `port` for the network transports, `path` and `parity` for a serial adapter. `baud_rate` is that of the
+    serial line, also behind a Modbus gateway; None for Modbus/TCP devices. `timeout_s` bounds one transaction;
+    `gateway_timeout_s` is how long the Modbus gateway itself waits for a unit, so how late a reply may still arrive.
+    """
+
+    name: str
+    gateway: str
+    transport: Transport
+    host: str | None = None
+    port: int = 502
+    path: str | None = None
+    baud_rate: int | None = None
+    parity: Parity = Parity.EVEN
+    timeout_s: float = 1.0
+    gateway_timeout_s: float = 1.0
+    connect_timeout_s: float = 3.0
+    delay_after_connect_s: float = 0.0
+    delay_between_s: float = 0.0
+    max_in_flight: int = 1
+    transaction_ids: TransactionIds = TransactionIds.STRICT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evse:
+    """What one vehicle plugs into, and what gets setpoints.
+
+    `connector` counts from 1 within its device. `phases` are the supply's conductors that the connector's own L1, L2
+    and L3 are wired to, in that order: ("L2", "L3", "L1") is a rotated three-phase charger, ("L2",) a single-phase one.
+    `rating_a` and `cable_a` are per conductor; for a DC charger on its AC side.
+    """
+
+    name: str
+    device: str
+    connector: int
+    circuit: str
+    phases: tuple[Phase, ...]
+    rating_a: float
+    cable_a: float | None = None
+
+    @property
+    def limit_a(self) -> float:
+        """The most that this EVSE may ever be asked for, in A per conductor."""
+        return self.rating_a if self.cable_a is None else min(self.rating_a, self.cable_a)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What is talked to: one unit on a bus. `settings` are what it must hold, by the profile's names, in its units."""
+
+    name: str
+    kind: DeviceKind
+    bus: str
+    unit_id: int
+    profile: str
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    evses: tuple[Evse, ...] = ()
+    circuit: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circuit:
+    """A conductor set with a rating; circuits form a tree.
+
+    `rating_a` is per phase; `rating_kva` bounds the sum. `base_load_a` is the worst that everything which is no EVSE
+    may draw on it, its children's own left out. `voltage_v` is between lines for three phases, to neutral for one.
+    `allocator` names the gateway that shares the whole tree out; it is set on the root.
+    """
+
+    name: str
+    parent: str | None
+    connection: Connection
+    voltage_v: float
+    rating_a: PerPhase
+    rating_kva: float | None = None
+    base_load_a: PerPhase = (0.0, 0.0, 0.0)
+    allocator: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meter:
+    """A device whose reading stands for a circuit, a load on it, or a generator on it."""
+
+    name: str
+    device: str
+    measures: Measures
+    circuit: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vehicle:
+    """A vehicle that is known to come: its battery's capacity and what it takes at the most."""
+
+    name: str
+    capacity_wh: float
+    power_w: float
+    phases: int = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vtn:
+    """The utility's OpenADR server, and this depot's identity towards it."""
+
+    url: str
+    ven_name: str
+    client_id: str | None = None
+    tls_minimum: str = "1.3"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """The depot's limits. `default_limit_w` holds when the grid's link is lost and its last event is over."""
+
+    limit_va: float
+    default_limit_w: float | None = None
+    soc_reserve_percent: float = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depot:
+    """One depot as its file declares it: ranges expanded, defaults merged, every name resolved."""
+
+    name: str
+    region: str | None
+    utility: str | None
+    site: Site
+    gateways: Mapping[str, Gateway]
+    buses: Mapping[str, Bus]
+    devices: Mapping[str, Device]
+    circuits: Mapping[str, Circuit]
+    meters: Mapping[str, Meter] = field(default_factory=dict)
+    vehicles: Mapping[str, Vehicle] = field(default_factory=dict)
+    vtn: Vtn | None = None
+    network: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def evses(self) -> tuple[Evse, ...]:
+        """Return every EVSE, in the order of the file."""
+        return tuple(evse for device in self.devices.values() for evse in device.evses)
+
+
+class Quality(str, Enum):
+    """How much a reading is worth. Stale is not a value: each consumer says what stands in for it."""
+
+    GOOD = "good"
+    STALE = "stale"
+    BAD = "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The last answer of one device: its points' values and when they were read, by the monotonic clock in s.
+
+    A point that the device does not implement is absent from `values`.
+    """
+
+    device: str
+    values: Mapping[str, Value]
+    read_at_s: float
+    quality: Quality = Quality.GOOD
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setpoint:
+    """What an EVSE is asked to do: active and reactive power at the most, and for how long that may stand unrenewed."""
+
+    evse: str
+    p_w: float
+    q_var: float = 0.0
+    valid_for_s: float = 10.0
+
+
+class ProofKind(str, Enum):
+    """What shows that a setpoint reached its device.
+
+    `INDETERMINATE`: the old value or the new one may be in force. `UNSENT`: nothing left this host, so the old one is.
+    """
+
+    ACKNOWLEDGED = "acknowledged"
+    READ_BACK = "read_back"
+    REFUSED = "refused"
+    INDETERMINATE = "indeterminate"
+    UNSENT = "unsent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What became of a setpoint. `in_force` is the value that the device now holds, as far as is known, in its unit."""
+
+    evse: str
+    kind: ProofKind
+    asked: float
+    in_force: float | None
+    detail: str = ""
+
+
+class LimitQuantity(str, Enum):
+    """What a limit bounds: W, var, VA, or A on each of the named phases."""
+
+    ACTIVE_POWER = "active_power"
+    REACTIVE_POWER = "reactive_power"
+    APPARENT_POWER = "apparent_power"
+    CURRENT = "current"
+
+
+class Rank(IntEnum):
+    """Whose limit stands where limits leave nothing in common: the lower number."""
+
+    PROTECTION = 0
+    THERMAL_AND_SOC = 1
+    DROOP = 2
+    GRID = 3
+    OPERATOR = 4
+    PRICE = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """A bound on what flows, with whose it is.
+
+    `target` names a circuit, a device, an EVSE or a vehicle; "site" is the root circuit. `low` and `high` are in the
+    quantity's unit, consumption positive; a `low` below zero admits generation and discharge down to it. `phases` is
+    empty where all together are meant. `start_s` and `end_s` are monotonic times; None is always.
+    """
+
+    target: str
+    quantity: LimitQuantity
+    low: float
+    high: float
+    source: str
+    rank: Rank
+    phases: tuple[Phase, ...] = ()
+    start_s: float | None = None
+    end_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A vehicle at an EVSE. Times are monotonic s; None is unknown. Energy in Wh, power in W, SoC in percent.
+
+    `soc_read_at_s` is when `soc_percent` was read. `discharge_w` is what the vehicle may give back at the most.
+    """
+
+    evse: str
+    started_at_s: float
+    vehicle: str | None = None
+    departure_at_s: float | None = None
+    energy_need_wh: float | None = None
+    delivered_wh: float = 0.0
+    power_w: float | None = None
+    discharge_w: float = 0.0
+    soc_percent: float | None = None
+    soc_read_at_s: float | None = None
+
+
+class OperatingState(str, Enum):
+    """What the depot is doing, in one word: the page, the LED and the log all say the same."""
+
+    NORMAL = "normal"
+    LIMITED = "limited"
+    SHEDDING = "shedding"
+    RESOURCE_CONSTRAINTS = "resource_constraints"
+    NO_GRID_SYNC = "no_grid_sync"
+    FAULT = "fault"
+    FALLBACK = "fallback"
