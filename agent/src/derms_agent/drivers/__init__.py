@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Drivers: how devices are read, written and kept alive."""

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a depot's declaration to the objects that talk: its buses, and a driver for each device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+from derms_agent import profiles
+from derms_agent.drivers.interface import RegisterBus
+from derms_agent.drivers.modbus import ModbusBus
+from derms_agent.drivers.modbus_device import ModbusDevice, Pace
+from derms_agent.drivers.sunspec import SunSpecDevice
+from derms_agent.model import Circuit, Connection, Depot, Device
+from derms_agent.profiles.profile import Profile, Protocol
+
+
+def open_device(
+    device: Device,
+    profile: Profile,
+    bus: RegisterBus,
+    *,
+    circuits: Mapping[str, Circuit] | None = None,
+    pace: Pace | None = None,
+) -> ModbusDevice:
+    """Return the driver of a device; nothing is sent yet.
+
+    `circuits` give the voltage by which W become A; without them 230 V to neutral are taken. Raises ValueError where
+    the profile cannot limit each of the device's EVSEs.
+    """
+    kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
+    known = circuits or {}
+    voltages = {evse.name: phase_voltage_v(known[evse.circuit]) for evse in device.evses if evse.circuit in known}
+    return kind(device, profile, bus, phase_voltage_v=voltages, pace=pace)
+
+
+def phase_voltage_v(circuit: Circuit) -> float:
+    """Return a circuit's nominal voltage to neutral, in V; where it has none, that between lines over the root of 3."""
+    if circuit.connection is Connection.SINGLE_PHASE:
+        return circuit.voltage_v
+    return circuit.voltage_v / math.sqrt(3)
+
+
+def open_buses(depot: Depot, gateway: str | None = None) -> dict[str, ModbusBus]:
+    """Return a depot's buses by name, those of one gateway where it is named; none is connected until it runs.
+
+    A bus waits between requests as long as the most delicate of its devices wants. Raises ProfileError.
+    """
+    pauses: dict[str, float] = {}
+    for device in depot.devices.values():
+        wire = profiles.load(device.profile).wire
+        pauses[device.bus] = max(pauses.get(device.bus, 0.0), wire.delay_between_s)
+    return {
+        bus.name: ModbusBus(replace(bus, delay_between_s=max(bus.delay_between_s, pauses.get(bus.name, 0.0))))
+        for bus in depot.buses.values()
+        if gateway in {None, bus.gateway}
+    }
+
+
+def open_devices(depot: Depot, buses: Mapping[str, RegisterBus]) -> dict[str, ModbusDevice]:
+    """Return the drivers of the devices on those buses, by name. Raises ProfileError; ValueError as `open_device`."""
+    return {
+        device.name: open_device(device, profiles.load(device.profile), buses[device.bus], circuits=depot.circuits)
+        for device in depot.devices.values()
+        if device.bus in buses
+    }
