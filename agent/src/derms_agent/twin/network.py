@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Currents in the depot's circuits: phasors, added up the tree. Pure.
+
+Voltages are taken as stiff and symmetric: L1 at 0, L2 at -120, L3 at +120 degrees. What is connected between lines, or
+behind a delta-wye transformer, adds to two conductors with its own angle, which no sum of magnitudes can tell.
+"""
+
+from __future__ import annotations
+
+import cmath
+import math
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from derms_agent.model import Circuit, Connection, Phase
+
+Phasors: TypeAlias = "tuple[complex, complex, complex]"
+"""Currents of L1, L2 and L3 in A."""
+
+NONE: Phasors = (0j, 0j, 0j)
+ANGLES: Phasors = (1 + 0j, cmath.rect(1, -2 * math.pi / 3), cmath.rect(1, 2 * math.pi / 3))
+_SQRT3 = math.sqrt(3)
+_INDEX = {Phase.L1: 0, Phase.L2: 1, Phase.L3: 2}
+
+
+def add(one: Phasors, other: Phasors) -> Phasors:
+    """Return the sum, conductor by conductor."""
+    return (one[0] + other[0], one[1] + other[1], one[2] + other[2])
+
+
+def neutral_voltage(circuit: Circuit) -> float:
+    """Return the voltage from a line to neutral, in V."""
+    return circuit.voltage_v if circuit.connection is Connection.SINGLE_PHASE else circuit.voltage_v / _SQRT3
+
+
+def load_voltage(circuit: Circuit, conductors: int) -> float:
+    """Return the voltage across one element of a load, in V: between lines for a single phase in a delta circuit."""
+    between_lines = circuit.connection is Connection.DELTA and conductors == 1
+    return circuit.voltage_v if between_lines else neutral_voltage(circuit)
+
+
+def load_currents(circuit: Circuit, phases: tuple[Phase, ...], current_a: float) -> Phasors:
+    """Return the line currents of a load that draws `current_a` in each of its conductors, at unity power factor."""
+    currents = [0j, 0j, 0j]
+    indices = [_INDEX[phase] for phase in phases]
+    if circuit.connection is Connection.DELTA and len(indices) == 1:
+        here, there = indices[0], (indices[0] + 1) % 3
+        between = (ANGLES[here] - ANGLES[there]) / _SQRT3 * current_a
+        currents[here] += between
+        currents[there] -= between
+    else:
+        for index in indices:
+            currents[index] += ANGLES[index] * current_a
+    return (currents[0], currents[1], currents[2])
+
+
+def power_currents(circuit: Circuit, power_w: float, reactive_var: float) -> Phasors:
+    """Return the line currents of a symmetric three-phase load."""
+    current = complex(power_w, -reactive_var) / (3 * neutral_voltage(circuit))
+    return (ANGLES[0] * current, ANGLES[1] * current, ANGLES[2] * current)
+
+
+def circuit_currents(circuits: Mapping[str, Circuit], loads: Mapping[str, Phasors]) -> dict[str, Phasors]:
+    """Return the line currents of every circuit, from what hangs on each directly, its children's included.
+
+    Those of a delta-wye circuit are on its delta side, at its own voltage.
+    """
+    children: dict[str, list[str]] = {name: [] for name in circuits}
+    roots: list[str] = []
+    for name, circuit in circuits.items():
+        (roots if circuit.parent is None else children[circuit.parent]).append(name)
+    result: dict[str, Phasors] = {}
+
+    def visit(name: str) -> Phasors:
+        total = loads.get(name, NONE)
+        for child in children[name]:
+            below = visit(child)
+            ratio = neutral_voltage(circuits[child]) / neutral_voltage(circuits[name])
+            total = add(total, (below[0] * ratio, below[1] * ratio, below[2] * ratio))
+        if circuits[name].connection is Connection.DELTA_WYE:
+            a, b, c = total
+            total = ((a - b) / _SQRT3, (b - c) / _SQRT3, (c - a) / _SQRT3)
+        result[name] = total
+        return total
+
+    for root in roots:
+        visit(root)
+    return result
+
+
+def powers(circuit: Circuit, currents: Phasors) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return active (W) and reactive (var) power per phase, against the line-to-neutral voltages."""
+    volts = neutral_voltage(circuit)
+    apparent = [volts * angle * current.conjugate() for angle, current in zip(ANGLES, currents, strict=True)]
+    return (
+        (apparent[0].real, apparent[1].real, apparent[2].real),
+        (apparent[0].imag, apparent[1].imag, apparent[2].imag),
+    )
