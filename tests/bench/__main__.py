@@ -11,12 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import host
+from tests.bench import agent_bus, host, inventory
 from tests.bench.figures import Figure, print_table, write_json
 
 ROOT = Path(__file__).parents[2]
 # Every benchmark by the name of its figures: one function may measure several that need the same hosts.
-BENCHMARKS = host.BENCHMARKS
+BENCHMARKS = {**host.BENCHMARKS, **agent_bus.BENCHMARKS, **inventory.BENCHMARKS}
 
 
 def main() -> int:

@@ -59,10 +59,13 @@ def write_inventory(directory: Path, names: Sequence[str], file_name: str = "hos
     demo = ROOT / "inventories" / "demo"
     addresses = {entry["name"]: entry["address"] for entry in json.loads(hosts("list", "--json"))}
     variables = yaml.safe_load((demo / "group_vars" / "all" / "main.yml").read_text(encoding="utf-8"))
+    network = yaml.safe_load((demo / "depot.yml").read_text(encoding="utf-8"))["network"]
+    variables.update({f"derms_{name}": blocks for name, blocks in network.items()})
     inventory = {
         "derms_gateways": {
             "hosts": {name: {"ansible_host": addresses[name], "derms_depot": name} for name in names},
-            "vars": {**variables, "derms_serial": len(names)},
+            # The stand-in for RHEL has fail2ban in the repository that it was made with.
+            "vars": {**variables, "derms_serial": len(names), "fail2ban_manage_repository": False},
         }
     }
     path = directory / file_name

@@ -46,6 +46,8 @@ class Tree:
             shutil.copy(TREE / name, path / name)
         (path / "plugins" / "callback").mkdir(parents=True)
         shutil.copy(TREE / "plugins" / "callback" / "drift.py", path / "plugins" / "callback")
+        # ansible.cfg enables it, and Ansible warns of one that is not there.
+        shutil.copytree(TREE / "plugins" / "inventory", path / "plugins" / "inventory")
         (path / "collections" / "ansible_collections" / "derms").mkdir(parents=True)
         (path / "collections" / "ansible_collections" / "derms" / "edge").symlink_to("../../..")
         self.write("playbooks/site.yml", [{"name": "Gateways", "hosts": "all", "roles": ["derms.edge.logging"]}])
