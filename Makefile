@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup setup-dev demo demo-down test test-all lint types unit molecule sanity soak collection bench generate lock
+.PHONY: help setup setup-dev demo demo-down test test-all lint types unit agent molecule sanity soak collection bench generate lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,7 +26,7 @@ test: setup-dev ## Lint, types, unit tests, the built collection, molecule; ALLO
 test-all: setup-dev ## … and what does not fit there: fifty dry runs amid bans, the virtual machine with a kernel of its own
 	@$(BIN)/python -m tests.run --all
 
-lint types unit sanity e2e molecule soak vm: setup-dev ## One part of the tests
+lint types unit agent sanity e2e molecule soak vm: setup-dev ## One part of the tests
 	@$(BIN)/python -m tests.run $@
 
 bench: setup-dev ## Measure; ONLY=prefix limits it, as in ONLY=host.

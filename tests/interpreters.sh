@@ -12,3 +12,18 @@ interpreter_directory() {
     fi
   done
 }
+
+# environment 3.12 requirements-dev.txt -> the folder of a virtual environment made from that lock, kept while neither
+# changes; nothing where this machine lacks that Python
+environment() {
+  directory=$(interpreter_directory "$1")
+  if [ -z "$directory" ]; then return; fi
+  environment=build/$(basename "$2" .txt)-$1
+  recipe=$("$directory/python$1" -V; sha256sum "$2")
+  if [ "$recipe" != "$(cat "$environment/recipe" 2>/dev/null)" ]; then
+    .venv/bin/uv venv --quiet --clear --python "$directory/python$1" "$environment"
+    .venv/bin/uv pip install --quiet --python "$environment/bin/python" --require-hashes -r "$2"
+    echo "$recipe" >"$environment/recipe"
+  fi
+  printf '%s\n' "$environment"
+}
