@@ -11,12 +11,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import agent_bus, host, inventory
+from tests.bench import agent_bus, control_droop, control_energy, host, inventory
 from tests.bench.figures import Figure, print_table, write_json
 
 ROOT = Path(__file__).parents[2]
 # Every benchmark by the name of its figures: one function may measure several that need the same hosts.
-BENCHMARKS = {**host.BENCHMARKS, **agent_bus.BENCHMARKS, **inventory.BENCHMARKS}
+BENCHMARKS = {
+    **host.BENCHMARKS,
+    **agent_bus.BENCHMARKS,
+    **inventory.BENCHMARKS,
+    **control_droop.BENCHMARKS,
+    **control_energy.BENCHMARKS,
+}
 
 
 def main() -> int:
