@@ -1,0 +1,553 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shares what the circuits allow among the vehicles that are there, once a cycle.
+
+1. **Wishes.** A vehicle whose departure and need are known wishes what the plan gives it now. The others wish their
+   fair share: max-min of the energy delivered so far, by water-filling, so that whoever has had least comes first.
+2. **Order.** By what the plan gives in the near future, a running EVSE before one that would have to start; then by
+   laxity, the time that a vehicle could still wait. Without a plan, laxity alone decides, and fair shares.
+3. **Rounds**, each raising EVSEs in that order, by allowed steps and no further than the circuits have room:
+   running ones that the plan still wants keep their minimum; each comes up to its wish; wishes that were too small for
+   a minimum are gathered, EVSE by EVSE, up to the sum of those that load the root in the same way; what is left goes
+   to whoever can take it, storage last.
+4. **Holding.** A lower result is taken at once. A higher one is not taken until `hold_s` after the last lowering; where
+   it has trembled meanwhile, only up to the lowest that it was, less a margin, and the wait begins anew.
+
+**Why it is safe.** All start at zero, which fits. Every raise is by at most the room that the exact phasors leave
+(`Room`), for every subset of what flows, so the result fits after each raise, whatever plan, order or wishes say; these
+loads are monotone, so holding an EVSE lower keeps it so. Discharge never makes room: it only meets a limit that asks
+for power to be given back (a bound below zero), when nothing charges under it.
+
+**Why it is quick.** No program is solved: an EVSE is raised at most once a round, a raise costs one square root for
+each conductor above the EVSE, and a branch without room is not asked again.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from derms_agent.control.network import Floats, Network, Room
+from derms_agent.control.plan import Need, Plan
+from derms_agent.model import Evse, LimitQuantity, Phase, Session
+
+SITE = "site"
+_CLOSE_A = 1e-6
+_HALVINGS = 40
+_SLACK_A = 1.0
+
+
+class Bounded(Protocol):
+    """What limits leave at one place, in the quantity's unit."""
+
+    @property
+    def low(self) -> float:
+        """Return the least."""
+
+    @property
+    def high(self) -> float:
+        """Return the most."""
+
+
+Bounds = Mapping["tuple[str, LimitQuantity, Phase | None]", Bounded]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Steps:
+    """The currents in A that an EVSE may be set to, besides 0: levels in order, or from a minimum by steps (0: any)."""
+
+    minimum_a: float = 6.0
+    step_a: float = 0.0
+    levels_a: tuple[float, ...] = ()
+
+    @property
+    def lowest_a(self) -> float:
+        """Return the least that an EVSE can be set to when it is on."""
+        return self.levels_a[0] if self.levels_a else self.minimum_a
+
+    def down(self, current_a: float) -> float:
+        """Return the highest allowed current that is not above this one; 0 below the lowest."""
+        if current_a < self.lowest_a - _CLOSE_A:
+            return 0.0
+        if self.levels_a:
+            return max(level for level in self.levels_a if level <= current_a + _CLOSE_A)
+        if not self.step_a:
+            return current_a
+        return self.minimum_a + math.floor((current_a - self.minimum_a) / self.step_a + _CLOSE_A) * self.step_a
+
+    def up(self, current_a: float) -> float:
+        """Return the lowest allowed current that is not below this one; the highest level above it."""
+        if current_a <= _CLOSE_A:
+            return 0.0
+        if current_a <= self.lowest_a:
+            return self.lowest_a
+        if self.levels_a:
+            return next((level for level in self.levels_a if level >= current_a - _CLOSE_A), self.levels_a[-1])
+        if not self.step_a:
+            return current_a
+        return self.minimum_a + math.ceil((current_a - self.minimum_a) / self.step_a - _CLOSE_A) * self.step_a
+
+    def near(self, current_a: float) -> float:
+        """Return the allowed current nearest to this one, and the lowest rather than 0."""
+        lower, upper = self.down(current_a), self.up(current_a)
+        return upper if not lower or upper - current_a < current_a - lower else lower
+
+
+AC = Steps()
+"""IEC 61851-1: 6 A at the least, and no step that the pilot's duty cycle would impose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """How power is shared.
+
+    `cycle_s` is for how long an allocation stands. `look_s` is the near future of the order, and `running` what being
+    on is worth in it, in A over all of it. `start` is the part of its minimum that the plan must give an EVSE now, and
+    `keep` over the near future, so that it is started, or kept on. `even_s` is the time in which fair shares even out
+    what has been delivered so far. `hold_s` and `margin_a` are for raises after a lowering. `storage` names EVSEs that
+    are stationary storage. After an outage (`energised_at_s`) each EVSE waits for a time of its own within `spread_s`,
+    drawn from `seed`.
+    """
+
+    steps: Mapping[str, Steps] = field(default_factory=dict)
+    otherwise: Steps = AC
+    cycle_s: float = 1.0
+    look_s: float = 3_600.0
+    running: float = 33.0
+    start: float = 0.75
+    keep: float = 0.02
+    even_s: float = 3_600.0
+    hold_s: float = 300.0
+    margin_a: float = 0.5
+    storage: frozenset[str] = frozenset()
+    energised_at_s: float | None = None
+    spread_s: float = 600.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """What an EVSE gets, in A per conductor and in W, with the reason in words.
+
+    `lowered_at_s` is when it was last lowered, `least_a` and `most_a` the lowest and the highest that it could have had
+    since then: what the next cycle needs so that it does not flap.
+    """
+
+    evse: str
+    current_a: float
+    power_w: float
+    why: str
+    lowered_at_s: float = -math.inf
+    least_a: float = math.inf
+    most_a: float = -math.inf
+
+
+def may_start_at_s(evse: str, params: Params) -> float:
+    """Return when an EVSE may take power again after an outage: a random time for each, always the same for a seed."""
+    if params.energised_at_s is None:
+        return -math.inf
+    delay = random.Random(f"{params.seed}/{evse}").uniform(0.0, params.spread_s)  # noqa: S311 (spread, no secret)
+    return params.energised_at_s + delay
+
+
+def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) -> Floats:
+    """Return the limits of the network's constraints under the bounds on its circuits; "site" is every root.
+
+    :param export: for what is given back, by the bounds' low sides, rather than for what is taken
+    """
+    roots = {name for name, circuit in network.circuits.items() if circuit.parent is None}
+    found: dict[tuple[str, Phase | None], float] = {}
+    for (target, quantity, phase), bound in bounds.items():
+        current = quantity is LimitQuantity.CURRENT
+        if quantity is LimitQuantity.REACTIVE_POWER or (phase is not None and not current):
+            continue
+        # Apparent power has no sign: its high side is for both directions.
+        most = -bound.low if export and quantity is not LimitQuantity.APPARENT_POWER else bound.high
+        for circuit in roots if target == SITE else {target} & network.circuits.keys():
+            for place in tuple(Phase) if current and phase is None else (phase,):
+                found[circuit, place] = min(found.get((circuit, place), math.inf), most)
+    return network.limits(found)
+
+
+def evse_bounds(network: Network, place: int, evse: Evse, bounds: Bounds) -> tuple[float, float]:
+    """Return the least and the most A per conductor that the bounds leave to one EVSE."""
+    low, high = -evse.limit_a, evse.limit_a
+    for phase in (None, *evse.phases):
+        bound = bounds.get((evse.name, LimitQuantity.CURRENT, phase))
+        if bound is not None:
+            low, high = max(low, bound.low), min(high, bound.high)
+    watts = float(network.watts_per_a[place])
+    for quantity in (LimitQuantity.ACTIVE_POWER, LimitQuantity.APPARENT_POWER):
+        bound = bounds.get((evse.name, quantity, None))
+        if bound is not None:
+            low, high = max(low, bound.low / watts), min(high, bound.high / watts)
+    return low, high
+
+
+@dataclass(slots=True)
+class _Seat:
+    """An EVSE while its share is worked out. In A: `wish_a` of the plan or of fairness, `top_a` at the most."""
+
+    name: str
+    place: int
+    group: int
+    watts_per_a: float
+    steps: Steps
+    low_a: float
+    high_a: float
+    usable_a: float
+    top_a: float
+    had_a: float
+    running: bool
+    storage: bool
+    laxity_s: float
+    wish_a: float = 0.0
+    ahead_a: float = 0.0
+    current_a: float = 0.0
+
+    def lift(self, room: Room, to_a: float, at_most_a: float = math.inf) -> None:
+        """Raise this EVSE to an allowed current, by no more than `at_most_a` and the room that there is."""
+        to_a = min(to_a, self.top_a)
+        if to_a <= self.current_a + _CLOSE_A:
+            return
+        rise = min(to_a - self.current_a, at_most_a, room.left(self.place))
+        reached = self.steps.down(self.current_a + rise)
+        if reached > self.current_a:
+            room.take(self.place, reached - self.current_a)
+            self.current_a = reached
+
+
+def needs(
+    evses: Iterable[Evse],
+    sessions: Mapping[str, Session],
+    bounds: Bounds,
+    network: Network,
+    previous: Mapping[str, Allocation],
+) -> tuple[Need, ...]:
+    """Return what the planner needs to know of the sessions whose departure and need are known."""
+    found = []
+    for evse in evses:
+        session = sessions.get(evse.name)
+        if session is None or session.departure_at_s is None or session.energy_need_wh is None:
+            continue
+        place = network.place[evse.name]
+        watts = float(network.watts_per_a[place])
+        most = evse_bounds(network, place, evse, bounds)[1]
+        if session.power_w is not None:
+            most = min(most, session.power_w / watts)
+        charge = max(session.energy_need_wh - session.delivered_wh, 0.0) * 3600 / watts
+        found.append(
+            Need(
+                evse=evse.name,
+                charge_as=charge,
+                departure_at_s=session.departure_at_s,
+                most_a=max(most, 0.0),
+                running=evse.name in previous and previous[evse.name].current_a > 0,
+            )
+        )
+    return tuple(found)
+
+
+def fair_shares(network: Network, tops_a: Floats, had_a: Floats, limits: Floats) -> Floats:
+    """Return the max-min fair currents: nobody can get more without taking it from one who has no more.
+
+    Everyone's `had_a` plus current rises to one level; who reaches their top stays there, and where a constraint is
+    met, all who load it stay where they are, while the others rise on.
+
+    :param tops_a: the most for each EVSE; 0 for those that take no part
+    :param had_a: what each has had already, as a current
+    """
+    currents = np.zeros(len(tops_a))
+    rising = tops_a > 0
+    while rising.any():
+        low, high = float(np.min(had_a[rising])), float(np.max((had_a + tops_a)[rising]))
+        for level in [high] + [math.nan] * _HALVINGS:
+            middle = (low + high) / 2 if math.isnan(level) else level
+            raised = np.where(rising, np.clip(middle - had_a, 0.0, tops_a), currents)
+            if network.fits(raised, limits):
+                low = middle
+            else:
+                high = middle
+            if low == high:
+                return raised
+        currents = np.where(rising, np.clip(low - had_a, 0.0, tops_a), currents)
+        full = network.met(currents, limits, within=1e-3)
+        if not (rising & full).any():
+            return currents
+        rising &= ~full & (currents < tops_a - _CLOSE_A)
+    return currents
+
+
+def reserved_a(
+    evses: Iterable[Evse],
+    sessions: Mapping[str, Session],
+    bounds: Bounds,
+    network: Network,
+    params: Params,
+) -> Floats:
+    """Return the fair shares in A of sessions whose departure or need is unknown, by place; 0 for all others.
+
+    All sessions count when shares are worked out, so that those that are known leave the others theirs.
+    """
+    seats = _seats(
+        tuple(evses), sessions, bounds, network, now_s=0.0, previous={}, params=replace(params, energised_at_s=None)
+    )
+    return _fair_a(seats, network, circuit_limits(network, bounds))
+
+
+def _fair_a(seats: list[_Seat], network: Network, limits: Floats) -> Floats:
+    """Return the fair shares in A of those whose departure or need is unknown, by place."""
+    tops, had = np.zeros(len(network.evses)), np.zeros(len(network.evses))
+    unknown = np.zeros(len(network.evses), dtype=bool)
+    for seat in seats:
+        if not seat.storage:
+            tops[seat.place], had[seat.place] = seat.usable_a, seat.had_a
+            unknown[seat.place] = math.isinf(seat.laxity_s)
+    return np.where(unknown, fair_shares(network, tops, had, limits), 0.0) if unknown.any() else tops * 0.0
+
+
+def _top_a(network: Network, place: int, session: Session, high_a: float, params: Params) -> float:
+    """Return the most that a session can use until the next allocation."""
+    watts = float(network.watts_per_a[place])
+    top = high_a
+    if session.power_w is not None:
+        top = min(top, session.power_w / watts)
+    if session.energy_need_wh is not None:
+        left_wh = session.energy_need_wh - session.delivered_wh
+        top = min(top, left_wh * 3600 / params.cycle_s / watts)
+    return max(top, 0.0)
+
+
+def allocate(
+    evses: Iterable[Evse],
+    sessions: Mapping[str, Session],
+    bounds: Bounds,
+    network: Network,
+    *,
+    now_s: float,
+    previous: Mapping[str, Allocation],
+    plan: Plan | None,
+    params: Params,
+) -> Mapping[str, Allocation]:
+    """Return what each EVSE gets now. Every EVSE is in the result; those without a session get 0.
+
+    :param bounds: what the limits leave (`limits.combine`), the base load taken off circuits already
+    :param previous: the result of the last cycle; empty at first
+    :param plan: the planner's latest, however old; None does without
+    """
+    evses = tuple(evses)
+    limits = circuit_limits(network, bounds)
+    seats = _seats(evses, sessions, bounds, network, now_s=now_s, previous=previous, params=params)
+    _wish(seats, _fair_a(seats, network, limits), plan, now_s, params)
+    _share(seats, network.room(limits), params, planned=plan is not None)
+    result = {
+        evse.name: Allocation(
+            evse=evse.name,
+            current_a=0.0,
+            power_w=0.0,
+            why="no vehicle" if evse.name not in sessions else "waits after the outage",
+        )
+        for evse in evses
+    }
+    for seat in seats:
+        result[seat.name] = _held(seat, previous.get(seat.name), now_s, params)
+    return result | _given_back(seats, result, bounds, network)
+
+
+def _seats(
+    evses: tuple[Evse, ...],
+    sessions: Mapping[str, Session],
+    bounds: Bounds,
+    network: Network,
+    *,
+    now_s: float,
+    previous: Mapping[str, Allocation],
+    params: Params,
+) -> list[_Seat]:
+    seats = []
+    for evse in evses:
+        session = sessions.get(evse.name)
+        if session is None or now_s < may_start_at_s(evse.name, params):
+            continue
+        place = network.place[evse.name]
+        low, high = evse_bounds(network, place, evse, bounds)
+        top = _top_a(network, place, session, high, params)
+        steps = params.steps.get(evse.name, params.otherwise)
+        before = previous.get(evse.name)
+        seats.append(
+            _Seat(
+                name=evse.name,
+                place=place,
+                group=int(network.group_of[place]),
+                watts_per_a=float(network.watts_per_a[place]),
+                steps=steps,
+                low_a=low,
+                high_a=high,
+                usable_a=top,
+                had_a=session.delivered_wh / float(network.watts_per_a[place]) * 3600 / params.even_s,
+                # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
+                top_a=steps.down(max(min(steps.up(top), high), 0.0)),
+                running=before is not None and before.current_a > 0,
+                storage=evse.name in params.storage,
+                laxity_s=_laxity_s(session, top * float(network.watts_per_a[place]), now_s),
+            )
+        )
+    return seats
+
+
+def _laxity_s(session: Session, power_w: float, now_s: float) -> float:
+    """Return for how long a vehicle could wait and still get its need; without a departure, none can be told."""
+    if session.departure_at_s is None or session.energy_need_wh is None:
+        return math.inf
+    left_wh = max(session.energy_need_wh - session.delivered_wh, 0.0)
+    return session.departure_at_s - now_s - (left_wh * 3600 / power_w if power_w > 0 else 0.0)
+
+
+def _wish(seats: list[_Seat], reserved: Floats, plan: Plan | None, now_s: float, params: Params) -> None:
+    """Set what each EVSE wishes now, and what it has coming in the near future."""
+    for seat in seats:
+        known = math.isfinite(seat.laxity_s)
+        if not known:
+            seat.wish_a = seat.ahead_a = float(reserved[seat.place])
+        elif plan is not None:
+            seat.wish_a = plan.current_a(seat.name, now_s)
+            seat.ahead_a = plan.charge_as(seat.name, now_s, now_s + params.look_s) / params.look_s
+        seat.wish_a = min(max(seat.wish_a, seat.low_a), seat.top_a)
+
+
+class _Wishes:
+    """The sums of wishes of EVSEs that load the root alike, and what has been granted of them, in A."""
+
+    def __init__(self, seats: list[_Seat], planned: bool) -> None:
+        self._open: dict[int, float] = dict.fromkeys((seat.group for seat in seats), _SLACK_A)
+        for seat in seats:
+            unplanned = not planned and math.isfinite(seat.laxity_s)
+            self._open[seat.group] += math.inf if unplanned else seat.wish_a
+
+    def lift(self, seat: _Seat, room: Room, to_a: float, at_most_a: float = math.inf) -> None:
+        """Raise an EVSE and count that as granted; by default whatever its group wished."""
+        before = seat.current_a
+        seat.lift(room, to_a, at_most_a)
+        self._open[seat.group] -= seat.current_a - before
+
+    def gather(self, seat: _Seat, room: Room, to_a: float) -> None:
+        """Raise an EVSE by no more than what its group still wishes."""
+        self.lift(seat, room, to_a, self._open[seat.group])
+
+
+def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> None:
+    """Raise the EVSEs round by round, as the module says."""
+    ordered = sorted(
+        seats,
+        key=lambda seat: (seat.storage, -seat.ahead_a - params.running * seat.running, seat.laxity_s, seat.name),
+    )
+    vehicles = [seat for seat in ordered if not seat.storage]
+    wishes = _Wishes(vehicles, planned)
+    for seat in vehicles:
+        if seat.running and seat.ahead_a >= params.keep * seat.steps.lowest_a:
+            wishes.lift(seat, room, seat.steps.lowest_a)
+    for seat in vehicles:
+        if seat.wish_a > 0 and (seat.current_a > 0 or seat.wish_a >= params.start * seat.steps.lowest_a):
+            wishes.gather(seat, room, seat.steps.near(seat.wish_a))
+    for seat in _running_first(vehicles):
+        wishes.gather(seat, room, seat.top_a)
+    for seat in _running_first(ordered):
+        seat.lift(room, seat.top_a)
+
+
+def _running_first(seats: list[_Seat]) -> list[_Seat]:
+    return sorted(seats, key=lambda seat: seat.current_a <= 0)
+
+
+def _reason(seat: _Seat) -> str:
+    """Return in words what sets an EVSE's current."""
+    if seat.top_a <= 0:
+        return "its own limits leave less than its minimum" if seat.high_a > 0 else "its own limits leave nothing"
+    if seat.current_a >= seat.top_a - _CLOSE_A:
+        return "all that it can use"
+    return "its share of the circuits" if seat.current_a > 0 else "waits for its turn"
+
+
+def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) -> Allocation:
+    """Return what an EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
+    could = current = seat.current_a
+    lowered_at, least, most = -math.inf, math.inf, -math.inf
+    held = 0.0
+    if before is not None:
+        held = max(before.current_a, 0.0)
+        lowered_at, least, most = before.lowered_at_s, min(before.least_a, could), max(before.most_a, could)
+    if could < held - _CLOSE_A:
+        lowered_at, least, most = now_s, math.inf, -math.inf
+    elif now_s - lowered_at < params.hold_s:
+        current = held
+    elif lowered_at > -math.inf and most - least > _CLOSE_A:
+        current = max(held, seat.steps.down(least - params.margin_a))
+        lowered_at, least, most = now_s, math.inf, -math.inf
+    else:
+        lowered_at, least, most = -math.inf, math.inf, -math.inf
+    return Allocation(
+        evse=seat.name,
+        current_a=current,
+        power_w=current * seat.watts_per_a,
+        why=_reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while",
+        lowered_at_s=lowered_at,
+        least_a=least,
+        most_a=most,
+    )
+
+
+def _given_back(
+    seats: list[_Seat], shared: Mapping[str, Allocation], bounds: Bounds, network: Network
+) -> dict[str, Allocation]:
+    """Return the EVSEs that discharge: because their own limit says so, or one of a circuit above them.
+
+    Storage gives first, then the vehicle that can best wait; only EVSEs that do not charge.
+    """
+    willing = [seat for seat in seats if seat.low_a < 0]
+    room = network.room(circuit_limits(network, bounds, export=True))
+    given: dict[str, float] = {}
+
+    def give(seat: _Seat, current_a: float) -> float:
+        more = max(min(current_a, -seat.low_a - given.get(seat.name, 0.0), room.left(seat.place)), 0.0)
+        if more > 0 and shared[seat.name].current_a <= 0:
+            room.take(seat.place, more)
+            given[seat.name] = given.get(seat.name, 0.0) + more
+            return more
+        return 0.0
+
+    for seat in willing:
+        if seat.high_a < 0:
+            give(seat, -seat.high_a)
+    willing.sort(key=lambda seat: (not seat.storage, -seat.laxity_s, seat.name))
+    for circuit, asked_w in _asked_back(network, bounds):
+        beneath = [seat for seat in willing if network.hangs_on(seat.place, circuit)]
+        missing_w = asked_w - sum(given.get(seat.name, 0.0) * seat.watts_per_a for seat in beneath)
+        for seat in beneath:
+            if missing_w > 0:
+                missing_w -= give(seat, missing_w / seat.watts_per_a) * seat.watts_per_a
+    return {
+        seat.name: Allocation(
+            evse=seat.name,
+            current_a=-given[seat.name],
+            power_w=-given[seat.name] * seat.watts_per_a,
+            why="gives back what a limit asks for",
+        )
+        for seat in willing
+        if given.get(seat.name, 0.0) > 0
+    }
+
+
+def _asked_back(network: Network, bounds: Bounds) -> list[tuple[str, float]]:
+    """Return the circuits that are to give power back, and how many W."""
+    roots = [name for name, circuit in network.circuits.items() if circuit.parent is None]
+    return [
+        (name, -bound.high)
+        for (target, quantity, _), bound in bounds.items()
+        if quantity is LimitQuantity.ACTIVE_POWER and bound.high < 0
+        for name in (roots if target == SITE else [target])
+        if name in network.circuits
+    ]

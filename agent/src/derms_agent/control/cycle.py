@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One cycle: what was read in, what is to be written out. Pure; the caller stores the ledger and sends the writes.
+
+`image -> obedience -> limits -> allocate -> guard -> writes`, each a function of what came before:
+
+1. **Events.** What became of the last cycle's writes, and every reading, go into the ledger. A reading that is stale is
+   no reading: the ledger counts without it.
+2. **Obedience** compares what each EVSE was told with what it draws; who does not follow is not trusted by the ledger.
+3. **Limits** come from the caller, for only it knows their sources, and meet in `combine`.
+4. **Allocate** shares out what is left. EVSEs that cannot be relied on are left out, and what the ledger counts for
+   them is taken off the circuits above them (by magnitude, which is never too little), so that it plans with what there
+is. 5. **Guard** lets through what cannot overload anything; whatever `allocate` says, no EVSE gets more than its own
+bounds. 6. **Why**, for each EVSE: what it is told, and whose limits hold it there, in the order of their ranks.
+
+Nothing in here waits, and nothing depends on anything but its arguments, so a cycle can be replayed from its inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from derms_agent.control import guard, obedience
+from derms_agent.control.guard import Admission, Rules, Write
+from derms_agent.control.ledger import (
+    Amount,
+    Answered,
+    Distrusted,
+    Event,
+    Ledger,
+    Measured,
+    ReadBack,
+    Span,
+    Station,
+    advance,
+    fresh,
+    record,
+)
+from derms_agent.control.obedience import Allowance, Following, Obedience, Sample
+from derms_agent.control.worst_case import PHASES, BaseLoad, Caps, Circuits, Excess, amperes_of
+from derms_agent.model import Circuit, Limit, LimitQuantity, PerPhase, Phase, Quality
+
+Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
+"""What is bounded: target, quantity, and the phase; None for all phases together."""
+
+
+class Bounded(Protocol):
+    """What limits leave at a place: `limits.Bound`."""
+
+    @property
+    def low(self) -> float:
+        """The least, consumption positive."""
+        ...
+
+    @property
+    def high(self) -> float:
+        """The most."""
+        ...
+
+    @property
+    def low_by(self) -> Limit | None:
+        """Whose the low is."""
+        ...
+
+    @property
+    def high_by(self) -> Limit | None:
+        """Whose the high is."""
+        ...
+
+
+class Allocated(Protocol):
+    """What an EVSE is to get: `allocate.Allocation`."""
+
+    @property
+    def current_a(self) -> float:
+        """A per conductor."""
+        ...
+
+    @property
+    def why(self) -> str:
+        """The reason in words."""
+        ...
+
+
+Bounds: TypeAlias = "Mapping[Place, Bounded]"
+Combine: TypeAlias = "Callable[[Iterable[Limit], float], Bounds]"
+Allocate: TypeAlias = "Callable[[Sequence[str], Bounds, float], Mapping[str, Allocated]]"
+"""EVSEs that can be relied on, the bounds, and now, in: what each gets, out. The caller binds all else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvseImage:
+    """The last reading of one EVSE. A of the supply's L1, L2 and L3; `limit_a` as the device shows it, A per conductor.
+
+    It was asked for at `sent_s` and answered at `answered_s`. None: the device does not have it.
+    """
+
+    sent_s: float
+    answered_s: float
+    quality: Quality = Quality.GOOD
+    current_a: PerPhase | None = None
+    limit_a: float | None = None
+    up_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What a cycle is given. `events`: what became of writes, in order. `base` as the guard takes it; None: worst."""
+
+    now_s: float
+    image: Mapping[str, EvseImage]
+    limits: tuple[Limit, ...]
+    events: tuple[Event, ...] = ()
+    base: Mapping[str, BaseLoad] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a cycle hands to the next."""
+
+    ledger: Ledger
+    obedience: Mapping[str, Obedience] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    """What holds one EVSE: the limits in force on its way to the root, strongest rank first, and what else there is."""
+
+    told_a: float
+    wanted_a: float
+    limits: tuple[Limit, ...]
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a cycle comes to: writes to send once `state.ledger` is stored, and what the page, LED and log are told.
+
+    `held`: the limits that keep some EVSE below what allocation or guard would give; `faults`: what to check, in words;
+    `fallback`: EVSEs that are silent. They are what the operating state is made of.
+    """
+
+    state: State
+    writes: tuple[Write, ...]
+    why: Mapping[str, Why]
+    bounds: Bounds
+    admission: Admission
+    held: tuple[Limit, ...]
+    faults: tuple[str, ...]
+    fallback: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cycle:
+    """What stays the same from cycle to cycle."""
+
+    circuits: Circuits
+    combine: Combine
+    allocate: Allocate
+    rules: Rules = field(default_factory=Rules)
+    allowance: Allowance = field(default_factory=Allowance)
+
+    def run(self, state: State, inputs: Inputs) -> Outcome:
+        """Return what one cycle comes to."""
+        now_s = inputs.now_s
+        book = record(state.ledger, (*inputs.events, *readings(inputs.image)))
+        book, verdicts = self._judged(book, state.obedience, now_s)
+        book = advance(book, now_s)
+        bounds = self.combine(inputs.limits, now_s)
+        stations = self.circuits.stations
+        relied = [one.name for one in stations if guard.reliable(book.entries[one.name], one, now_s, self.rules)]
+        allocated = self.allocate(relied, self._left(bounds, book, set(relied), now_s), now_s)
+        wanted = {
+            name: Amount(self._within(name, allocation.current_a, bounds))
+            for name, allocation in allocated.items()
+            if name in self.circuits.places
+        }
+        admission = guard.admit(
+            book,
+            wanted,
+            now_s,
+            circuits=self.circuits,
+            caps=caps_of(bounds, self.circuits.circuits),
+            base=inputs.base,
+            rules=self.rules,
+        )
+        why = {one.name: self._why(one, admission, allocated, bounds, verdicts[one.name]) for one in stations}
+        silent = tuple(
+            one.name for one in stations if admission.ledger.entries[one.name].silent_for_s(now_s) >= one.silent_s
+        )
+        return Outcome(
+            State(admission.ledger, verdicts),
+            admission.writes,
+            why,
+            bounds,
+            admission,
+            tuple(dict.fromkeys(limit for reason in why.values() for limit in reason.limits)),
+            tuple(filter(None, (obedience.advice(name, verdict) for name, verdict in verdicts.items()))),
+            silent,
+        )
+
+    def _judged(
+        self, book: Ledger, before: Mapping[str, Obedience], now_s: float
+    ) -> tuple[Ledger, Mapping[str, Obedience]]:
+        """Return the verdicts, and the ledger that trusts only those who follow."""
+        verdicts: dict[str, Obedience] = {}
+        events: list[Event] = []
+        for one in self.circuits.stations:
+            entry = book.entries[one.name]
+            told = entry.told
+            seen = entry.measured is not None and fresh(entry, one, now_s)
+            sample = Sample(
+                told=entry.told_amount,
+                currents_a=entry.measured or (),
+                sampled_s=entry.measured_s if seen else None,
+                proven=told is not None and told.acknowledged,
+            )
+            allowance = dataclasses.replace(self.allowance, follow_s=one.follow_s)
+            verdict = obedience.judge(before.get(one.name) or obedience.unproven(now_s), sample, now_s, allowance)
+            verdicts[one.name] = verdict
+            if verdict.trusted == entry.distrusted:
+                events.append(Distrusted(one.name, not verdict.trusted, now_s))
+        return record(book, events), verdicts
+
+    def _left(self, bounds: Bounds, book: Ledger, relied: set[str], now_s: float) -> Bounds:
+        """Return the bounds of the circuits less what the ledger counts for EVSEs that cannot be relied on."""
+        taken: dict[Place, tuple[float, float]] = {}
+        for one in self.circuits.stations:
+            if one.name in relied:
+                continue
+            spans = guard.phase_spans(book.entries[one.name], one, now_s)
+            for place, low, high in _counted(self.circuits.circuits, one, spans):
+                before = taken.get(place, (0.0, 0.0))
+                taken[place] = (before[0] + low, before[1] + high)
+        if not taken:
+            return bounds
+        left = dict(bounds)
+        for place, (low, high) in taken.items():
+            bound = bounds.get(place)
+            if bound is not None:
+                left[place] = Less(
+                    min(bound.low - low, 0.0) if bound.low <= 0 else bound.low,
+                    max(bound.high - high, 0.0) if bound.high >= 0 else bound.high,
+                    bound.low_by,
+                    bound.high_by,
+                )
+        return left
+
+    def _within(self, name: str, current_a: float, bounds: Bounds) -> float:
+        """Return a current within the bounds of the EVSE itself."""
+        low, high = self._own(name, bounds)
+        return min(max(current_a, low), high) if low <= high else 0.0
+
+    def _own(self, name: str, bounds: Bounds) -> tuple[float, float]:
+        """Return the lowest and highest A per conductor that the EVSE's own bounds leave."""
+        one = self.circuits.stations[self.circuits.places[name]]
+        circuit = self.circuits.circuits[one.circuit]
+        low, high = one.lowest_a, one.rating_a
+        for phase in (None, *PHASES):
+            bound = bounds.get((name, LimitQuantity.CURRENT, phase))
+            if bound is not None and (phase is None or phase in (one.phases or PHASES)):
+                low, high = max(low, bound.low), min(high, bound.high)
+        bound = bounds.get((name, LimitQuantity.ACTIVE_POWER, None))
+        if bound is not None:
+            phases = len(one.phases or PHASES)
+            low = max(low, amperes_of(circuit, phases, bound.low))
+            high = min(high, amperes_of(circuit, phases, bound.high))
+        return low, high
+
+    def _why(
+        self,
+        one: Station,
+        admission: Admission,
+        allocated: Mapping[str, Allocated],
+        bounds: Bounds,
+        verdict: Obedience,
+    ) -> Why:
+        told = admission.ledger.entries[one.name].told_amount
+        allocation = allocated.get(one.name)
+        words = [allocation.why] if allocation is not None else ["cannot be relied on"]
+        if one.name in admission.capped:
+            words.append(f"taken back for {_named(admission.capped[one.name])}")
+        if one.name in admission.held:
+            excess = admission.held[one.name]
+            words.append("waits for its last write" if excess is None else f"waits for {_named(excess)}")
+        if verdict.state is not Following.FOLLOWING:
+            words.append(verdict.state.value)
+        target = admission.targets[one.name].active_a
+        limits = _in_force(one, self.circuits.circuits, bounds)
+        return Why(math.nan if told is None else told.active_a, target, limits, "; ".join(filter(None, words)))
+
+
+@dataclass(frozen=True, slots=True)
+class Less:
+    """A bound less what is counted for others."""
+
+    low: float
+    high: float
+    low_by: Limit | None
+    high_by: Limit | None
+    clipped: tuple[object, ...] = ()
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Return whose the bound is."""
+        return tuple(dict.fromkeys(limit.source for limit in (self.low_by, self.high_by) if limit is not None))
+
+
+def readings(image: Mapping[str, EvseImage]) -> list[Event]:
+    """Return what readings say: only good ones say anything, and each as of when it was asked for."""
+    events: list[Event] = []
+    for name, seen in image.items():
+        if seen.quality is not Quality.GOOD:
+            continue
+        events.append(Answered(name, seen.sent_s, seen.answered_s, seen.up_since_s))
+        if seen.limit_a is not None:
+            events.append(ReadBack(name, Amount(seen.limit_a), seen.sent_s, seen.answered_s))
+        if seen.current_a is not None:
+            events.append(Measured(name, seen.current_a, seen.sent_s, seen.answered_s))
+    return events
+
+
+def caps_of(bounds: Bounds, circuits: Mapping[str, Circuit]) -> Caps:
+    """Return the bounds of circuits, and of the site, as the guard takes them."""
+    return {
+        place: (bound.low, bound.high) for place, bound in bounds.items() if place[0] in circuits or place[0] == "site"
+    }
+
+
+def _upwards(circuits: Mapping[str, Circuit], name: str) -> list[str]:
+    """Return a circuit and all above it; "site" stands above the root."""
+    found = [name]
+    while (parent := circuits[found[-1]].parent) is not None:
+        found.append(parent)
+    return [*found, "site"]
+
+
+def _counted(circuits: Mapping[str, Circuit], one: Station, spans: Sequence[Span]) -> list[tuple[Place, float, float]]:
+    """Return what one EVSE may take of each bound above it, by magnitude; beyond a transformer on any phase."""
+    found: list[tuple[Place, float, float]] = []
+    own = circuits[one.circuit]
+    worst = Span()
+    for span in spans:
+        worst = worst.hull(span)
+    watts = 1.0 / amperes_of(own, len(one.phases or PHASES), 1.0)
+    each = own.connection.value in {"single_phase", "wye"}
+    for name in _upwards(circuits, one.circuit):
+        at = circuits.get(name)
+        each = each and (at is None or at.connection.value in {"single_phase", "wye"})
+        ratio = (
+            1.0 if at is None else max(1.0, _volts(own) / _volts(at)) if each else _volts(own) / _volts(at) * _WIDEST
+        )
+        for phase, span in zip(PHASES, spans, strict=True):
+            counted = span if each else worst
+            found.append(((name, LimitQuantity.CURRENT, phase), counted.low * ratio, counted.high * ratio))
+        found.extend(((name, quantity, None), worst.low * watts, worst.high * watts) for quantity in _POWERS)
+    return found
+
+
+_POWERS = (LimitQuantity.ACTIVE_POWER, LimitQuantity.APPARENT_POWER)
+_WIDEST = 2 / math.sqrt(3)
+"""What a line may carry behind a delta-wye transformer, of what flows in two of its windings."""
+
+
+def _volts(circuit: Circuit) -> float:
+    return circuit.voltage_v * (math.sqrt(3) if circuit.connection.value == "single_phase" else 1.0)
+
+
+def _in_force(one: Station, circuits: Mapping[str, Circuit], bounds: Bounds) -> tuple[Limit, ...]:
+    """Return whose limits bound an EVSE from its own to the site's, by rank, then from the EVSE upwards."""
+    phases = set(one.phases or PHASES)
+    order = {name: index for index, name in enumerate((one.name, *_upwards(circuits, one.circuit)))}
+    found: list[tuple[int, int, Limit]] = []
+    for (target, _quantity, phase), bound in bounds.items():
+        if target in order and (phase is None or phase in phases):
+            found.extend(
+                (limit.rank, order[target], limit) for limit in (bound.high_by, bound.low_by) if limit is not None
+            )
+    found.sort(key=lambda entry: entry[:2])
+    return tuple(dict.fromkeys(limit for _rank, _order, limit in found))
+
+
+def _named(excess: Excess) -> str:
+    line = "its power" if excess.phase is None else excess.phase.value
+    return f"{excess.circuit}, {line}: {excess.found:.1f} of {excess.limit:.1f}"

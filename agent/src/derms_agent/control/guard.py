@@ -1,0 +1,535 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which writes may leave now, so that nothing that may happen overloads a circuit. Pure.
+
+The ledger (`ledger.py`) holds for each EVSE an interval that contains its current whatever happens; `worst_case.py`
+adds intervals up to the most that each line and each circuit's power may carry. A *row* is one of those. The guard
+takes what is wanted and says what is written.
+
+**What it keeps to.** For every row, with U the ledger's upper bound of it:
+
+1. No write raises U where U is over its limit or would be after it.
+2. While U is over, each write to an EVSE that the row sees tells it no more than it was told before.
+
+**Why.** A write of v adds the claim [0, v] (or [v, 0]) to the EVSE's; so U can only grow with it, and does not at all
+where the EVSE's interval held it already. So a decrease, and the same value again, leave U as it is: they may leave at
+once, and U falls when the old value's claim is let go (by a proof of the write and a current measured `follow_s` after
+it; an acknowledgement alone frees nothing). Anything else leaves only after U was worked out with its claim in it, in
+every row that the EVSE touches, together with all writes of the same cycle that left before it; and only where none of
+these rows is over now. So (1) and (2) hold for each write alone, whatever the others' order.
+
+From (1), by induction over events, U is at most its limit at all times, except after an event that is not a write:
+
+- *acknowledged, read back*: claims end, none begins but for a value that somebody else wrote; U does not change yet.
+- *measured*: claims are let go, U falls; or the EVSE draws more than its claims, which is disobedience.
+- *timed out*: the claim stays as it is.
+- *silent, rebooted*: fallback, after-boot value, rating come in. That the sum of all of them stays within every rating
+  is checked before the agent starts; with some EVSEs silent and others not it need not, so `admit` looks ahead:
+- *base load steps up, a limit falls, an EVSE disobeys*: U may be over.
+
+**What it does then.** `admit` works out the rows as they will be once what is wanted is reached and proven, those EVSEs
+that cannot be relied on (silent, not obeying, not taking writes, or not measured) standing as they are. Where that is
+over, what is wanted of the others is capped, alike for all in the row, until it fits, and written at once. So an
+EVSE's excess is taken off the others in the same cycle.
+
+**Progress.** What is wanted, after those caps, fits in every row. Once all lower writes are acknowledged, and measured
+`follow_s` later, the ledger is the hull of what each was told, within the wanted; then every raise fits, in any order,
+for every subset of what fits does (monotone). A write that got no answer is repeated every `retry_s`; so is
+one after which something else may be in force (fallback, restart, a lost write), with the value last told, which is
+neutral.
+
+**Restart of this process.** The caller stores the ledger that `admit` returns before it lets the writes out; its
+successor adopts it (`ledger.from_json`), so a write that left is always in a ledger. What is assumed of the hardware
+stands in `ledger.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from derms_agent.control.ledger import (
+    Amount,
+    Cause,
+    Entry,
+    Ledger,
+    Span,
+    Station,
+    advanced,
+    amount_of,
+    fresh,
+    issued,
+    measured_span,
+    span_of,
+)
+from derms_agent.control.worst_case import PHASES, BaseLoad, Bound, Box, Caps, Circuits, Excess, Sums, spans_of
+from derms_agent.model import Phase
+
+_Fits: TypeAlias = "Callable[[NDArray[np.float64]], bool]"
+_NONE = Amount(0.0)
+_ROUNDING = 1e-6
+_HALVINGS = 18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """How the guard works.
+
+    `retry_s`: how soon a write is repeated that got no answer, or after which something else may be in force.
+    `grace_s`: for how long an EVSE is relied on to take writes, or to follow, beyond what it is allowed.
+    `least_raise_a`: a smaller part of a raise waits.
+    """
+
+    retry_s: float = 2.0
+    grace_s: float = 5.0
+    least_raise_a: float = 1.0
+
+
+class Purpose(str, Enum):
+    """What a write is for."""
+
+    LOWER = "lower"
+    RAISE = "raise"
+    REPEAT = "repeat"  # the same value, for something else may be in force
+    REFRESH = "refresh"  # the same value, for its watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A write that may leave: its id, for the events that tell what became of it."""
+
+    id: int
+    evse: str
+    amount: Amount
+    purpose: Purpose
+
+
+class Admission(NamedTuple):
+    """The writes that may leave, in this order, and the ledger that counts them, to be stored before.
+
+    `over`: the rows whose worst case is over now. `targets`: what is to be reached, after what had to be taken off.
+    `capped`, `held`: for each EVSE whose wanted value was taken back, or waits, the row because of which; None: it
+    waits for itself.
+    """
+
+    writes: tuple[Write, ...]
+    ledger: Ledger
+    over: tuple[Excess, ...]
+    targets: Mapping[str, Amount]
+    capped: Mapping[str, Excess]
+    held: Mapping[str, Excess | None]
+
+
+@dataclass(slots=True)
+class _Raise:
+    """A raise that asks to be let through: from `base`, which is no raise, towards `target`."""
+
+    place: int
+    base: Amount
+    target: Amount
+
+
+def reliable(entry: Entry, station: Station, now_s: float, rules: Rules = Rules()) -> bool:
+    """Whether an EVSE can be counted on to do soon what it is told, and to show it."""
+    if entry.silent_for_s(now_s) >= station.silent_s or entry.distrusted or not fresh(entry, station, now_s):
+        return False
+    if entry.unproven_s is not None and now_s - entry.unproven_s >= rules.grace_s:
+        return False
+    patience_s = station.follow_s + rules.grace_s
+    return not any(claim.ended_s is not None and now_s - claim.ended_s >= patience_s for claim in entry.claims)
+
+
+def phase_spans(entry: Entry, station: Station, now_s: float) -> tuple[Span, Span, Span]:
+    """Return what an EVSE may do on L1, L2 and L3. `entry` is `advanced` to now."""
+    span = entry.span
+    known = spans_of(station, span, entry.phases)
+    if entry.measured is None or not fresh(entry, station, now_s):
+        return known
+    if known[0] is known[1] is known[2] and span.holds(measured_span(entry), station.tolerance_a):
+        return known
+    spans = list(known)
+    for line, (active, reactive) in enumerate(zip(entry.measured, entry.measured_reactive, strict=True)):
+        flowing = span_of(Amount(active, reactive))
+        if not spans[line].holds(flowing, station.tolerance_a):
+            spans[line] = spans[line].hull(flowing)
+    if len(station.phases) == len(known) - 1:
+        both = spans[0].hull(spans[1]).hull(spans[2])  # between two lines of a delta it is one current
+        return spans_of(station, both, None)
+    return spans[0], spans[1], spans[2]
+
+
+def intervals(ledger: Ledger, now_s: float) -> dict[str, tuple[Span, Span, Span]]:
+    """Return what each EVSE may do now, in A on L1, L2 and L3."""
+    return {
+        name: phase_spans(advanced(entry, ledger.stations[name], now_s), ledger.stations[name], now_s)
+        for name, entry in ledger.entries.items()
+    }
+
+
+def over(
+    ledger: Ledger, circuits: Circuits, caps: Caps, base: Mapping[str, BaseLoad] | None, now_s: float
+) -> tuple[Excess, ...]:
+    """Return the rows whose worst case is over its limit now."""
+    found = intervals(ledger, now_s)
+    sums = circuits.sums(circuits.box([found[station.name] for station in circuits.stations]))
+    return tuple(circuits.over(sums, circuits.bounds(caps, base or {})).values())
+
+
+def admit(
+    ledger: Ledger,
+    wanted: Mapping[str, Amount],
+    now_s: float,
+    *,
+    circuits: Circuits,
+    caps: Caps | None = None,
+    base: Mapping[str, BaseLoad] | None = None,
+    rules: Rules = Rules(),
+) -> Admission:
+    """Return which writes may leave now, and the ledger with them in it.
+
+    `wanted` is in order of precedence; an EVSE that is not in it stands as it was told. `circuits` holds the ledger's
+    stations. `caps` bound circuits beyond their ratings; `base` is their base load, the declared worst where absent.
+    """
+    return _Admitting(ledger, wanted, now_s, circuits, caps or {}, base or {}, rules).run()
+
+
+class _Admitting:
+    """One call of `admit`: what it works on."""
+
+    def __init__(  # noqa: PLR0917 - those of `admit`
+        self,
+        ledger: Ledger,
+        wanted: Mapping[str, Amount],
+        now_s: float,
+        circuits: Circuits,
+        caps: Caps,
+        base: Mapping[str, BaseLoad],
+        rules: Rules,
+    ) -> None:
+        self.ledger, self.circuits, self.rules, self.now_s = ledger, circuits, rules, now_s
+        self.stations = circuits.stations
+        self.entries = [advanced(ledger.entries[station.name], station, now_s) for station in self.stations]
+        self.spans = [phase_spans(e, s, now_s) for e, s in zip(self.entries, self.stations, strict=True)]
+        self.told = [entry.told for entry in self.entries]
+        self.reliable = [reliable(e, s, now_s, rules) for e, s in zip(self.entries, self.stations, strict=True)]
+        self.bounds: list[Bound] = circuits.bounds(caps, base)
+        self.box: Box = circuits.box(self.spans)
+        self.loaded = np.array(
+            [
+                [1.0 if phase in _phases(entry, station) else 0.0 for phase in PHASES]
+                for entry, station in zip(self.entries, self.stations, strict=True)
+            ]
+        ).reshape(-1, len(PHASES))
+        self.sums: list[Sums] = circuits.sums(self.box)
+        self.over = circuits.over(self.sums, self.bounds)
+        places = circuits.places
+        order = [places[name] for name in wanted if name in places]
+        self.order = [*order, *sorted(set(range(len(self.stations))) - set(order))]
+        self.references = [self._reference(place) for place in range(len(self.stations))]
+        self.targets = [self._wish(place, wanted.get(station.name)) for place, station in enumerate(self.stations)]
+        self.capped: dict[str, Excess] = {}
+        self.held: dict[str, Excess | None] = {}
+        self.writes: list[Write] = []
+        self.next_write = ledger.next_write
+        self.full: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], tuple[float, Excess]] = {}
+
+    def run(self) -> Admission:
+        self._fit()
+        raises = []
+        for place in self.order:
+            asked = self._lower(place)
+            if asked is not None:
+                raises.append(asked)
+        self._raise(raises)
+        entries = {station.name: entry for station, entry in zip(self.stations, self.entries, strict=True)}
+        ledger = dataclasses.replace(
+            self.ledger, entries={**self.ledger.entries, **entries}, next_write=self.next_write
+        )
+        targets = {station.name: target for station, target in zip(self.stations, self.targets, strict=True)}
+        return Admission(tuple(self.writes), ledger, tuple(self.over.values()), targets, self.capped, self.held)
+
+    # What is to be reached
+
+    def _reference(self, place: int) -> Amount:
+        """Return what an EVSE was told; where that is unknown, what it is seen to draw, so surely may."""
+        entry, station = self.entries[place], self.stations[place]
+        told = self.told[place]
+        if told is not None:
+            return amount_of(told.span)
+        if entry.measured is None or not fresh(entry, station, self.now_s):
+            return _NONE
+        return Amount(_stepped(max(0.0, max(entry.measured) - station.tolerance_a), station))
+
+    def _wish(self, place: int, wanted: Amount | None) -> Amount:
+        """Return what is wanted of an EVSE, within what it can do; one that cannot be relied on is not told more."""
+        station, reference = self.stations[place], self.references[place]
+        if wanted is None or not (math.isfinite(wanted.active_a) and math.isfinite(wanted.reactive_a)):
+            return reference
+        active = min(max(wanted.active_a, station.lowest_a), station.rating_a)
+        reactive = min(max(wanted.reactive_a, -station.reactive_a), station.reactive_a)
+        wish = Amount(_stepped(active, station), reactive)
+        return wish if self.reliable[place] else _no_more(reference, wish)
+
+    def _fit(self) -> None:
+        """Cap what is wanted until the rows fit, as they will be once it is reached."""
+        box = self._ahead(range(len(self.stations)), self.box, grown=False)
+        tried: set[tuple[int, str]] = set()
+        while True:
+            found = self.circuits.over(self.circuits.sums(box), self.bounds)
+            row = next((row for row, excess in found.items() if (row, excess.side) not in tried), None)
+            if row is None:
+                return
+            tried.add((row, found[row].side))
+            changed = []
+            for place in self._cap(row, found[row], box):
+                self.capped.setdefault(self.stations[place].name, found[row])
+                changed.append(place)
+            box = self._ahead(changed, box, grown=False)
+
+    def _ahead(self, places: Iterable[int], box: Box, *, grown: bool) -> Box:
+        """Return a box with the targets of reliable EVSEs: instead of what they may do now, or `grown` by it."""
+        chosen = np.fromiter((place for place in places if self.reliable[place]), dtype=np.intp)
+        targets = np.array([self.targets[place] for place in chosen], dtype=np.float64).reshape(-1, 2)
+        loaded = self.loaded[chosen]
+        values = []
+        for part, bound in zip(box, (0, 0, 1, 1), strict=True):
+            low = part is box.low or part is box.reactive_low
+            told = targets[:, bound, np.newaxis] * loaded
+            told = np.minimum(told, 0.0) if low else np.maximum(told, 0.0)
+            changed = part.copy()
+            changed[chosen] = (np.minimum if low else np.maximum)(part[chosen], told) if grown else told
+            values.append(changed)
+        return Box(*values)
+
+    def _cap(self, row: int, excess: Excess, box: Box) -> list[int]:
+        """Take back targets until a row fits, or nothing is left to take back. Return the places that changed."""
+        may = np.zeros(self.circuits.loads, dtype=bool)
+        for place, target in enumerate(self.targets):
+            may[place] = self.reliable[place] and {
+                "taken": target.active_a > 0,
+                "given": target.active_a < 0,
+            }.get(excess.side, target != _NONE)
+        capped = self.circuits.capped(row, box, may)
+        members = [int(place) for place in capped.members]
+        rank = {place: index for index, place in enumerate(self.order)}
+        members.sort(key=lambda place: rank[place])
+        bound = self.bounds[row]
+        low, high = 0.0, max((_size(self.targets[place]) for place in members), default=0.0)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if capped.fits(middle, bound, excess.side) else (low, middle)
+        alike = {place: _limited(self.targets[place], low, self.stations[place]) for place in members}
+        some = self._some(members, low, lambda caps: capped.fits(caps, bound, excess.side))
+        chosen = max((alike, some), key=lambda option: math.fsum(_size(amount) for amount in option.values()))
+        changed = [place for place in members if chosen[place] != self.targets[place]]
+        for place in changed:
+            self.targets[place] = chosen[place]
+        return changed
+
+    def _some(self, members: Sequence[int], cap_a: float, fits: _Fits) -> dict[int, Amount]:
+        """Return targets where as many as fit, by precedence, keep the least they work with, and the others nothing."""
+        least = {
+            place: _limited(self.targets[place], max(cap_a, self.stations[place].least_a), self.stations[place])
+            for place in members
+        }
+
+        def caps(count: int) -> NDArray[np.float64]:
+            found = np.zeros(self.circuits.loads)
+            for place in members[:count]:
+                found[place] = _size(least[place])
+            return found
+
+        low, high = 0, len(members)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(caps(middle)) else (low, middle - 1)
+        return {place: least[place] if index < low else _NONE for index, place in enumerate(members)}
+
+    # What is written
+
+    def _lower(self, place: int) -> _Raise | None:
+        """Write at once what is no raise; return what is left of the way to the target, where that is one."""
+        entry, claim = self.entries[place], self.told[place]
+        told, target = None if claim is None else amount_of(claim.span), self.targets[place]
+        base = _no_more(self.references[place], target)
+        in_flight = [claim.span for claim in entry.claims if claim.write is not None and claim.executed_by_s is None]
+        if in_flight:
+            # A shed does not wait for an answer; all else does.
+            if told is not None and not base.is_near(told) and all(s.holds(span_of(base)) for s in in_flight):
+                self._write(place, base, Purpose.LOWER)
+            else:
+                self._hold(place, told, target)
+            return None
+        if self.reliable[place] and not target.is_near(base):
+            return _Raise(place, base, target)
+        self._write_base(place, base)
+        self._hold(place, base, target)
+        return None
+
+    def _hold(self, place: int, told: Amount | None, target: Amount) -> None:
+        if told is None or not told.is_near(target):
+            self.held.setdefault(self.stations[place].name, None)
+
+    def _write_base(self, place: int, base: Amount) -> None:
+        """Write what is no raise, where it is not what the EVSE was told, or has to be told again."""
+        entry, station = self.entries[place], self.stations[place]
+        told = self.told[place]
+        if told is None or not base.is_near(amount_of(told.span)):
+            if told is None or not self._waits(told.since_s, entry):
+                self._write(place, base, Purpose.LOWER)
+            return
+        since_s = self.now_s - told.since_s
+        doubtful = entry.unproven_s is not None or any(
+            claim.ended_s is None and claim is not told and claim.cause in _REWRITTEN for claim in entry.claims
+        )
+        if doubtful and since_s >= self.rules.retry_s:
+            self._write(place, base, Purpose.REPEAT)
+        elif station.refresh_s is not None and since_s >= station.refresh_s:
+            self._write(place, base, Purpose.REFRESH)
+
+    def _waits(self, since_s: float, entry: Entry) -> bool:
+        """Whether an EVSE that did not take the last writes is left alone for a moment."""
+        return entry.unproven_s is not None and self.now_s - max(since_s, entry.unproven_s) < self.rules.retry_s
+
+    def _raise(self, raises: Sequence[_Raise]) -> None:
+        """Let raises through as far as every row stays within its limit with them, in order of precedence."""
+        if not raises:
+            return
+        box = self._ahead([asked.place for asked in raises], self.box, grown=True)
+        together = self.circuits.sums(box)
+        # What all of them together leave within its limit, each subset does: only the other rows are looked at again.
+        binding = self.circuits.over(together, self.bounds)
+        for asked in raises:
+            self._raise_one(asked, binding)
+
+    def _raise_one(self, asked: _Raise, binding: Mapping[int, Excess]) -> None:
+        place, name = asked.place, self.stations[asked.place].name
+        touched = self.circuits.touched[place]
+        rows = [row for row in binding if row in touched]
+        amount, excess = self._most(asked, rows)  # nothing fits in a row that is over already
+        if excess is not None:
+            self.held[name] = excess
+        if amount.is_near(asked.base):
+            self._write_base(place, asked.base)
+            return
+        after = self._with(place, amount)
+        for row in rows:
+            self.sums[row] = self.circuits.grown(place, row, self.sums[row], self.spans[place], after)
+        self.spans[place] = self._with(place, amount)
+        self._write(place, amount, Purpose.RAISE)
+
+    def _most(self, asked: _Raise, rows: Sequence[int]) -> tuple[Amount, Excess | None]:
+        """Return how far a raise may go, and the row that holds the rest back."""
+        excess = self._excess(asked.place, asked.target, rows) if rows else None
+        if excess is None:
+            return asked.target, None
+        station = self.stations[asked.place]
+        way = asked.target.active_a - asked.base.active_a
+        steps = max(1, math.ceil(max(abs(way), abs(asked.target.reactive_a - asked.base.reactive_a)) / station.step_a))
+        least = min(steps, max(1, math.ceil(self.rules.least_raise_a / station.step_a)))
+        if abs(asked.base.active_a) < station.least_a <= abs(asked.target.active_a):
+            least = max(least, math.ceil((station.least_a - abs(asked.base.active_a)) / station.step_a))
+        if self._excess(asked.place, _part(asked, least, steps, station), rows) is not None:
+            return asked.base, excess
+        low, high = least, steps - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self._excess(asked.place, _part(asked, middle, steps, station), rows) is None
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return _part(asked, low, steps, station), excess
+
+    def _excess(self, place: int, amount: Amount, rows: Sequence[int]) -> Excess | None:
+        """Return the first of some rows that would be over if an EVSE were told an amount."""
+        before, after = self.spans[place], self._with(place, amount)
+        growth = _growth(before, after)
+        for row in rows:
+            # Rows only fill up: what failed once fails again for an EVSE that hangs there in the same way.
+            key = row, tuple(self.circuits.touched[place][row])
+            failed = self.full.get(key)
+            if failed is not None and growth is not None and growth >= failed[0]:
+                return failed[1]
+            grown = self.circuits.grown(place, row, self.sums[row], before, after)
+            excess = self.circuits.excess(row, grown, self.bounds[row])
+            if excess is not None:
+                if growth is not None and (failed is None or growth < failed[0]):
+                    self.full[key] = growth, excess
+                return excess
+        return None
+
+    def _with(self, place: int, amount: Amount) -> tuple[Span, Span, Span]:
+        """Return what an EVSE may do on each phase with a write of an amount on its way."""
+        added = spans_of(self.stations[place], span_of(amount), self.entries[place].phases)
+        first, second, third = self.spans[place]
+        return first.hull(added[0]), second.hull(added[1]), third.hull(added[2])
+
+    def _write(self, place: int, amount: Amount, purpose: Purpose) -> None:
+        self.writes.append(Write(self.next_write, self.stations[place].name, amount, purpose))
+        self.entries[place] = issued(self.entries[place], self.next_write, amount, self.now_s)
+        self.next_write += 1
+
+
+_REWRITTEN = frozenset({Cause.SETPOINT, Cause.FALLBACK, Cause.AFTER_BOOT, Cause.UNKNOWN})
+"""What may be in force until a write is proven."""
+
+
+def _growth(before: Sequence[Span], after: Sequence[Span]) -> float | None:
+    """Return by how much the highs of all phases grow; None where that is not all, or not the same for each."""
+    grown = after[0].high - before[0].high
+    for old, new in zip(before, after, strict=True):
+        if abs(new.high - old.high - grown) > _ROUNDING or (old.low, *old[2:]) != (new.low, *new[2:]):
+            return None
+    return grown
+
+
+def _phases(entry: Entry, station: Station) -> tuple[Phase, ...]:
+    """Return what an EVSE loads: what its vehicle is known to, else what it is wired to, else all."""
+    return entry.phases if entry.phases is not None else (station.phases or PHASES)
+
+
+def _stepped(active_a: float, station: Station) -> float:
+    """Return the next amount towards zero that an EVSE can hold."""
+    size = abs(active_a)
+    if station.step_a > 0:
+        size = min(size, math.floor(size / station.step_a + _ROUNDING) * station.step_a)
+    if size < station.least_a - _ROUNDING:
+        return 0.0
+    return math.copysign(size, active_a)
+
+
+def _no_more_of(told: float, wanted: float) -> float:
+    if told * wanted <= 0:
+        return 0.0
+    return wanted if abs(wanted) <= abs(told) else told
+
+
+def _no_more(told: Amount, wanted: Amount) -> Amount:
+    """Return the part of the way from what an EVSE was told to what is wanted that is a raise in no respect."""
+    return Amount(_no_more_of(told.active_a, wanted.active_a), _no_more_of(told.reactive_a, wanted.reactive_a))
+
+
+def _size(amount: Amount) -> float:
+    return max(abs(amount.active_a), abs(amount.reactive_a))
+
+
+def _limited(amount: Amount, cap_a: float, station: Station) -> Amount:
+    """Return an amount with neither part more than a cap."""
+    active = math.copysign(min(abs(amount.active_a), cap_a), amount.active_a)
+    reactive = math.copysign(min(abs(amount.reactive_a), cap_a), amount.reactive_a)
+    return Amount(_stepped(active, station) if active != amount.active_a else active, reactive)
+
+
+def _part(asked: _Raise, step: int, steps: int, station: Station) -> Amount:
+    """Return a raise cut off after some of its steps."""
+    share = step / steps
+    way = asked.target.active_a - asked.base.active_a
+    active = asked.base.active_a + math.copysign(min(step * station.step_a, abs(way)), way)
+    return Amount(
+        active if way else asked.base.active_a,
+        asked.base.reactive_a + share * (asked.target.reactive_a - asked.base.reactive_a),
+    )

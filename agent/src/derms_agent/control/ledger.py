@@ -1,0 +1,850 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each EVSE may draw or give at this moment if everything that cannot be excluded were so. Pure, and plain JSON.
+
+For each EVSE the ledger holds **claims**: spans of current, in A per conductor, that may be in force, each with its
+cause. A claim is opened before what may cause it can happen, and ends only by a proof that it is over; even
+then it counts on for `follow_s`, and until a current measured after that lies within what is left. The interval of an
+EVSE is the hull of its claims, of zero (a vehicle need not take what it may), and of what is measured on each phase.
+
+Events, and what they do to the claims (`record`):
+
+- **issued**: a claim for the value, before the write leaves. In flight, it may be executed at any moment.
+- **acknowledged**: the write was executed between its issue and the answer. What was surely executed before its issue
+  is superseded; a write that may still arrive (in flight, or lost less than `late_s` ago) is not.
+- **lost** (timed out, connection gone): it may have happened, and may yet happen until `late_s` after its issue.
+- **not executed** (never sent, or refused): its claim goes.
+- **read back**: the device shows what it was told. That value gets a claim if it has none; all others that can no
+  longer arrive are superseded. It says nothing about fallback or boot unless the device shows what is in force.
+- **measured**: ends nothing by itself; it lets go of what was superseded `follow_s` before. More than all claims allow
+  counts as it is, and if it is lost sight of then, as the rating.
+- **answered** (any answer): ends the silence. A gap in which the device could have restarted leaves the after-boot
+  claim, until a write is acknowledged or the device's own uptime excludes it.
+- **time alone** (`advance`): silence of `boot_s` opens the after-boot claim, and casts doubt on volatile settings; a
+  watchdog that was not surely refreshed in time opens the fallback claim; silence of `silent_s` without a watchdog that
+  was read back opens one for the rating.
+- **restart of this process** (`from_json`): the claims are on disk since before the writes left. Under the same boot id
+  the boot-time clock goes on; under another all ages are unknown, so all devices count as silent for ever.
+
+So each claim's life contains the time in which it is in force, and an EVSE's current always lies in its interval, by
+induction over those events, as long as the hardware does what is assumed of it:
+
+1. no limit reaches a device but by our writes, its fallback, its start, or what a later read-back shows;
+2. an EVSE's current lies, at any time, between zero and the limits in force within the last `follow_s`, or it is slower
+   but does not go up again once it was measured within them; if not, obedience says so (`Distrusted`);
+3. a restart takes at least `boot_s` without an answer, and leaves what the profile says;
+4. a write that nobody answered is executed within `late_s` of its issue or never;
+5. the watchdog is not quicker than the time-out that was read back, and falls back to the value that was read back;
+6. meters err by at most `tolerance_a`, and no EVSE draws more than its rating.
+
+Current is active current, consumption positive, with reactive current beside it (A per conductor, positive for
+reactive power taken up). Times are those of one clock that counts on during suspend (boot time), in s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias
+
+from derms_agent.model import Evse, PerPhase, Phase, Value
+from derms_agent.profiles.profile import AfterBoot, Fallback, Profile, Refresh
+
+SAME_A = 0.05
+"""Values nearer than this, in A, are one as far as a register's resolution can tell."""
+
+_PLAIN = ("heard_s", "refreshed_s", "measured_s", "overrun", "watchdog_s", "unproven_s")
+FORMAT = 1
+"""The version of the ledger's JSON."""
+
+
+class Amount(NamedTuple):
+    """What an EVSE is told: active and reactive current in A per conductor; negative active current is discharge."""
+
+    active_a: float
+    reactive_a: float = 0.0
+
+    def is_near(self, other: Amount) -> bool:
+        """Whether both are one, as far as a register's resolution can tell."""
+        return abs(self.active_a - other.active_a) <= SAME_A and abs(self.reactive_a - other.reactive_a) <= SAME_A
+
+
+class Span(NamedTuple):
+    """An interval of active and one of reactive current, in A per conductor. Both contain zero."""
+
+    low: float = 0.0
+    high: float = 0.0
+    reactive_low: float = 0.0
+    reactive_high: float = 0.0
+
+    def hull(self, other: Span) -> Span:
+        """Return the smallest span that contains both."""
+        return Span(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            min(self.reactive_low, other.reactive_low),
+            max(self.reactive_high, other.reactive_high),
+        )
+
+    def holds(self, other: Span, tolerance_a: float = 0.0) -> bool:
+        """Whether the other lies within this one."""
+        return (
+            other.low >= self.low - tolerance_a
+            and other.high <= self.high + tolerance_a
+            and other.reactive_low >= self.reactive_low - tolerance_a
+            and other.reactive_high <= self.reactive_high + tolerance_a
+        )
+
+
+NOTHING = Span()
+
+
+def span_of(amount: Amount) -> Span:
+    """Return what an EVSE may do that is told an amount: anything from nothing to that."""
+    active, reactive = amount
+    return Span(min(0.0, active), max(0.0, active), min(0.0, reactive), max(0.0, reactive))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Station:
+    """What is known of an EVSE before anything is read: A per conductor, s.
+
+    `phases` are the supply's conductors that it is wired to; empty: unknown, and each is counted. `angle_known`: it
+    draws at a power factor of 1, or reactive current is told apart; else its current may have any angle. `lowest_a`
+    (0 or less) is the most that it can give back; `reactive_a` bounds reactive current either way. `fallback` and
+    `watchdog_s` are declared; what was read back comes by `Armed` and stands before them. `settings_last`: what was
+    read back holds through a restart. `refreshed_by` says what keeps the watchdog from running out. `refresh_s`: how
+    often the guard is to write the same value again; None: somebody else sees to it. `shows_in_force`: its read-back is
+    the limit in force, not just what it was told. `least_a` and `step_a` are the least it works with above nothing, and
+    its resolution.
+    """
+
+    name: str
+    circuit: str
+    phases: tuple[Phase, ...]
+    rating_a: float
+    after_boot: Span
+    fallback: Span
+    watchdog_s: float | None = None
+    refreshed_by: Refresh = Refresh.WRITE
+    refresh_s: float | None = None
+    settings_last: bool = False
+    shows_in_force: bool = False
+    angle_known: bool = True
+    lowest_a: float = 0.0
+    reactive_a: float = 0.0
+    least_a: float = 6.0
+    step_a: float = 1.0
+    follow_s: float = 12.0
+    boot_s: float = 5.0
+    silent_s: float = 5.0
+    fresh_s: float = 3.0
+    late_s: float = 3.0
+    tolerance_a: float = 0.5
+
+    @property
+    def rating(self) -> Span:
+        """All that it can do."""
+        return Span(self.lowest_a, self.rating_a, -self.reactive_a, self.reactive_a)
+
+
+def station_of(
+    evse: Evse, profile: Profile, settings: Mapping[str, Value], *, voltage_v: float, **known: Any
+) -> Station:
+    """Return the station of a declared EVSE; `known` overrides single fields of it.
+
+    `settings` are those declared; `voltage_v` is between lines for two or three phases and to neutral for one. The
+    profile's own rule (`Profile.unattended_a`) is the larger of fallback and after-boot value; the fallback alone is
+    that of the same device if it started at nothing.
+    """
+    fallback_a = after_boot_a = evse.rating_a
+    refreshed_by, least_a, step_a = Refresh.NONE, 6.0, 1.0
+    if profile.fallback is not None:
+        refreshed_by = profile.fallback.refreshed_by
+        fallback_a = fallback_alone_a(evse, profile, settings, voltage_v)
+        after = profile.fallback.after_boot
+        after_boot_a = {AfterBoot.OFF: 0.0, AfterBoot.FALLBACK: fallback_a}.get(after, evse.rating_a)
+    if profile.control is not None:
+        per_ampere = 1.0
+        if profile.control.quantity.value == "power":
+            to_neutral_v = voltage_v if len(evse.phases) == 1 else voltage_v / math.sqrt(3)
+            per_ampere = to_neutral_v * len(evse.phases)
+        least_a, step_a = profile.control.minimum / per_ampere, profile.control.step / per_ampere
+    fields: dict[str, Any] = {
+        "name": evse.name,
+        "circuit": evse.circuit,
+        "phases": evse.phases,
+        "rating_a": evse.rating_a,
+        "after_boot": Span(high=after_boot_a),
+        "fallback": Span(high=fallback_a),
+        "watchdog_s": profile.watchdog_s(settings),
+        "refreshed_by": refreshed_by,
+        "least_a": least_a,
+        "step_a": step_a,
+    }
+    return Station(**(fields | known))
+
+
+def fallback_alone_a(evse: Evse, profile: Profile, settings: Mapping[str, Value], voltage_v: float) -> float:
+    """Return what an EVSE falls back to, in A per conductor, whatever holds after its start."""
+    fallback = profile.fallback
+    if fallback is None or fallback.refreshed_by is Refresh.NONE:
+        return evse.rating_a
+    at_rest: Fallback = dataclasses.replace(fallback, after_boot=AfterBoot.OFF)
+    alone = dataclasses.replace(profile, fallback=at_rest)
+    return alone.unattended_a(settings, evse.rating_a, voltage_v, len(evse.phases))
+
+
+class Cause(str, Enum):
+    """Why a claim stands."""
+
+    SETPOINT = "setpoint"
+    FALLBACK = "fallback"
+    AFTER_BOOT = "after_boot"
+    UNPROVEN = "unproven"  # silent, with no watchdog that was read back
+    UNKNOWN = "unknown"  # nothing was told since nothing was known
+    DISOBEYS = "disobeys"  # it was seen to draw more than its limit
+    LOST_SIGHT = "lost_sight"  # it drew more than its claims when last measured
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A span that may be in force. `since_s`: from when on; for a write its issue.
+
+    `write` is a write's id. `executed_by_s`: it is executed by then or never; None while it is in flight. `ended_s`: it
+    is proven not to be in force after that; None while it may be. `acknowledged`: it was in force, for a proof says so.
+    """
+
+    span: Span
+    cause: Cause
+    since_s: float
+    write: int | None = None
+    executed_by_s: float | None = None
+    ended_s: float | None = None
+    acknowledged: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """What the ledger knows of one EVSE.
+
+    `heard_s`, `refreshed_s`: when it last surely answered, and when its watchdog was last surely refreshed. `measured`:
+    active and reactive current on L1, L2 and L3, sampled at `measured_s` or later. `watchdog_s` and `fallback`: as read
+    back, None where not. `phases`: what the vehicle loads; None: what the EVSE is wired to. `overrun`: what was
+    measured was more than the claims. `unproven_s`: since then writes leave, and none is known to have got there.
+    """
+
+    claims: tuple[Claim, ...]
+    heard_s: float | None = None
+    refreshed_s: float | None = None
+    measured: PerPhase | None = None
+    measured_reactive: PerPhase = (0.0, 0.0, 0.0)
+    measured_s: float | None = None
+    watchdog_s: float | None = None
+    fallback: Span | None = None
+    phases: tuple[Phase, ...] | None = None
+    overrun: bool = False
+    unproven_s: float | None = None
+
+    @property
+    def span(self) -> Span:
+        """The hull of all claims."""
+        low, high, reactive_low, reactive_high = NOTHING
+        for claim in self.claims:
+            span = claim.span
+            low, high = min(low, span.low), max(high, span.high)
+            reactive_low, reactive_high = min(reactive_low, span.reactive_low), max(reactive_high, span.reactive_high)
+        return Span(low, high, reactive_low, reactive_high)
+
+    @property
+    def told(self) -> Claim | None:
+        """The claim of what the device was last told, as far as that may be in force; None: nothing is known."""
+        newest: Claim | None = None
+        for claim in self.claims:
+            if (
+                claim.cause is Cause.SETPOINT
+                and claim.ended_s is None
+                and (newest is None or claim.since_s >= newest.since_s)
+            ):
+                newest = claim
+        return newest
+
+    @property
+    def told_amount(self) -> Amount | None:
+        """What the device was last told."""
+        told = self.told
+        return None if told is None else amount_of(told.span)
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether it was seen to draw more than its limit, and not yet to follow again."""
+        return any(claim.cause is Cause.DISOBEYS and claim.ended_s is None for claim in self.claims)
+
+    def silent_for_s(self, now_s: float) -> float:
+        """Return for how long nothing has been heard of the device, in s."""
+        return math.inf if self.heard_s is None else now_s - self.heard_s
+
+
+def amount_of(span: Span) -> Amount:
+    """Return the amount that a setpoint's span was made of."""
+    return Amount(span.low + span.high, span.reactive_low + span.reactive_high)
+
+
+def unknown(station: Station, now_s: float) -> Entry:
+    """Return the entry of an EVSE of which nothing is known: it may do all that it can."""
+    by_s = now_s + station.late_s  # somebody else's last write may still arrive
+    return Entry(claims=(Claim(span=station.rating, cause=Cause.UNKNOWN, since_s=now_s, executed_by_s=by_s),))
+
+
+# What can happen
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The device confirmed a write; its answer came at `answered_s`."""
+
+    evse: str
+    write: int
+    answered_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A write may have happened or not, and nobody waits for its answer any more."""
+
+    evse: str
+    write: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotExecuted:
+    """A write was never sent, or the device refused it."""
+
+    evse: str
+    write: int
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReadBack:
+    """The device holds this value as its limit. It was asked at `sent_s` and answered at `answered_s`."""
+
+    evse: str
+    amount: Amount
+    sent_s: float
+    answered_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What flows, on L1, L2 and L3 of the supply, in A; sampled between `sent_s` and `answered_s`."""
+
+    evse: str
+    active_a: PerPhase
+    sent_s: float
+    answered_s: float
+    reactive_a: PerPhase = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The device answered something. `up_since_s`: by its own uptime it has not started later than then."""
+
+    evse: str
+    sent_s: float
+    answered_s: float
+    up_since_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refreshed:
+    """The watchdog was surely fed by something other than a write of ours or a plain request, not before `at_s`."""
+
+    evse: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Armed:
+    """The settings were read back, asked for at `sent_s`: the watchdog's time-out (None: it has none), its fallback."""
+
+    evse: str
+    watchdog_s: float | None
+    fallback: Span
+    sent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Distrusted:
+    """Obedience says that the EVSE draws more than its limit, or that it follows again."""
+
+    evse: str
+    distrusted: bool
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """The vehicle is known to load these of the supply's phases only; None: as wired."""
+
+    evse: str
+    phases: tuple[Phase, ...] | None
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Another device answers in its place, or its record is worth nothing: all is unknown again."""
+
+    evse: str
+    at_s: float
+
+
+Event: TypeAlias = (
+    "Acknowledged | Lost | NotExecuted | ReadBack | Measured | Answered | "
+    "Refreshed | Armed | Distrusted | Loads | Replaced"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Every EVSE's entry, and the id that the next write gets. `stations` are not part of its JSON."""
+
+    stations: Mapping[str, Station]
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    next_write: int = 1
+
+    def span(self, evse: str, now_s: float) -> Span:
+        """Return what an EVSE may do now on its worst phase."""
+        return interval(self.stations[evse], advanced(self.entries[evse], self.stations[evse], now_s), now_s)
+
+
+def started(stations: Iterable[Station], now_s: float) -> Ledger:
+    """Return the ledger of EVSEs of which nothing is known."""
+    by_name = {station.name: station for station in stations}
+    return Ledger(by_name, {name: unknown(station, now_s) for name, station in by_name.items()})
+
+
+def advance(ledger: Ledger, now_s: float) -> Ledger:
+    """Return the ledger with what silence alone has brought about until now."""
+    stations = ledger.stations
+    entries = {name: advanced(entry, stations[name], now_s) for name, entry in ledger.entries.items()}
+    return dataclasses.replace(ledger, entries=entries)
+
+
+def record(ledger: Ledger, events: Iterable[Event]) -> Ledger:
+    """Return the ledger after events, in the order in which they became known; unknown EVSEs and writes are nothing."""
+    entries = dict(ledger.entries)
+    for event in events:
+        entry = entries.get(event.evse)
+        if entry is not None:
+            entries[event.evse] = _after(entry, ledger.stations[event.evse], event)
+    return dataclasses.replace(ledger, entries=entries)
+
+
+def issue(ledger: Ledger, evse: str, amount: Amount, now_s: float) -> tuple[int, Ledger]:
+    """Return the id of a write that is about to leave, and the ledger that counts it. It is for the guard to call."""
+    entry = issued(ledger.entries[evse], ledger.next_write, amount, now_s)
+    return ledger.next_write, dataclasses.replace(
+        ledger, entries={**ledger.entries, evse: entry}, next_write=ledger.next_write + 1
+    )
+
+
+def issued(entry: Entry, write: int, amount: Amount, now_s: float) -> Entry:
+    """Return the entry with the claim of a write that is about to leave."""
+    claim = Claim(span=span_of(amount), cause=Cause.SETPOINT, since_s=now_s, write=write)
+    unproven_s = now_s if entry.unproven_s is None else entry.unproven_s
+    return dataclasses.replace(entry, claims=(*entry.claims, claim), unproven_s=unproven_s)
+
+
+def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
+    """Return an entry with what silence alone has brought about until now."""
+    silent_s = entry.silent_for_s(now_s)
+    added: list[Claim] = []
+    if silent_s >= station.boot_s:
+        if not _open(entry, Cause.AFTER_BOOT):
+            since_s = now_s if entry.heard_s is None else entry.heard_s
+            added.append(_timeless(station.after_boot, Cause.AFTER_BOOT, since_s))
+        if not station.settings_last and entry.fallback is not None:
+            entry = dataclasses.replace(entry, watchdog_s=None, fallback=None)
+    proven = entry.fallback is not None
+    watchdog_s = entry.watchdog_s if proven else station.watchdog_s
+    if silent_s >= station.silent_s and (not proven or watchdog_s is None) and not _open(entry, Cause.UNPROVEN):
+        added.append(_timeless(station.rating, Cause.UNPROVEN, now_s))
+    if (
+        watchdog_s is not None
+        and (entry.refreshed_s is None or now_s - entry.refreshed_s >= watchdog_s)
+        and not _open(entry, Cause.FALLBACK)
+    ):
+        fallback = station.rating if entry.fallback is None else entry.fallback
+        added.append(_timeless(fallback, Cause.FALLBACK, now_s))
+    stale = entry.measured_s is not None and now_s - entry.measured_s > station.fresh_s
+    if stale and entry.overrun and not _open(entry, Cause.LOST_SIGHT):
+        added.append(_timeless(station.rating, Cause.LOST_SIGHT, now_s))
+    return dataclasses.replace(entry, claims=(*entry.claims, *added)) if added else entry
+
+
+def fresh(entry: Entry, station: Station, now_s: float) -> bool:
+    """Whether what was measured is still worth something."""
+    return entry.measured_s is not None and now_s - entry.measured_s <= station.fresh_s
+
+
+def interval(station: Station, entry: Entry, now_s: float) -> Span:
+    """Return what an EVSE may do on its worst phase."""
+    span = entry.span
+    return span.hull(measured_span(entry)) if entry.overrun and fresh(entry, station, now_s) else span
+
+
+def _timeless(span: Span, cause: Cause, since_s: float) -> Claim:
+    return Claim(span=span, cause=cause, since_s=since_s, executed_by_s=since_s)
+
+
+def _open(entry: Entry, cause: Cause) -> bool:
+    return any(claim.cause is cause and claim.ended_s is None for claim in entry.claims)
+
+
+def measured_span(entry: Entry) -> Span:
+    """Return what was measured last, all phases together."""
+    if entry.measured is None:
+        return NOTHING
+    return Span(
+        min(0.0, *entry.measured),
+        max(0.0, *entry.measured),
+        min(0.0, *entry.measured_reactive),
+        max(0.0, *entry.measured_reactive),
+    )
+
+
+def _ended(entry: Entry, causes: Iterable[Cause], at_s: float) -> Entry:
+    """Return an entry in which open claims of these causes are over."""
+    causes = frozenset(causes)
+    if not any(claim.cause in causes and claim.ended_s is None for claim in entry.claims):
+        return entry
+    return _with(
+        entry,
+        (
+            dataclasses.replace(claim, ended_s=at_s) if claim.cause in causes and claim.ended_s is None else claim
+            for claim in entry.claims
+        ),
+    )
+
+
+def _arrived(claim: Claim, by_s: float) -> bool:
+    """Whether a write was executed by then or never will be."""
+    return claim.executed_by_s is not None and claim.executed_by_s <= by_s
+
+
+def _with(entry: Entry, claims: Iterable[Claim]) -> Entry:
+    """Return an entry with other claims. One that is over adds nothing where a proven setpoint covers it.
+
+    That one ends later. A write in flight covers nothing, for it may turn out not to have happened.
+    """
+    kept = tuple(claims)
+    openly = [claim.span for claim in kept if claim.ended_s is None and claim.acknowledged]
+    if openly and any(claim.ended_s is not None for claim in kept):
+        kept = tuple(
+            claim for claim in kept if claim.ended_s is None or not any(span.holds(claim.span) for span in openly)
+        )
+    return dataclasses.replace(entry, claims=kept)
+
+
+def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901, PLR0911, PLR0912 - a table
+    match event:
+        case Acknowledged():
+            return _acknowledged(entry, station, event)
+        case Lost():
+            return _lost(entry, station, event)
+        case NotExecuted():
+            return dataclasses.replace(entry, claims=tuple(c for c in entry.claims if c.write != event.write))
+        case ReadBack():
+            return _read_back(entry, station, event)
+        case Measured():
+            return _sampled(_heard(entry, station, event.sent_s, event.answered_s), station, event)
+        case Answered():
+            return _excluded(_heard(entry, station, event.sent_s, event.answered_s), event.up_since_s)
+        case Refreshed():
+            entry = advanced(entry, station, event.at_s)  # it may have run out before
+            return dataclasses.replace(entry, refreshed_s=_latest(entry.refreshed_s, event.at_s))
+        case Armed():
+            return _armed(entry, station, event)
+        case Distrusted():
+            if not event.distrusted:
+                return _ended(entry, (Cause.DISOBEYS,), event.at_s)
+            if entry.distrusted:
+                return entry
+            claim = _timeless(station.rating, Cause.DISOBEYS, event.at_s)
+            return dataclasses.replace(entry, claims=(*entry.claims, claim))
+        case Loads():
+            return dataclasses.replace(entry, phases=event.phases)
+        case Replaced():
+            return unknown(station, event.at_s)
+
+
+def _latest(known_s: float | None, at_s: float) -> float:
+    return at_s if known_s is None else max(known_s, at_s)
+
+
+def _heard(entry: Entry, station: Station, sent_s: float, answered_s: float) -> Entry:
+    """Return an entry whose device answered: first what the silence until then has brought about, then its end."""
+    if entry.heard_s is not None and sent_s <= entry.heard_s:
+        return entry
+    entry = advanced(entry, station, answered_s)
+    entry = _ended(entry, (Cause.UNPROVEN,), answered_s)
+    refreshed_s = entry.refreshed_s
+    if station.refreshed_by is Refresh.REQUEST:
+        refreshed_s = _latest(refreshed_s, sent_s)
+    entry = dataclasses.replace(entry, heard_s=sent_s, refreshed_s=refreshed_s)
+    if station.refreshed_by is Refresh.REQUEST and _watched(entry, station, answered_s):
+        entry = _ended(entry, (Cause.FALLBACK,), answered_s)
+    return entry
+
+
+def _watched(entry: Entry, station: Station, at_s: float) -> bool:
+    """Whether the watchdog was fed so lately that it cannot have run out."""
+    watchdog_s = station.watchdog_s if entry.fallback is None else entry.watchdog_s
+    return watchdog_s is None or (entry.refreshed_s is not None and at_s - entry.refreshed_s < watchdog_s)
+
+
+def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
+    written = next((claim for claim in entry.claims if claim.write == event.write), None)
+    if written is None:
+        return entry
+    issued_s = written.since_s
+    if entry.heard_s is None or issued_s > entry.heard_s:
+        entry = _heard(entry, station, issued_s, event.answered_s)
+    if station.refreshed_by in {Refresh.WRITE, Refresh.REQUEST}:
+        entry = dataclasses.replace(entry, refreshed_s=_latest(entry.refreshed_s, issued_s))
+    watched = _watched(entry, station, event.answered_s)
+    claims = []
+    for claim in entry.claims:
+        if claim.write == event.write:
+            claims.append(dataclasses.replace(claim, executed_by_s=event.answered_s, acknowledged=True))
+            continue
+        over = claim.ended_s is None and (
+            claim.cause is Cause.AFTER_BOOT
+            or (claim.cause is Cause.FALLBACK and watched)
+            or (claim.cause in {Cause.SETPOINT, Cause.UNKNOWN} and _arrived(claim, issued_s))
+        )
+        claims.append(dataclasses.replace(claim, ended_s=event.answered_s) if over else claim)
+    return dataclasses.replace(_with(entry, claims), unproven_s=None)
+
+
+def _lost(entry: Entry, station: Station, event: Lost) -> Entry:
+    return dataclasses.replace(
+        entry,
+        claims=tuple(
+            dataclasses.replace(claim, executed_by_s=max(event.at_s, claim.since_s + station.late_s))
+            if claim.write == event.write
+            else claim
+            for claim in entry.claims
+        ),
+    )
+
+
+def _read_back(entry: Entry, station: Station, event: ReadBack) -> Entry:
+    entry = _heard(entry, station, event.sent_s, event.answered_s)
+    shown = span_of(event.amount)
+    claims = []
+    found = False
+    for claim in entry.claims:
+        if claim.cause is not Cause.SETPOINT or claim.ended_s is not None or claim.executed_by_s is None:
+            claims.append(claim)
+        elif amount_of(claim.span).is_near(event.amount):
+            found = True
+            claims.append(dataclasses.replace(claim, acknowledged=True))
+        elif _arrived(claim, event.sent_s):
+            claims.append(dataclasses.replace(claim, ended_s=event.answered_s))
+        else:
+            claims.append(claim)
+    if not found:
+        claims.append(
+            Claim(
+                span=shown,
+                cause=Cause.SETPOINT,
+                since_s=event.sent_s,
+                executed_by_s=event.answered_s,
+                acknowledged=True,
+            )
+        )
+    entry = _with(entry, claims)
+    told = entry.told
+    if found and told is not None and told.acknowledged:
+        entry = dataclasses.replace(entry, unproven_s=None)
+    if not station.shows_in_force:
+        return entry
+    over = [Cause.AFTER_BOOT]
+    if all(_arrived(claim, event.sent_s) for claim in entry.claims if claim.cause is Cause.UNKNOWN):
+        over.append(Cause.UNKNOWN)
+    if _watched(entry, station, event.answered_s):
+        over.append(Cause.FALLBACK)
+    return _ended(entry, over, event.answered_s)
+
+
+def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
+    """Return an entry with what was measured, rid of what was over `follow_s` before and does not show any more."""
+    if entry.measured_s is not None and event.sent_s < entry.measured_s:
+        return entry
+    entry = dataclasses.replace(
+        entry, measured=event.active_a, measured_reactive=event.reactive_a, measured_s=event.sent_s
+    )
+    sample = measured_span(entry)
+    rest: list[Claim] = []
+    left = NOTHING
+    due = False
+    for claim in entry.claims:
+        if claim.cause is Cause.LOST_SIGHT or (
+            claim.ended_s is not None and event.sent_s >= claim.ended_s + station.follow_s
+        ):
+            due = True
+        else:
+            rest.append(claim)
+            left = left.hull(claim.span)
+    if due and rest and left.holds(sample, station.tolerance_a):
+        return dataclasses.replace(entry, claims=tuple(rest), overrun=False)
+    return dataclasses.replace(entry, overrun=not entry.span.holds(sample, station.tolerance_a))
+
+
+def _excluded(entry: Entry, up_since_s: float | None) -> Entry:
+    """Return an entry without the restarts that the device's own uptime excludes."""
+    if up_since_s is None:
+        return entry
+    return dataclasses.replace(
+        entry,
+        claims=tuple(
+            claim
+            for claim in entry.claims
+            if claim.cause is not Cause.AFTER_BOOT or claim.ended_s is not None or claim.since_s < up_since_s
+        ),
+    )
+
+
+def _armed(entry: Entry, station: Station, event: Armed) -> Entry:
+    """Return an entry with settings that were read back; a fallback that grew may be in force where one already is."""
+    entry = dataclasses.replace(entry, watchdog_s=event.watchdog_s, fallback=event.fallback)
+    if _open(entry, Cause.FALLBACK) and not any(
+        claim.cause is Cause.FALLBACK and claim.span.holds(event.fallback) for claim in entry.claims
+    ):
+        claim = _timeless(event.fallback, Cause.FALLBACK, event.sent_s)
+        entry = dataclasses.replace(entry, claims=(*entry.claims, claim))
+    return advanced(entry, station, event.sent_s)
+
+
+# On disk
+
+
+def to_json(ledger: Ledger, boot_id: str, now_s: float) -> dict[str, Any]:
+    """Return the ledger as plain JSON. Whoever issues writes stores it before they leave."""
+    return {
+        "format": FORMAT,
+        "boot_id": boot_id,
+        "saved_s": now_s,
+        "next_write": ledger.next_write,
+        "entries": {name: _entry_json(entry) for name, entry in ledger.entries.items()},
+    }
+
+
+def _entry_json(entry: Entry) -> dict[str, Any]:
+    return {
+        **{name: getattr(entry, name) for name in _PLAIN},
+        "measured": None if entry.measured is None else list(entry.measured),
+        "measured_reactive": list(entry.measured_reactive),
+        "fallback": None if entry.fallback is None else list(entry.fallback),
+        "phases": None if entry.phases is None else [phase.value for phase in entry.phases],
+        "claims": [
+            {
+                "span": list(claim.span),
+                "cause": claim.cause.value,
+                **{name: getattr(claim, name) for name in ("since_s", "write", "executed_by_s", "ended_s")},
+                "acknowledged": claim.acknowledged,
+            }
+            for claim in entry.claims
+        ],
+    }
+
+
+def from_json(stored: Mapping[str, Any], stations: Iterable[Station], boot_id: str, now_s: float) -> Ledger:
+    """Return the ledger that a predecessor left, for the stations that there are now.
+
+    Under the same boot id its times still mean something; writes in flight may arrive until `late_s` from now at the
+    latest. Under another, or with a clock that went back, how old anything is cannot be known: no device has been heard
+    or measured, and what was over has been so since now. Settings have to be read back again in any case: while the
+    agent was away others may have changed them. An EVSE that is not in it is unknown. Raises ValueError for a ledger
+    that cannot be read; `started` stands for it then.
+    """
+    try:
+        if stored["format"] != FORMAT:
+            raise ValueError(f"found format {stored['format']}, expected {FORMAT}")
+        saved_s = float(stored["saved_s"])
+        known_age = stored["boot_id"] == boot_id and saved_s <= now_s
+        by_name = {station.name: station for station in stations}
+        entries = {
+            name: _adopted(_entry_from(stored["entries"][name]), station, known_age, now_s)
+            if name in stored["entries"]
+            else unknown(station, now_s)
+            for name, station in by_name.items()
+        }
+        return Ledger(by_name, entries, int(stored["next_write"]))
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise ValueError(f"found a ledger without what it must hold: {problem!r}") from problem
+
+
+def _entry_from(stored: Mapping[str, Any]) -> Entry:
+    measured, fallback, phases = stored["measured"], stored["fallback"], stored["phases"]
+    reactive = stored["measured_reactive"]
+    claims = tuple(
+        Claim(
+            span=Span(*claim["span"]),
+            cause=Cause(claim["cause"]),
+            since_s=claim["since_s"],
+            write=claim["write"],
+            executed_by_s=claim["executed_by_s"],
+            ended_s=claim["ended_s"],
+            acknowledged=claim["acknowledged"],
+        )
+        for claim in stored["claims"]
+    )
+    if not claims:
+        raise ValueError("found an EVSE without a claim, expected one at least")
+    return Entry(
+        claims=claims,
+        heard_s=stored["heard_s"],
+        refreshed_s=stored["refreshed_s"],
+        measured=None if measured is None else (measured[0], measured[1], measured[2]),
+        measured_reactive=(reactive[0], reactive[1], reactive[2]),
+        measured_s=stored["measured_s"],
+        watchdog_s=stored["watchdog_s"],
+        fallback=None if fallback is None else Span(*fallback),
+        phases=None if phases is None else tuple(Phase(phase) for phase in phases),
+        overrun=stored["overrun"],
+        unproven_s=stored["unproven_s"],
+    )
+
+
+def _adopted(entry: Entry, station: Station, known_age: bool, now_s: float) -> Entry:
+    claims = []
+    for claim in entry.claims:
+        executed_by_s = now_s + station.late_s if claim.executed_by_s is None else claim.executed_by_s
+        if known_age:
+            claims.append(dataclasses.replace(claim, executed_by_s=executed_by_s))
+            continue
+        in_flight = claim.cause is Cause.SETPOINT and not claim.acknowledged
+        claims.append(
+            dataclasses.replace(
+                claim,
+                since_s=now_s,
+                executed_by_s=now_s + station.late_s if in_flight else now_s,
+                ended_s=None if claim.ended_s is None else now_s,
+            )
+        )
+    entry = dataclasses.replace(entry, claims=tuple(claims), watchdog_s=None, fallback=None, phases=None)
+    if not known_age:
+        entry = dataclasses.replace(
+            entry, heard_s=None, refreshed_s=None, measured_s=None, measured=None, unproven_s=None
+        )
+        if entry.overrun:
+            lost = _timeless(station.rating, Cause.LOST_SIGHT, now_s)
+            entry = dataclasses.replace(entry, claims=(*entry.claims, lost), overrun=False)
+    return advanced(entry, station, now_s)

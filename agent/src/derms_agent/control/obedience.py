@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Has each EVSE followed? One verdict for each, from what it was told and what it draws. Pure.
+
+**Against what a draw is judged.** A pilot changes at most every 5 s, and a vehicle then takes some seconds more: 6 to
+12 s after the setpoint, 12 s with slow ones (EVerest issue 762). So a draw is judged against the hull of all that the
+EVSE was told within the last `follow_s`, with the meter's tolerance on top. A limit that creeps down step by step is
+judged all the same, for what was told longer ago does not count; a steady one is judged at once.
+
+**States.** A sample is *good* when it lies within that hull, *bad* when it does not.
+
+| from | to | when |
+| --- | --- | --- |
+| any but overdrawing, recovering | following | a good sample, or nothing was told yet and nothing flows |
+| unproven, following | suspect | a bad sample |
+| suspect | overdrawing | bad samples for `confirm_s`, two at least: reported, with what to check |
+| overdrawing | recovering | a good sample |
+| recovering | overdrawing | a bad sample; the time to recover doubles, up to `longest_clear_s` |
+| recovering | following | good samples for the time to recover, `clear_s` at first |
+| following, suspect | unproven | no fresh sample for `deadline_s`: reported, for nothing shows that it follows |
+
+Overdrawing and recovering EVSEs are not trusted: the guard counts their ratings. A frozen pilot looks obedient whenever
+the vehicle takes little, so a good sample alone is no proof; and each relapse makes the next pardon slower, so a
+verdict does not flap. The time back to `clear_s` starts with `longest_clear_s` of following.
+
+**In time.** A draw that stays over is bad from `follow_s` after the setpoint on, and reported `confirm_s` later: with
+12 and 3 s within 15 s. A draw below the limit is no disobedience: a vehicle need not take what it may.
+
+**What to check.** The duty cycle of the control pilot is what tells the vehicle its limit (IEC 61851-1, Annex A: 0.6 A
+per percent from 10 to 85 %, so 53 % is 32 A). A frozen pilot stays at one value. A steady pilot, a true 100 %, offers
+nothing at all; a vehicle that charges at that does not charge by the pilot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from derms_agent.control.ledger import NOTHING, Amount, Span, span_of
+
+_LINEAR_TO_PERCENT, _FASTEST_PERCENT, _LAST_PERCENT = 85.0, 96.0, 97.0
+_LEAST_PERCENT, _LINEAR_FROM_PERCENT = 8.0, 10.0
+_LEAST_A, _LINEAR_TO_A, _MOST_A = 6.0, 51.0, 80.0
+
+
+def duty_percent(current_a: float) -> float:
+    """Return the duty cycle that offers a current, in percent; 100, a steady pilot, below 6 A (IEC 61851-1, Annex A).
+
+    Above 80 A there is none; 80 A's stands for it.
+    """
+    if current_a < _LEAST_A:
+        return 100.0
+    current_a = min(current_a, _MOST_A)
+    return current_a / 0.6 if current_a <= _LINEAR_TO_A else current_a / 2.5 + 64.0
+
+
+def offered_a(duty: float) -> float:
+    """Return what a duty cycle in percent offers, in A; 0 where it offers nothing (IEC 61851-1, Annex A, Table A.8).
+
+    From 3 to 7 % the current is agreed on by digital communication (ISO 15118), which the pilot does not tell.
+    """
+    if not _LEAST_PERCENT <= duty <= _LAST_PERCENT:
+        return 0.0
+    if duty < _LINEAR_FROM_PERCENT:
+        return _LEAST_A
+    if duty <= _LINEAR_TO_PERCENT:
+        return duty * 0.6
+    return min((duty - 64.0) * 2.5, _MOST_A) if duty <= _FASTEST_PERCENT else _MOST_A
+
+
+class Following(str, Enum):
+    """Whether an EVSE follows."""
+
+    UNPROVEN = "unproven"
+    FOLLOWING = "following"
+    SUSPECT = "suspect"
+    OVERDRAWING = "overdrawing"
+    RECOVERING = "recovering"
+
+
+class Check(str, Enum):
+    """What to look at, in the order in which it is likely."""
+
+    PILOT = "pilot"
+    CONTACTOR = "contactor"
+    BRIDGE = "bridge"
+    METER = "meter"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """What an EVSE is allowed: times in s, tolerances in A and as a share of the limit."""
+
+    follow_s: float = 12.0
+    confirm_s: float = 3.0
+    deadline_s: float = 15.0
+    clear_s: float = 30.0
+    longest_clear_s: float = 3600.0
+    tolerance_a: float = 0.5
+    tolerance_share: float = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What is seen of an EVSE now: what it was told (None: nothing is known), and what flows in A, on L1, L2 and L3.
+
+    `sampled_s`: not before then; None where nothing fresh is there. `proven`: the device confirmed what it was told, or
+    shows it when read.
+    """
+
+    told: Amount | None
+    currents_a: Sequence[float] = ()
+    sampled_s: float | None = None
+    proven: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Obedience:
+    """The verdict on one EVSE. `told`: what it was told, newest last, each with when it was seen first.
+
+    `since_s`: when the state began; `good_s`, `bad_s`: since when samples have been good, or bad; `clear_s`: how long
+    they must be good to recover. `drawn_a` is the farthest of what was sampled last, `limit_a` what it exceeded.
+    """
+
+    state: Following
+    since_s: float
+    told: tuple[tuple[float, Amount], ...] = ()
+    sampled_s: float | None = None
+    good_s: float | None = None
+    bad_s: float | None = None
+    bad_samples: int = 0
+    clear_s: float = 0.0
+    drawn_a: float = 0.0
+    limit_a: float = 0.0
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def trusted(self) -> bool:
+        """Whether what it is told says anything about what it draws."""
+        return self.state not in {Following.OVERDRAWING, Following.RECOVERING}
+
+
+def unproven(now_s: float) -> Obedience:
+    """Return the verdict on an EVSE of which nothing was seen."""
+    return Obedience(state=Following.UNPROVEN, since_s=now_s)
+
+
+def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience:
+    """Return the verdict after a sample; the same one seen twice says nothing new."""
+    told = _told(before.told, sample.told, now_s, allowance.follow_s)
+    after = dataclasses.replace(before, told=told)
+    if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
+        return _unseen(after, now_s, allowance)
+    currents = tuple(sample.currents_a) or (0.0,)
+    drawn_a = max(currents, key=abs)
+    limits = NOTHING
+    for _since_s, amount in told:
+        limits = limits.hull(span_of(amount))
+    good = not told or all(_within(current, limits, allowance) for current in currents)
+    after = dataclasses.replace(
+        after,
+        sampled_s=sample.sampled_s,
+        drawn_a=drawn_a,
+        good_s=(before.good_s if before.good_s is not None else now_s) if good else None,
+        bad_s=None if good else (before.bad_s if before.bad_s is not None else now_s),
+        bad_samples=0 if good else before.bad_samples + 1,
+        limit_a=before.limit_a if good else (limits.high if drawn_a > 0 else limits.low),
+    )
+    return _pardoned(after, now_s, allowance) if good else _accused(after, sample, now_s, allowance)
+
+
+def _told(
+    told: tuple[tuple[float, Amount], ...], now: Amount | None, now_s: float, follow_s: float
+) -> tuple[tuple[float, Amount], ...]:
+    """Return what was told within the last `follow_s`: an entry counts until so long after the next one."""
+    if now is not None and (not told or told[-1][1] != now):
+        told = (*told, (now_s, now))
+    first = next((index for index in range(len(told) - 1) if now_s - told[index + 1][0] < follow_s), len(told) - 1)
+    return told[max(first, 0) :]
+
+
+def _within(current_a: float, limits: Span, allowance: Allowance) -> bool:
+    high = limits.high * (1 + allowance.tolerance_share) + allowance.tolerance_a
+    low = limits.low * (1 + allowance.tolerance_share) - allowance.tolerance_a
+    return low <= current_a <= high
+
+
+def _unseen(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedience:
+    last_s = verdict.since_s if verdict.sampled_s is None else verdict.sampled_s
+    if not verdict.trusted or now_s - last_s < allowance.deadline_s:
+        return verdict
+    return _turned(verdict, Following.UNPROVEN, now_s, (Check.METER, Check.BRIDGE))
+
+
+def _turned(verdict: Obedience, state: Following, now_s: float, checks: tuple[Check, ...] = ()) -> Obedience:
+    if verdict.state is state:
+        return dataclasses.replace(verdict, checks=checks or verdict.checks)
+    return dataclasses.replace(verdict, state=state, since_s=now_s, checks=checks)
+
+
+def _pardoned(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedience:
+    """Return the verdict after a good sample."""
+    if verdict.trusted:
+        calm = verdict.state is Following.FOLLOWING and now_s - verdict.since_s >= allowance.longest_clear_s
+        return _turned(dataclasses.replace(verdict, clear_s=0.0) if calm else verdict, Following.FOLLOWING, now_s)
+    if verdict.state is Following.OVERDRAWING:
+        return _turned(verdict, Following.RECOVERING, now_s, verdict.checks)
+    if verdict.good_s is not None and now_s - verdict.good_s >= verdict.clear_s:
+        return _turned(verdict, Following.FOLLOWING, now_s)
+    return verdict
+
+
+def _accused(verdict: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience:
+    """Return the verdict after a bad sample."""
+    checks = what_to_check(verdict.drawn_a, sample)
+    if verdict.state is Following.RECOVERING:
+        clear_s = min(2 * verdict.clear_s, allowance.longest_clear_s)
+        return _turned(dataclasses.replace(verdict, clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
+    if verdict.state is Following.OVERDRAWING:
+        return dataclasses.replace(verdict, checks=checks)
+    bad_s = now_s if verdict.bad_s is None else verdict.bad_s
+    if verdict.bad_samples > 1 and now_s - bad_s >= allowance.confirm_s:
+        clear_s = min(max(2 * verdict.clear_s, allowance.clear_s), allowance.longest_clear_s)
+        return _turned(dataclasses.replace(verdict, clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
+    return _turned(verdict, Following.SUSPECT, now_s)
+
+
+def what_to_check(drawn_a: float, sample: Sample) -> tuple[Check, ...]:
+    """Return what to look at where an EVSE draws more than its limit, the likeliest first.
+
+    Not confirmed what it was told: the bridge. Told nothing, and it draws: the contactor may be welded. Else the pilot.
+    """
+    order = [Check.PILOT, Check.BRIDGE, Check.CONTACTOR, Check.METER]
+    if sample.told is not None and abs(sample.told.active_a) < _LEAST_A and abs(drawn_a) > 0:
+        order.remove(Check.CONTACTOR)
+        order.insert(1, Check.CONTACTOR)
+    if not sample.proven:
+        order.remove(Check.BRIDGE)
+        order.insert(0, Check.BRIDGE)
+    return tuple(order)
+
+
+def advice(evse: str, verdict: Obedience) -> str:
+    """Return in words what is wrong with an EVSE and what to check; empty where nothing is."""
+    if verdict.state is Following.UNPROVEN and verdict.checks:
+        head = f"{evse}: nothing shows whether it follows its limit"
+    elif not verdict.trusted:
+        head = f"{evse} draws more than its limit: {verdict.drawn_a:.1f} A, allowed {verdict.limit_a:.1f} A"
+    else:
+        return ""
+    words = {
+        Check.PILOT: (
+            f"the duty cycle of its control pilot: frozen? what it draws takes "
+            f"{duty_percent(abs(verdict.drawn_a)):.0f} %, its limit {duty_percent(abs(verdict.limit_a)):.0f} %; "
+            "53 % means 32 A, and at a true 100 % it offers nothing"
+        ),
+        Check.CONTACTOR: "its contactor: welded?",
+        Check.BRIDGE: "the bridge between agent and charger: does the limit that was written arrive and stay?",
+        Check.METER: "its meter: does it show what flows?",
+    }
+    return f"{head}. Check " + "; ".join(words[check] for check in verdict.checks)

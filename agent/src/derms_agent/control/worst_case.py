@@ -1,0 +1,626 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The most that circuits may carry when each EVSE may do anything within its interval. Pure.
+
+A line's current is a sum of phasors: of each EVSE and phase one real number (its active current), and one at a right
+angle (its reactive current), each times a fixed phasor that follows from where it hangs and from the delta-wye
+transformers above it. Loads whose phasors lie on one straight line add up to one interval, so a line's current is a sum
+of few intervals times directions (one in a wye tree), however many EVSEs there are: a zonogon, whose largest modulus is
+taken at a corner (the modulus is convex). All corners are looked at, which is the largest modulus itself, not a bound.
+Delta primaries need that: there, less discharge can mean more current.
+
+Interval ends that contain zero make the result monotone: an interval that grows takes nothing away. So generation and
+discharge never give headroom, and if a set of increases fits together each part of it fits too.
+
+What is of unknown angle (worst-case base load; EVSEs whose power factor is not known, or whose conductors in a delta
+are not) is added to the modulus as it is: the triangle inequality.
+
+Each line and each circuit's power is looked at with its base load against its rating, at `any` corner; and, without
+base load, against what caps its EVSEs now: `taken`, with nobody giving back, against the highest bound; `given`, with
+nobody taking, against the lowest. Voltages are nominal and symmetric. A delta-wye transformer's vector group is not
+declared, so both are counted.
+"""
+
+from __future__ import annotations
+
+import cmath
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from derms_agent.control.ledger import NOTHING, Span, Station
+from derms_agent.model import Circuit, Connection, LimitQuantity, PerPhase, Phase
+
+PHASES = tuple(Phase)
+ANGLES = (1 + 0j, cmath.rect(1, -2 * math.pi / 3), cmath.rect(1, 2 * math.pi / 3))
+SAME_VOLTAGE = 0.05
+"""Voltages within 5 % of each other (230 V to neutral under 400 V between lines) have no transformer between them."""
+
+ROUNDING = 1e-6
+"""What a limit may be exceeded by, of itself: arithmetic's own error."""
+
+SITE = "site"
+_SQRT3 = math.sqrt(3)
+_ACTIVE, _REACTIVE, _LOOSE = range(3)
+_NEAR = 1e-9
+_TWO = 2
+
+Floats: TypeAlias = "NDArray[np.float64]"
+Caps: TypeAlias = "Mapping[tuple[str, LimitQuantity, Phase | None], tuple[float, float]]"
+"""Lowest and highest of what the EVSEs beneath a circuit may take together, of a phase or of all (None): A, W, var, VA.
+
+As `limits.combine` has it: base load is taken off already. "site" is the root circuit.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseLoad:
+    """What flows on a circuit besides its EVSEs and its children, in A per conductor.
+
+    `active_a` and `reactive_a` are what it is measured to be, `spread_a` how much more it may be at any angle. Where a
+    circuit has none it counts as its declared worst case, at any angle. What is generated gives no headroom.
+    """
+
+    active_a: PerPhase = (0.0, 0.0, 0.0)
+    reactive_a: PerPhase = (0.0, 0.0, 0.0)
+    spread_a: PerPhase = (0.0, 0.0, 0.0)
+
+
+class Extent(NamedTuple):
+    """How far a row may go: its modulus at `any` corner, with nobody giving back, with nobody taking.
+
+    The last two in A of a line, and in W for a circuit's power; reactive power (var) lowest and highest for the latter.
+    """
+
+    any: float
+    taken: float
+    given: float
+    reactive_low: float = 0.0
+    reactive_high: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A row over its limit: the circuit, its phase (None: its power), of which kind, how much, and the limit."""
+
+    circuit: str
+    phase: Phase | None
+    side: str  # any, taken, given, reactive
+    found: float
+    limit: float
+
+
+@dataclass(slots=True)
+class _Row:
+    """A line of a circuit, or a circuit's power, and what adds to it: parallel arrays, one place for each part."""
+
+    circuit: str
+    phase: Phase | None
+    rating: float
+    directions: list[complex] = field(default_factory=list)
+    loads: list[int] = field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
+    terms: list[int] = field(default_factory=list)
+    factors: list[float] = field(default_factory=list)
+    order: list[int] = field(default_factory=list)
+    kinds: list[int] = field(default_factory=list)
+
+
+Sums: TypeAlias = "list[list[float]]"
+"""For each term of a row what its loads may add: up by taking, down by taking, up by giving, down by giving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A row's limits: its rating, for EVSEs and base load together, and what caps the EVSEs alone.
+
+    Of any corner, of taking, of giving (a positive number), of reactive power; `base` is what the base load adds.
+    """
+
+    rating: float
+    base: Sums
+    any: float
+    taken: float
+    given: float
+    reactive_low: float = -math.inf
+    reactive_high: float = math.inf
+
+
+class Box(NamedTuple):
+    """Every load's interval on L1, L2 and L3: arrays of loads by 3, in A, consumption positive."""
+
+    low: Floats
+    high: Floats
+    reactive_low: Floats
+    reactive_high: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Capped:
+    """One row, and what of it can be taken back. `fits(caps)`: with these caps, in A, one for each load or for all."""
+
+    row: _Row
+    terms: NDArray[np.intp]
+    factors: Floats
+    high: Floats
+    low: Floats
+    loads: NDArray[np.intp]
+    capped: NDArray[np.bool_]
+
+    def fits(self, caps: Floats | float, bound: Bound, side: str) -> bool:
+        """Whether the row is within its limits on that side then."""
+        limits = caps if isinstance(caps, float) else caps[self.loads]
+        high = np.where(self.capped, np.minimum(self.high, limits), self.high)
+        low = np.where(self.capped, np.maximum(self.low, -limits), self.low)
+        sums = _row_sums(len(self.row.directions), self.terms, self.factors, high, low)
+        return all(excess.side != side for excess in _excesses(self.row, sums, bound))
+
+    @property
+    def members(self) -> NDArray[np.intp]:
+        """The places of the loads that can be capped, each once."""
+        return np.unique(self.loads[self.capped])
+
+
+class Circuits:
+    """A tree of circuits with the EVSEs that hang on it, worked out once.
+
+    Raises ValueError for an EVSE or a parent on a circuit that there is not.
+    """
+
+    def __init__(self, circuits: Mapping[str, Circuit], stations: Sequence[Station]) -> None:
+        self.circuits = dict(circuits)
+        self.stations = tuple(stations)
+        self.places = {station.name: place for place, station in enumerate(self.stations)}
+        self._base_places = {name: len(self.stations) + place for place, name in enumerate(self.circuits)}
+        self.loads = len(self.stations) + len(self.circuits)
+        wanted = [(station.name, station.circuit) for station in self.stations]
+        wanted += [(name, circuit.parent) for name, circuit in self.circuits.items() if circuit.parent is not None]
+        for name, circuit_name in wanted:
+            if circuit_name not in self.circuits:
+                raise ValueError(f"{name}: found circuit {circuit_name!r}, expected one of {[*self.circuits]}")
+        # Loads whose current may have any angle, by place; the rest have active and reactive current.
+        self.loose = np.zeros(self.loads, dtype=bool)
+        self._rows: list[_Row] = []
+        groups = (1, 2) if any(c.connection is Connection.DELTA_WYE for c in self.circuits.values()) else (1,)
+        for group in groups:
+            self._add_lines(group)
+        self._add_powers()
+        for row in self._rows:
+            _finish(row)
+        self._firsts = [0]
+        for row in self._rows:
+            self._firsts.append(self._firsts[-1] + len(row.directions))
+        self._arrays = [_arrays(row, self.loads, 0) for row in self._rows]
+        whole = [_arrays(row, self.loads, first) for row, first in zip(self._rows, self._firsts, strict=False)]
+        self._all = (
+            np.concatenate([places for places, _terms, _factors in whole]),
+            np.concatenate([terms for _places, terms, _factors in whole]),
+            np.concatenate([factors for _places, _terms, factors in whole]),
+        )
+        self.touched = _touched(self._rows, self.loads)
+
+    # Building
+
+    def _add_lines(self, group: int) -> None:
+        """Add the rows of every line: `group` says which windings meet in a delta line."""
+        rows = {
+            (name, line): _Row(name, PHASES[line], circuit.rating_a[line])
+            for name, circuit in self.circuits.items()
+            for line in range(3)
+        }
+        for load, name, beneath, parts in self._parts():
+            for part, lines in parts:
+                loose = part // 3 == _LOOSE
+                for circuit, currents in self._upwards(name, lines, loose, beneath, group):
+                    for line, current in enumerate(currents):
+                        _put(rows[circuit, line], load, part, current)
+        self._rows.extend(row for row in rows.values() if row.loads)
+
+    def _add_powers(self) -> None:
+        rows = {
+            name: _Row(name, None, math.inf if circuit.rating_kva is None else circuit.rating_kva * 1000)
+            for name, circuit in self.circuits.items()
+        }
+        for load, name, _beneath, parts in self._parts():
+            for part, lines in parts:
+                circuit = self.circuits[name]
+                volts = neutral_voltage_v(circuit)
+                if sum(abs(line) > _NEAR for line in lines) == _TWO:
+                    volts = circuit.voltage_v
+                kind = part // 3
+                at: str | None = name
+                while at is not None:
+                    _put(rows[at], load, part, complex(0, volts) if kind == _REACTIVE else complex(volts))
+                    at = self.circuits[at].parent
+        self._rows.extend(row for row in rows.values() if row.loads)
+
+    def _parts(self) -> Iterator[tuple[int, str, bool, list[tuple[int, list[complex]]]]]:
+        """Yield each load's place, its circuit, whether it is beneath that one's transformer, and what it is made of.
+
+        A part is a kind (active, reactive, loose) and a phase, with the phasors that one ampere of it puts on lines.
+        """
+        for place, station in enumerate(self.stations):
+            delta = self.circuits[station.circuit].connection is Connection.DELTA
+            phases = station.phases or PHASES
+            between = delta and len(phases) < len(PHASES)
+            self.loose[place] = not station.angle_known or (delta and not station.phases)
+            yield place, station.circuit, True, _own_parts(phases, between, bool(self.loose[place]))
+        for name, place in self._base_places.items():
+            yield place, name, False, _own_parts(PHASES, False, None)
+
+    def _upwards(
+        self, name: str, lines: Sequence[complex], loose: bool, beneath: bool, group: int
+    ) -> Iterator[tuple[str, list[complex]]]:
+        """Yield each circuit from one up to its root, with what a load puts on its lines."""
+        currents = list(lines)
+        at = self.circuits[name]
+        through = beneath
+        while True:
+            if at.connection is Connection.DELTA_WYE:
+                if through:
+                    currents = _delta_lines(currents, loose, group)
+                elif loose:
+                    # Whether it was measured before or behind the transformer is not said.
+                    currents = [complex(max(abs(current) for current in currents))] * 3
+            yield at.name, currents
+            if at.parent is None:
+                return
+            above = self.circuits[at.parent]
+            ratio = line_voltage_v(at) / line_voltage_v(above)
+            if abs(ratio - 1) <= SAME_VOLTAGE:
+                ratio = max(ratio, 1.0)
+            currents = [current * ratio for current in currents]
+            at, through = above, True
+
+    # Evaluating
+
+    def box(self, spans: Sequence[tuple[Span, Span, Span]]) -> Box:
+        """Return the box of what each EVSE may do on each phase, in the order of `stations`."""
+        values = np.zeros((4, self.loads, 3))
+        if spans:
+            flat = itertools.chain.from_iterable(itertools.chain.from_iterable(spans))
+            known = np.fromiter(flat, dtype=np.float64, count=len(spans) * 12).reshape(-1, 3, 4)
+            values[:, : len(self.stations), :] = known.transpose(2, 0, 1)
+        return Box(values[0], values[1], values[2], values[3])
+
+    def sums(self, box: Box) -> list[Sums]:
+        """Return what the EVSEs may add up to in each term of each row."""
+        return self._summed(*self._vectors(box))
+
+    def base_sums(self, base: Mapping[str, BaseLoad]) -> list[Sums]:
+        """Return what the base load may add up to in each term of each row."""
+        high, low = np.zeros((3, self.loads, 3)), np.zeros((3, self.loads, 3))
+        for name, place in self._base_places.items():
+            known = base.get(name)
+            if known is None:
+                high[_LOOSE, place] = np.maximum(self.circuits[name].base_load_a, 0.0)
+                continue
+            high[_ACTIVE, place] = np.maximum(known.active_a, 0.0)
+            low[_ACTIVE, place] = np.minimum(known.active_a, 0.0)
+            high[_REACTIVE, place] = np.maximum(known.reactive_a, 0.0)
+            low[_REACTIVE, place] = np.minimum(known.reactive_a, 0.0)
+            high[_LOOSE, place] = known.spread_a
+        return self._summed(high.reshape(-1), low.reshape(-1))
+
+    def _summed(self, high: Floats, low: Floats) -> list[Sums]:
+        places, terms, factors = self._all
+        found = _row_sums(self._firsts[-1], terms, factors, high[places], low[places])
+        return [found[first:last] for first, last in itertools.pairwise(self._firsts)]
+
+    def _vectors(self, box: Box) -> tuple[Floats, Floats]:
+        """Return the highest and lowest of each part: by kind (active, reactive, loose), then load and phase."""
+        high = np.zeros((3, self.loads, 3))
+        low = np.zeros((3, self.loads, 3))
+        known = ~self.loose[:, np.newaxis]
+        high[_ACTIVE], low[_ACTIVE] = box.high * known, box.low * known
+        high[_REACTIVE], low[_REACTIVE] = box.reactive_high * known, box.reactive_low * known
+        if self.loose.any():
+            reactive = np.maximum(box.reactive_high, -box.reactive_low)
+            high[_LOOSE] = np.where(known, 0.0, np.hypot(box.high, reactive))
+            low[_LOOSE] = np.where(known, 0.0, -np.hypot(box.low, np.where(box.low < 0, reactive, 0.0)))
+        return high.reshape(-1), low.reshape(-1)
+
+    def extents(self, box: Box, base: Mapping[str, BaseLoad] | None = None) -> dict[tuple[str, Phase | None], Extent]:
+        """Return how far each line (A) and circuit's power (VA, W, W, var, var) may go, base load included.
+
+        The worse of both vector groups.
+        """
+        found: dict[tuple[str, Phase | None], Extent] = {}
+        for row, sums, beside in zip(self._rows, self.sums(box), self.base_sums(base or {}), strict=True):
+            extent = _extent(row, _added(sums, beside))
+            before = found.get((row.circuit, row.phase))
+            if before is not None:
+                extent = Extent(*(max(pair) for pair in zip(before, extent, strict=True)))
+            found[row.circuit, row.phase] = extent
+        return found
+
+    def bounds(self, caps: Caps, base: Mapping[str, BaseLoad]) -> list[Bound]:
+        """Return the limits of each row: the circuits' ratings, and what caps their EVSEs now; "site" is each root."""
+        found = []
+        for row, beside in zip(self._rows, self.base_sums(base), strict=True):
+            targets = (row.circuit, SITE) if self.circuits[row.circuit].parent is None else (row.circuit,)
+            found.append(_bound(targets, row, beside, caps))
+        return found
+
+    def excess(self, row: int, sums: Sums, bound: Bound) -> Excess | None:
+        """Return by what a row is over its limit; None where it is not."""
+        return _excess(self._rows[row], sums, bound)
+
+    def over(self, sums: Sequence[Sums], bounds: Sequence[Bound]) -> dict[int, Excess]:
+        """Return the rows that are over, each with by what."""
+        return {
+            index: excess
+            for index, (row, row_sums, bound) in enumerate(zip(self._rows, sums, bounds, strict=True))
+            if (excess := _excess(row, row_sums, bound)) is not None
+        }
+
+    def capped(self, row: int, box: Box, capped: NDArray[np.bool_]) -> Capped:
+        """Return a row as a function of what some loads are capped to, in A."""
+        high, low = self._vectors(box)
+        places, terms, factors = self._arrays[row]
+        loads = np.array(self._rows[row].loads, dtype=np.intp)
+        return Capped(self._rows[row], terms, factors, high[places], low[places], loads, capped[loads])
+
+    def grown(self, load: int, row: int, sums: Sums, before: Sequence[Span], after: Sequence[Span]) -> Sums:
+        """Return a row's sums when an EVSE's spans on L1, L2 and L3 change."""
+        loose = bool(self.loose[load])
+        old, new = _kinds(before, loose), _kinds(after, loose)
+        found = [list(term) for term in sums]
+        for term, kind, phase, factor in self.touched[load][row]:
+            low_0, high_0 = old[kind][phase]
+            low_1, high_1 = new[kind][phase]
+            up, down = (0, 3) if factor > 0 else (1, 2)
+            found[term][up] += factor * (high_1 - high_0)
+            found[term][down] += factor * (low_1 - low_0)
+        return found
+
+
+def _touched(rows: Sequence[_Row], loads: int) -> list[dict[int, list[tuple[int, int, int, float]]]]:
+    """Return, for each load, the rows it touches, each with its parts there: term, kind, phase, factor."""
+    touched: list[dict[int, list[tuple[int, int, int, float]]]] = [{} for _ in range(loads)]
+    for index, row in enumerate(rows):
+        by_load: dict[int, list[tuple[int, int, int, float]]] = {}
+        for load, part, term, factor in zip(row.loads, row.parts, row.terms, row.factors, strict=True):
+            by_load.setdefault(load, []).append((term, part // 3, part % 3, factor))
+        for load, entries in by_load.items():
+            touched[load][index] = entries
+    return touched
+
+
+def line_voltage_v(circuit: Circuit) -> float:
+    """Return the voltage between lines, in V, that belongs to a circuit."""
+    return circuit.voltage_v * (_SQRT3 if circuit.connection is Connection.SINGLE_PHASE else 1.0)
+
+
+def neutral_voltage_v(circuit: Circuit) -> float:
+    """Return the voltage from a line to neutral, in V."""
+    return line_voltage_v(circuit) / _SQRT3
+
+
+def amperes_of(circuit: Circuit, phases: int, power_w: float) -> float:
+    """Return the A per conductor of a load at a power factor of 1, in the circuit's nominal voltage."""
+    between = circuit.connection is Connection.DELTA and phases == 1
+    return power_w / ((circuit.voltage_v if between else neutral_voltage_v(circuit)) * phases)
+
+
+def _own_parts(phases: Sequence[Phase], between: bool, loose: bool | None) -> list[tuple[int, list[complex]]]:
+    """Return the parts of one load. `loose`: of any angle; None: partly so. `between`: it hangs between two lines."""
+    parts: list[tuple[int, list[complex]]] = []
+    for phase in phases[:1] if between else phases:
+        here = PHASES.index(phase)
+        lines = [0j, 0j, 0j]
+        if between:
+            there = PHASES.index(phases[1]) if len(phases) > 1 else (here + 1) % 3
+            current = (ANGLES[here] - ANGLES[there]) / _SQRT3
+            lines[here], lines[there] = current, -current
+        else:
+            lines[here] = ANGLES[here]
+        if loose is not True:
+            parts.append((_ACTIVE * 3 + here, lines))
+            parts.append((_REACTIVE * 3 + here, [-1j * line for line in lines]))
+        if loose is not False:
+            parts.append((_LOOSE * 3 + here, [complex(abs(line)) for line in lines]))
+    return parts
+
+
+def _delta_lines(windings: Sequence[complex], loose: bool, group: int) -> list[complex]:
+    """Return what flows in the delta's lines: two windings meet in each, the next one or the one before."""
+    others = [windings[(line + group) % 3] for line in range(3)]
+    if loose:
+        return [(own + other) / _SQRT3 for own, other in zip(windings, others, strict=True)]
+    return [(own - other) / _SQRT3 for own, other in zip(windings, others, strict=True)]
+
+
+def _put(row: _Row, load: int, part: int, current: complex) -> None:
+    """Add a part to a row, in the term of its kind and direction; loose parts have none."""
+    size = abs(current)
+    if size < _NEAR:
+        return
+    kind = part // 3
+    direction = complex(0) if kind == _LOOSE else current / size
+    factor = size
+    if kind != _LOOSE and (direction.imag < -_NEAR or (abs(direction.imag) <= _NEAR and direction.real < 0)):
+        direction, factor = -direction, -size
+    # Active and reactive current are kept apart even where they are parallel: who takes need not take both.
+    for term, known in enumerate(row.directions):
+        if abs(known - direction) < _NEAR and row.kinds[term] == kind:
+            break
+    else:
+        term = len(row.directions)
+        row.directions.append(direction)
+        row.kinds.append(kind)
+    row.loads.append(load)
+    row.parts.append(part)
+    row.terms.append(term)
+    row.factors.append(factor)
+
+
+def _finish(row: _Row) -> None:
+    """Order a row's terms by direction, for walking round the zonogon."""
+    row.order = sorted(
+        (term for term in range(len(row.directions)) if row.directions[term] != 0),
+        key=lambda term: cmath.phase(row.directions[term]) % math.pi,
+    )
+
+
+def _arrays(row: _Row, loads: int, first: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Return where a row's parts lie in `Circuits._vectors`, their terms counted from `first`, and their factors."""
+    parts = np.array(row.parts, dtype=np.intp)
+    places = (parts // 3 * loads + np.array(row.loads, dtype=np.intp)) * 3 + parts % 3
+    return places, np.array(row.terms, dtype=np.intp) + first, np.array(row.factors, dtype=np.float64)
+
+
+def _row_sums(terms: int, index: NDArray[np.intp], factors: Floats, high: Floats, low: Floats) -> Sums:
+    up = factors > 0
+    down = ~up
+    taken, given = factors * high, factors * low
+    columns = (
+        np.bincount(index, weights=np.where(up, taken, 0.0), minlength=terms),
+        np.bincount(index, weights=np.where(down, taken, 0.0), minlength=terms),
+        np.bincount(index, weights=np.where(down, given, 0.0), minlength=terms),
+        np.bincount(index, weights=np.where(up, given, 0.0), minlength=terms),
+    )
+    found: Sums = np.stack(columns, axis=1).tolist()
+    return found
+
+
+def _kinds(spans: Sequence[Span], loose: bool) -> list[list[tuple[float, float]]]:
+    """Return lowest and highest of each kind and phase."""
+    none = [(0.0, 0.0)] * 3
+    if not loose:
+        return [
+            [(span.low, span.high) for span in spans],
+            [(span.reactive_low, span.reactive_high) for span in spans],
+            none,
+        ]
+    return [none, none, [_loose(span) for span in spans]]
+
+
+def _loose(span: Span) -> tuple[float, float]:
+    reactive = max(span.reactive_high, -span.reactive_low)
+    return -math.hypot(span.low, reactive if span.low < 0 else 0.0), math.hypot(span.high, reactive)
+
+
+def _extent(row: _Row, sums: Sums) -> Extent:
+    """Return how far a row may go, at its corners."""
+    loose_taken = loose_given = 0.0
+    every: list[tuple[complex, float, float]] = []
+    taken: list[tuple[complex, float, float]] = []
+    given: list[tuple[complex, float, float]] = []
+    reactive_low = reactive_high = 0.0
+    active_taken = active_given = 0.0
+    for term, (up_taken, down_taken, up_given, down_given) in enumerate(sums):
+        kind = row.kinds[term]
+        if kind == _LOOSE:
+            loose_taken, loose_given = up_taken, -down_given
+            continue
+        if kind == _ACTIVE:
+            active_taken, active_given = active_taken + up_taken, active_given - down_given
+        else:
+            reactive_low, reactive_high = reactive_low + down_taken + down_given, reactive_high + up_taken + up_given
+    if row.phase is None:
+        # A circuit's power: active and reactive power, of all conductors together.
+        active = max(active_taken, active_given)
+        reactive = max(reactive_high, -reactive_low)
+        return Extent(
+            math.hypot(active, reactive) + loose_taken + loose_given,
+            active_taken + loose_taken,
+            active_given + loose_given,
+            reactive_low - loose_taken - loose_given,
+            reactive_high + loose_taken + loose_given,
+        )
+    for term in row.order:
+        up_taken, down_taken, up_given, down_given = sums[term]
+        direction = row.directions[term]
+        whole = (direction, down_taken + down_given, up_taken + up_given)
+        if whole[1] == whole[2] == 0.0:
+            continue
+        every.append(whole)
+        if row.kinds[term] == _REACTIVE:
+            taken.append(whole)
+            given.append(whole)
+        else:
+            taken.append((direction, down_taken, up_taken))
+            given.append((direction, down_given, up_given))
+    return Extent(
+        _farthest(every) + loose_taken + loose_given, _farthest(taken) + loose_taken, _farthest(given) + loose_given
+    )
+
+
+def _farthest(terms: Sequence[tuple[complex, float, float]]) -> float:
+    """Return the largest modulus of a sum of intervals times directions, which come ordered by angle in [0, π).
+
+    The corners of the zonogon: from the lowest point, the edges in the order of their angles lead up one side, in the
+    reverse order up the other.
+    """
+    if not terms:
+        return 0.0
+    if len(terms) == 1:
+        return max(abs(terms[0][1]), abs(terms[0][2]))
+    start = sum((direction * low for direction, low, _high in terms), 0j)
+    edges = [direction * (high - low) for direction, low, high in terms]
+    farthest = abs(start)
+    for way in (edges, edges[::-1]):
+        point = start
+        for edge in way:
+            point += edge
+            farthest = max(farthest, abs(point))
+    return farthest
+
+
+def _added(one: Sums, other: Sums) -> Sums:
+    return [[a + b for a, b in zip(first, second, strict=True)] for first, second in zip(one, other, strict=True)]
+
+
+def _bound(targets: Sequence[str], row: _Row, base: Sums, caps: Caps) -> Bound:
+    def cap(quantity: LimitQuantity, phases: Sequence[Phase | None]) -> tuple[float, float]:
+        found = [caps[key] for target in targets for phase in phases if (key := (target, quantity, phase)) in caps]
+        return max((low for low, _ in found), default=-math.inf), min((high for _, high in found), default=math.inf)
+
+    if row.phase is not None:
+        low, high = cap(LimitQuantity.CURRENT, (row.phase, None))
+        return Bound(row.rating, base, max(high, -low), high, -low)
+    low, high = cap(LimitQuantity.ACTIVE_POWER, (None,))
+    reactive_low, reactive_high = cap(LimitQuantity.REACTIVE_POWER, (None,))
+    apparent = cap(LimitQuantity.APPARENT_POWER, (None,))[1]
+    return Bound(row.rating, base, apparent, high, -low, reactive_low, reactive_high)
+
+
+def _excess(row: _Row, sums: Sums, bound: Bound) -> Excess | None:
+    return next(_excesses(row, sums, bound), None)
+
+
+def _excesses(row: _Row, sums: Sums, bound: Bound) -> Iterator[Excess]:
+    if bound.rating < math.inf:
+        found = _extent(row, _added(sums, bound.base)).any
+        if found > bound.rating * (1 + ROUNDING) + ROUNDING:
+            yield Excess(row.circuit, row.phase, "any", found, bound.rating)
+    if min(bound.any, bound.taken, bound.given, bound.reactive_high, -bound.reactive_low) == math.inf:
+        return
+    extent = _extent(row, sums)
+    for side, found, limit in (
+        ("any", extent.any, bound.any),
+        ("taken", extent.taken, bound.taken),
+        ("given", extent.given, bound.given),
+        ("reactive", extent.reactive_high, bound.reactive_high),
+        ("reactive", -extent.reactive_low, -bound.reactive_low),
+    ):
+        # What does not flow is not over, whatever the limit; a limit below zero cannot be met by taking less.
+        if found > max(limit, 0.0) * (1 + ROUNDING) + ROUNDING:
+            yield Excess(row.circuit, row.phase, side, found, limit)
+
+
+def spans_of(station: Station, span: Span, phases: tuple[Phase, ...] | None) -> tuple[Span, Span, Span]:
+    """Return a span on each phase that is loaded: all where that is not known, nothing on the others."""
+    loaded = phases if phases is not None else (station.phases or PHASES)
+    if len(loaded) == len(PHASES):
+        return span, span, span
+    return (
+        span if Phase.L1 in loaded else NOTHING,
+        span if Phase.L2 in loaded else NOTHING,
+        span if Phase.L3 in loaded else NOTHING,
+    )

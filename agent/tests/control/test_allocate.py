@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from derms_agent.control.allocate import (
+    Allocation,
+    Params,
+    Steps,
+    allocate,
+    circuit_limits,
+    fair_shares,
+    may_start_at_s,
+    needs,
+    reserved_a,
+)
+from derms_agent.control.network import Network
+from derms_agent.control.plan import Outlook, Plan, plan
+from derms_agent.model import Circuit, Connection, Evse, LimitQuantity, Phase, Session
+
+LINES = tuple(Phase)
+BRANCHES = ((LINES[0], LINES[1]), (LINES[1], LINES[2]), (LINES[2], LINES[0]))
+Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
+SITE_POWER: Place = ("site", LimitQuantity.ACTIVE_POWER, None)
+
+
+@dataclass(frozen=True)
+class Bound:
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def depot(count: int, rating_a: float = 60.0) -> tuple[Network, tuple[Evse, ...]]:
+    """EVSEs between two lines behind a delta-wye transformer, every third of them on a pod."""
+    circuits = {
+        "primary": Circuit(
+            name="primary",
+            parent=None,
+            connection=Connection.DELTA_WYE,
+            voltage_v=480.0,
+            rating_a=(rating_a * 0.44,) * 3,
+        ),
+        "secondary": Circuit(
+            name="secondary", parent="primary", connection=Connection.DELTA, voltage_v=208.0, rating_a=(rating_a,) * 3
+        ),
+        "pod": Circuit(
+            name="pod", parent="secondary", connection=Connection.DELTA, voltage_v=208.0, rating_a=(40.0,) * 3
+        ),
+    }
+    evses = tuple(
+        Evse(
+            name=f"e{index}",
+            device=f"e{index}",
+            connector=1,
+            circuit="pod" if index % 3 == 2 else "secondary",
+            phases=BRANCHES[index * 7 % 3],
+            rating_a=32.0,
+        )
+        for index in range(count)
+    )
+    return Network(circuits, evses), evses
+
+
+def on_one_line(count: int, rating_a: float) -> tuple[Network, tuple[Evse, ...]]:
+    circuit = Circuit(name="main", parent=None, connection=Connection.WYE, voltage_v=400.0, rating_a=(rating_a,) * 3)
+    evses = tuple(
+        Evse(name=f"e{index}", device=f"e{index}", connector=1, circuit="main", phases=(LINES[0],), rating_a=32.0)
+        for index in range(count)
+    )
+    return Network({"main": circuit}, evses), evses
+
+
+def session(name: str, *, hours: float | None = None, need_wh: float | None = None, **more: float) -> Session:
+    return Session(
+        evse=name,
+        started_at_s=0.0,
+        departure_at_s=None if hours is None else hours * 3600,
+        energy_need_wh=need_wh,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def share(
+    network: Network,
+    evses: tuple[Evse, ...],
+    sessions: Mapping[str, Session],
+    params: Params,
+    *,
+    bounds: Mapping[Place, Bound] | None = None,
+    now_s: float = 0.0,
+    previous: Mapping[str, Allocation] | None = None,
+    with_plan: Plan | None = None,
+) -> Mapping[str, Allocation]:
+    return allocate(
+        evses, sessions, bounds or {}, network, now_s=now_s, previous=previous or {}, plan=with_plan, params=params
+    )
+
+
+def amps(shared: Mapping[str, Allocation], network: Network) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.array([shared[name].current_a for name in network.evses])
+
+
+COARSE = Steps(levels_a=(8.0, 16.0, 24.0, 32.0))
+FINE = Steps(minimum_a=6.0, step_a=1.0)
+ANY = Steps(minimum_a=0.0)
+a_session = st.tuples(
+    st.booleans(),
+    st.one_of(st.none(), st.floats(0.1, 20.0)),
+    st.one_of(st.none(), st.floats(0.0, 40_000.0)),
+    st.floats(0, 9000),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    wanted=st.lists(a_session, min_size=1, max_size=14),
+    rating_a=st.floats(0.0, 120.0),
+    steps=st.lists(st.sampled_from([COARSE, FINE, ANY]), min_size=14, max_size=14),
+    before=st.lists(st.sampled_from([0.0, 6.0, 8.0, 17.0, 32.0]), min_size=14, max_size=14),
+    planned=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_never_above_a_limit_whatever_is_wished(
+    *,
+    wanted: list[tuple[bool, float | None, float | None, float]],
+    rating_a: float,
+    steps: list[Steps],
+    before: list[float],
+    planned: bool,
+    seed: int,
+) -> None:
+    network, evses = depot(len(wanted), rating_a)
+    sessions = {
+        evse.name: session(evse.name, hours=hours, need_wh=need_wh, power_w=power_w)
+        for evse, (here, hours, need_wh, power_w) in zip(evses, wanted, strict=True)
+        if here
+    }
+    params = Params(steps={evse.name: one for evse, one in zip(evses, steps, strict=False)}, cycle_s=300.0)
+    # Any plan at all, also one that asks for what no circuit bears.
+    rng = random.Random(seed)  # noqa: S311
+    wild = Plan(edges_s=(0.0, 3600.0), currents_a={evse.name: (rng.uniform(0, 99),) for evse in evses})
+    previous = {
+        evse.name: Allocation(evse=evse.name, current_a=current, power_w=208 * current, why="")
+        for evse, current in zip(evses, before, strict=False)
+    }
+    shared = share(network, evses, sessions, params, previous=previous, with_plan=wild if planned else None)
+    currents = amps(shared, network)
+    assert network.fits(currents, network.limits())
+    loads = network.loads_of({name: shared[name].current_a for name in network.evses})
+    for name, circuit in network.circuits.items():
+        assert max(loads[name]) <= max(circuit.rating_a) + 1e-5
+    for evse, one in zip(evses, steps, strict=False):
+        current = shared[evse.name].current_a
+        assert 0 <= current <= 32
+        assert current == 0 or evse.name in sessions
+        assert one.down(current) == pytest.approx(current)
+        assert shared[evse.name].power_w == pytest.approx(208 * current)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.floats(0.0, 100.0), st.floats(0.0, 1.0))
+def test_a_lower_limit_never_gives_more_in_all(count: int, rating_a: float, part: float) -> None:
+    network, evses = on_one_line(count, 200.0)
+    sessions = {evse.name: session(evse.name, hours=1.0 + index, need_wh=9000.0) for index, evse in enumerate(evses)}
+    line = ("main", LimitQuantity.CURRENT, Phase.L1)
+    params = Params(otherwise=ANY)
+    more = share(network, evses, sessions, params, bounds={line: Bound(high=rating_a)})
+    less = share(network, evses, sessions, params, bounds={line: Bound(high=rating_a * part)})
+    assert amps(less, network).sum() <= amps(more, network).sum() + 1e-6
+    assert amps(less, network).sum() <= rating_a * part + 1e-5
+
+
+def test_the_same_in_gives_the_same_out_in_any_order_of_the_mappings() -> None:
+    network, evses = depot(12)
+    sessions = {
+        evse.name: session(evse.name, hours=2.0 + index % 3, need_wh=9000.0) for index, evse in enumerate(evses)
+    }
+    backwards = dict(reversed(sessions.items()))
+    assert share(network, evses, sessions, Params()) == share(network, evses, backwards, Params())
+
+
+def test_without_departures_everyone_gets_the_same_of_one_line() -> None:
+    network, evses = on_one_line(4, 40.0)
+    sessions = {evse.name: session(evse.name) for evse in evses}
+    shared = share(network, evses, sessions, Params())
+    assert [shared[evse.name].current_a for evse in evses] == pytest.approx([10.0] * 4, abs=0.02)
+
+
+def test_what_one_cannot_take_goes_to_the_others() -> None:
+    network, evses = on_one_line(3, 40.0)
+    sessions = {evse.name: session(evse.name) for evse in evses}
+    sessions["e0"] = replace(sessions["e0"], power_w=8.0 * float(network.watts_per_a[0]))
+    shared = share(network, evses, sessions, Params())
+    assert [shared[evse.name].current_a for evse in evses] == pytest.approx([8.0, 16.0, 16.0], abs=0.02)
+
+
+def test_who_has_had_less_gets_more_until_all_have_had_the_same() -> None:
+    network, evses = on_one_line(2, 30.0)
+    sessions = {"e0": session("e0", delivered_wh=5000.0), "e1": session("e1", delivered_wh=1000.0)}
+    shared = share(network, evses, sessions, Params())
+    assert shared["e1"].current_a > shared["e0"].current_a
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.0, 32.0), min_size=2, max_size=12), st.floats(1.0, 90.0))
+def test_fair_shares_are_max_min(tops: list[float], rating_a: float) -> None:
+    network, _ = depot(len(tops), rating_a)
+    limits = network.limits()
+    shares = fair_shares(network, np.array(tops), np.zeros(len(tops)), limits)
+    assert network.fits(shares, limits)
+    for place, top in enumerate(tops):
+        if shares[place] < top - 1e-2:
+            # Whoever has less than they could take cannot be raised, were all who have more brought down to the same.
+            raised = np.minimum(shares, shares[place] + 0.5)
+            raised[place] += 0.5
+            assert not network.fits(raised, limits) or shares[place] + 0.5 > top
+
+
+def test_known_departures_leave_the_others_their_fair_share() -> None:
+    network, evses = on_one_line(4, 40.0)
+    sessions = {evse.name: session(evse.name, hours=2.0, need_wh=40_000.0) for evse in evses[:3]}
+    sessions["e3"] = session("e3")
+    params = Params()
+    reserved = reserved_a(evses, sessions, {}, network, params)
+    found = plan(
+        network, needs(evses, sessions, {}, network, {}), network.limits(), reserved, now_s=0.0, outlook=Outlook()
+    )
+    shared = share(network, evses, sessions, params, with_plan=found)
+    assert shared["e3"].current_a == pytest.approx(10.0, abs=0.02)
+    assert amps(shared, network).sum() == pytest.approx(40.0, abs=1e-3)
+
+
+def test_without_a_plan_least_laxity_comes_first() -> None:
+    network, evses = on_one_line(2, 20.0)
+    sessions = {"e0": session("e0", hours=9.0, need_wh=9000.0), "e1": session("e1", hours=1.0, need_wh=9000.0)}
+    shared = share(network, evses, sessions, Params())
+    assert shared["e1"].current_a == pytest.approx(20.0)
+    assert shared["e0"].current_a == 0.0
+
+
+def test_less_than_the_minimum_is_nothing_and_steps_are_kept() -> None:
+    network, evses = on_one_line(2, 21.0)
+    sessions = {evse.name: session(evse.name, hours=1.0 + index, need_wh=9000.0) for index, evse in enumerate(evses)}
+    shared = share(network, evses, sessions, Params(steps={"e0": COARSE}, otherwise=FINE))
+    assert shared["e0"].current_a == 16.0
+    assert shared["e1"].current_a == 0.0
+
+
+@pytest.mark.parametrize(
+    ("steps", "current", "down", "up"),
+    [
+        (COARSE, 7.9, 0.0, 8.0),
+        (COARSE, 17.0, 16.0, 24.0),
+        (COARSE, 40.0, 32.0, 32.0),
+        (FINE, 6.0, 6.0, 6.0),
+        (FINE, 12.3, 12.0, 13.0),
+        (FINE, 5.0, 0.0, 6.0),
+        (ANY, 3.3, 3.3, 3.3),
+        (ANY, 0.0, 0.0, 0.0),
+    ],
+)
+def test_steps(steps: Steps, current: float, down: float, up: float) -> None:
+    assert (steps.down(current), steps.up(current)) == (down, up)
+
+
+def test_an_evses_own_bounds_hold() -> None:
+    network, evses = on_one_line(3, 90.0)
+    sessions = {evse.name: session(evse.name, hours=2.0, need_wh=9000.0) for evse in evses}
+    watts = float(network.watts_per_a[0])
+    shared = share(
+        network,
+        evses,
+        sessions,
+        Params(),
+        bounds={
+            ("e0", LimitQuantity.CURRENT, Phase.L1): Bound(high=13.0),
+            ("e1", LimitQuantity.ACTIVE_POWER, None): Bound(high=9.0 * watts),
+            ("e2", LimitQuantity.ACTIVE_POWER, None): Bound(high=0.0),
+        },
+    )
+    assert amps(shared, network) == pytest.approx([13.0, 9.0, 0.0])
+
+
+def test_after_an_outage_evses_start_one_by_one() -> None:
+    network, evses = on_one_line(40, 2000.0)
+    sessions = {evse.name: session(evse.name, hours=5.0, need_wh=9000.0) for evse in evses}
+    params = Params(energised_at_s=1000.0, spread_s=600.0, seed=7)
+    counts = [
+        int((amps(share(network, evses, sessions, params, now_s=now_s), network) > 0).sum())
+        for now_s in (1000.0, 1150.0, 1300.0, 1450.0, 1600.0)
+    ]
+    assert counts[0] == 0
+    assert counts == sorted(counts)
+    assert 2 <= counts[1] <= 20
+    assert counts[-1] == 40
+    assert may_start_at_s("e1", params) == may_start_at_s("e1", params) != may_start_at_s("e1", replace(params, seed=8))
+
+
+def test_a_trembling_limit_moves_an_evse_at_most_once_in_five_minutes() -> None:
+    network, evses = on_one_line(5, 200.0)
+    sessions = {evse.name: session(evse.name, hours=20.0, need_wh=900_000.0) for evse in evses}
+    rng = random.Random(3)  # noqa: S311
+    for params in (Params(otherwise=FINE), Params()):
+        previous: Mapping[str, Allocation] = {}
+        moves: dict[str, list[tuple[int, int]]] = {evse.name: [] for evse in evses}
+        for now in range(3000):
+            bound = Bound(high=100.0 + rng.uniform(-3, 3))
+            shared = share(
+                network,
+                evses,
+                sessions,
+                params,
+                bounds={("main", LimitQuantity.CURRENT, Phase.L1): bound},
+                now_s=float(now),
+                previous=previous,
+            )
+            assert amps(shared, network).sum() <= bound.high + 1e-5
+            for name, one in shared.items():
+                change = one.current_a - previous[name].current_a if name in previous else 0.0
+                if abs(change) > 1e-6:
+                    moves[name].append((now, 1 if change > 0 else -1))
+            previous = shared
+        for moved in moves.values():
+            reversals = [at for (_, was), (at, is_) in pairwise(moved) if was != is_ and at > 600]
+            assert all(later - sooner >= 300 for sooner, later in pairwise(reversals))
+        assert amps(previous, network).sum() > 90.0
+
+
+def test_after_a_lasting_lowering_it_rises_again() -> None:
+    network, evses = on_one_line(1, 200.0)
+    sessions = {"e0": session("e0", hours=20.0, need_wh=900_000.0)}
+    line = ("main", LimitQuantity.CURRENT, Phase.L1)
+    previous: Mapping[str, Allocation] = {}
+    seen = []
+    for now in range(0, 1500, 10):
+        high = 10.0 if 100 <= now < 500 else 32.0
+        previous = share(
+            network, evses, sessions, Params(), bounds={line: Bound(high=high)}, now_s=now, previous=previous
+        )
+        seen.append(previous["e0"].current_a)
+    assert seen[0] == 32.0
+    assert seen[10] == 10.0
+    assert seen[-1] == 32.0
+
+
+def test_who_charges_goes_on_when_another_as_urgent_comes() -> None:
+    network, evses = on_one_line(2, 10.0)
+    first = {"e1": session("e1", hours=4.0, need_wh=9000.0)}
+    running = share(network, evses, first, Params(otherwise=FINE))
+    both = first | {"e0": session("e0", hours=3.9, need_wh=9000.0)}
+    shared = share(network, evses, both, Params(otherwise=FINE), previous=running, now_s=1.0)
+    assert shared["e1"].current_a == 10.0
+
+
+def test_storage_charges_from_what_is_left_and_gives_first() -> None:
+    network, evses = on_one_line(3, 40.0)
+    watts = float(network.watts_per_a[0])
+    sessions = {
+        "e0": session("e0", hours=5.0, need_wh=30_000.0),
+        "e1": session("e1", discharge_w=5000.0),
+        "e2": session("e2", discharge_w=5000.0),
+    }
+    params = Params(storage=frozenset({"e2"}))
+    own: dict[Place, Bound] = {
+        ("e0", LimitQuantity.ACTIVE_POWER, None): Bound(low=0.0),
+        ("e1", LimitQuantity.ACTIVE_POWER, None): Bound(low=-10.0 * watts),
+        ("e2", LimitQuantity.ACTIVE_POWER, None): Bound(low=-10.0 * watts),
+    }
+    shared = share(network, evses, {"e0": sessions["e0"], "e2": sessions["e2"]}, params, bounds=own)
+    assert amps(shared, network) == pytest.approx([32.0, 0.0, 8.0])
+    asked = share(network, evses, sessions, params, bounds=own | {SITE_POWER: Bound(high=-13.0 * watts)})
+    assert amps(asked, network) == pytest.approx([0.0, -3.0, -10.0])
+
+
+def test_no_discharge_where_a_bound_forbids_it() -> None:
+    network, evses = on_one_line(1, 40.0)
+    sessions = {"e0": session("e0", discharge_w=5000.0)}
+    bounds: dict[Place, Bound] = {
+        SITE_POWER: Bound(high=-1000.0),
+        ("e0", LimitQuantity.ACTIVE_POWER, None): Bound(low=0.0, high=5000.0),
+    }
+    assert share(network, evses, sessions, Params(), bounds=bounds)["e0"].current_a == 0.0
+
+
+def test_site_power_is_a_limit_of_every_root() -> None:
+    network, _ = on_one_line(3, 100.0)
+    limits = circuit_limits(network, {SITE_POWER: Bound(high=4000.0)})
+    assert network.fits(np.array([17.3, 0.0, 0.0]), limits)
+    assert not network.fits(np.array([17.4, 0.0, 0.0]), limits)
+
+
+def test_no_session_no_power_and_every_evse_is_told() -> None:
+    network, evses = depot(5)
+    shared = share(network, evses, {}, Params())
+    assert set(shared) == {evse.name for evse in evses}
+    assert all(one.current_a == 0 and one.why for one in shared.values())

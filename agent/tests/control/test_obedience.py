@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether an EVSE follows: in time, without flapping, and with what to check."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from derms_agent.control.ledger import Amount
+from derms_agent.control.obedience import (
+    Allowance,
+    Check,
+    Following,
+    Obedience,
+    Sample,
+    advice,
+    duty_percent,
+    judge,
+    offered_a,
+    unproven,
+    what_to_check,
+)
+
+ALLOWANCE = Allowance()
+
+
+def course(
+    told: Callable[[int], float], drawn: Callable[[int], float | None], seconds: int, start: Obedience | None = None
+) -> list[Obedience]:
+    """Return the verdict of each second; a draw of None is no sample."""
+    verdict = start or unproven(0.0)
+    found = []
+    for second in range(seconds):
+        current = drawn(second)
+        sample = Sample(
+            told=Amount(told(second)),
+            currents_a=() if current is None else (current, 0.0, 0.0),
+            sampled_s=None if current is None else float(second),
+        )
+        verdict = judge(verdict, sample, float(second), ALLOWANCE)
+        found.append(verdict)
+    return found
+
+
+def states(verdicts: list[Obedience]) -> list[Following]:
+    return [verdict.state for verdict in verdicts]
+
+
+@pytest.mark.parametrize(("current_a", "duty"), [(32.0, 53.3), (6.0, 10.0), (51.0, 85.0), (80.0, 96.0), (5.0, 100.0)])
+def test_duty_cycles_are_those_of_the_standard(current_a: float, duty: float) -> None:
+    assert duty_percent(current_a) == pytest.approx(duty, abs=0.05)
+    if current_a >= 6:
+        assert offered_a(duty_percent(current_a)) == pytest.approx(current_a)
+
+
+@pytest.mark.parametrize(
+    ("duty", "offered"), [(100.0, 0.0), (98.0, 0.0), (0.0, 0.0), (5.0, 0.0), (9.0, 6.0), (97.0, 80.0)]
+)
+def test_a_true_hundred_percent_offers_nothing(duty: float, offered: float) -> None:
+    assert offered_a(duty) == offered
+
+
+def test_a_slow_vehicle_has_twelve_seconds() -> None:
+    verdicts = course(lambda s: 32.0 if s < 10 else 10.0, lambda s: 32.0 if s < 22 else 10.0, 60)
+    assert set(states(verdicts)) == {Following.FOLLOWING}
+
+
+def test_a_frozen_pilot_is_reported_within_fifteen_seconds() -> None:
+    verdicts = course(lambda s: 32.0 if s < 10 else 10.0, lambda _s: 32.0, 60)
+    assert verdicts[21].state is Following.FOLLOWING
+    first = next(second for second, verdict in enumerate(verdicts) if not verdict.trusted)
+    assert first - 10 <= 15
+    text = advice("bay-7", verdicts[-1])
+    assert "bay-7 draws more than its limit: 32.0 A, allowed 10.0 A" in text
+    assert "53 % means 32 A" in text
+    assert verdicts[-1].checks[0] is Check.PILOT
+
+
+def test_a_limit_that_creeps_down_gives_no_new_time() -> None:
+    verdicts = course(lambda s: max(6.0, 32.0 - s), lambda _s: 32.0, 40)
+    first = next(second for second, verdict in enumerate(verdicts) if not verdict.trusted)
+    assert first <= 17
+
+
+def test_the_meters_tolerance_is_no_disobedience() -> None:
+    assert set(states(course(lambda _s: 16.0, lambda s: 16.4 if s % 2 else 16.8, 60))) == {Following.FOLLOWING}
+
+
+def test_one_odd_sample_is_no_verdict() -> None:
+    verdicts = course(lambda _s: 10.0, lambda s: 20.0 if s == 30 else 9.0, 60)
+    assert states(verdicts)[30] is Following.SUSPECT
+    assert all(verdict.trusted for verdict in verdicts)
+    assert states(verdicts)[31] is Following.FOLLOWING
+
+
+def test_drawing_less_is_no_disobedience() -> None:
+    assert set(states(course(lambda _s: 32.0, lambda _s: 0.0, 40))) == {Following.FOLLOWING}
+
+
+def test_a_pardon_takes_time_and_each_relapse_makes_it_longer() -> None:
+    def drawn(second: int) -> float:
+        return 32.0 if second % 40 < 8 else 0.0
+
+    verdicts = course(lambda _s: 10.0, drawn, 400)
+    turned = [
+        (second, after.state)
+        for second, (before, after) in enumerate(itertools.pairwise(verdicts), 1)
+        if before.trusted != after.trusted
+    ]
+    assert turned[0][1] is Following.OVERDRAWING
+    # Pardoned once after half a minute; after the relapse a full minute would be needed.
+    assert [state for _second, state in turned] == [Following.OVERDRAWING, Following.FOLLOWING, Following.OVERDRAWING]
+
+
+def test_nothing_seen_is_reported_too() -> None:
+    verdicts = course(lambda _s: 10.0, lambda s: 10.0 if s < 5 else None, 40)
+    assert states(verdicts)[18] is Following.FOLLOWING
+    assert states(verdicts)[19] is Following.UNPROVEN
+    assert "nothing shows" in advice("bay-7", verdicts[-1])
+
+
+def test_what_is_lost_sight_of_stays_accused() -> None:
+    verdicts = course(lambda _s: 10.0, lambda s: 32.0 if s < 10 else None, 100)
+    assert states(verdicts)[-1] is Following.OVERDRAWING
+
+
+def test_giving_more_than_told_is_disobedience() -> None:
+    assert states(course(lambda _s: -10.0, lambda _s: -20.0, 20))[-1] is Following.OVERDRAWING
+    assert states(course(lambda _s: 10.0, lambda _s: -5.0, 20))[-1] is Following.OVERDRAWING
+
+
+def test_what_to_check_follows_from_what_is_seen() -> None:
+    assert what_to_check(32.0, Sample(told=Amount(10.0)))[0] is Check.PILOT
+    assert what_to_check(32.0, Sample(told=Amount(0.0)))[:2] == (Check.PILOT, Check.CONTACTOR)
+    assert what_to_check(32.0, Sample(told=Amount(10.0), proven=False))[0] is Check.BRIDGE
+
+
+@given(st.lists(st.tuples(st.floats(0, 32), st.floats(0, 40)), min_size=1, max_size=80))
+def test_a_draw_within_all_limits_is_never_accused_and_trust_changes_seldom(steps: list[tuple[float, float]]) -> None:
+    least = min(told for told, _drawn in steps)
+    within = course(lambda s: steps[s][0], lambda s: min(steps[s][1], least), len(steps))
+    assert all(verdict.trusted for verdict in within)
+    any_course = course(lambda s: steps[s][0], lambda s: steps[s][1], len(steps))
+    turns = sum(one.trusted != other.trusted for one, other in itertools.pairwise(any_course))
+    assert turns <= 1 + len(steps) // 15
