@@ -165,11 +165,21 @@ def test_delta_circuits_add_by_phasors() -> None:
     """10 A between L1 and L2 and 10 A between L2 and L3: 10, 17.32 and 10 A in the lines, not 10, 20 and 10."""
     tree = {"main": circuit("main", Connection.DELTA)}
     load = network.add(
-        network.load_currents(tree["main"], (Phase.L1,), 10), network.load_currents(tree["main"], (Phase.L2,), 10)
+        network.load_currents(tree["main"], (Phase.L1, Phase.L2), 10),
+        network.load_currents(tree["main"], (Phase.L2, Phase.L3), 10),
     )
     found = network.circuit_currents(tree, {"main": load})["main"]
     assert [abs(current) for current in found] == pytest.approx([10, 10 * math.sqrt(3), 10])
     assert sum(network.powers(tree["main"], found)[0]) == pytest.approx(2 * 400 * 10)
+
+
+def test_a_load_between_two_lines_is_one_element() -> None:
+    main = circuit("main", Connection.DELTA)
+    assert (network.elements(main, 2), network.load_voltage(main, 2)) == (1, 400)
+    one = network.currents_of(main, (Phase.L2, Phase.L3), 1)
+    assert one == network.load_currents(main, (Phase.L2, Phase.L3), 1.0)
+    assert abs(sum(one)) == pytest.approx(0)
+    assert [abs(current) for current in one] == pytest.approx([0, 1, 1])
 
 
 def test_a_delta_wye_transformer_spreads_a_phase_over_two_lines() -> None:

@@ -403,8 +403,9 @@ def neutral_voltage_v(circuit: Circuit) -> float:
 
 def amperes_of(circuit: Circuit, phases: int, power_w: float) -> float:
     """Return the A per conductor of a load at a power factor of 1, in the circuit's nominal voltage."""
-    between = circuit.connection is Connection.DELTA and phases == 1
-    return power_w / ((circuit.voltage_v if between else neutral_voltage_v(circuit)) * phases)
+    if circuit.connection is Connection.DELTA and phases < len(Phase):
+        return power_w / circuit.voltage_v  # one load between two lines
+    return power_w / (neutral_voltage_v(circuit) * phases)
 
 
 def _own_parts(phases: Sequence[Phase], between: bool, loose: bool | None) -> list[tuple[int, list[complex]]]:

@@ -20,6 +20,7 @@ Phasors: TypeAlias = "tuple[complex, complex, complex]"
 NONE: Phasors = (0j, 0j, 0j)
 ANGLES: Phasors = (1 + 0j, cmath.rect(1, -2 * math.pi / 3), cmath.rect(1, 2 * math.pi / 3))
 _SQRT3 = math.sqrt(3)
+_ENDS = 2
 _INDEX = {Phase.L1: 0, Phase.L2: 1, Phase.L3: 2}
 
 
@@ -33,9 +34,17 @@ def neutral_voltage(circuit: Circuit) -> float:
     return circuit.voltage_v if circuit.connection is Connection.SINGLE_PHASE else circuit.voltage_v / _SQRT3
 
 
+def elements(circuit: Circuit, conductors: int) -> int:
+    """Return how many elements a load has, in each of which the current of its conductors flows.
+
+    In a delta circuit two conductors are the two ends of one.
+    """
+    return 1 if circuit.connection is Connection.DELTA and conductors <= _ENDS else conductors
+
+
 def load_voltage(circuit: Circuit, conductors: int) -> float:
-    """Return the voltage across one element of a load, in V: between lines for a single phase in a delta circuit."""
-    between_lines = circuit.connection is Connection.DELTA and conductors == 1
+    """Return the voltage across one element of a load, in V: between lines for what has one in a delta circuit."""
+    between_lines = circuit.connection is Connection.DELTA and conductors <= _ENDS
     return circuit.voltage_v if between_lines else neutral_voltage(circuit)
 
 
@@ -43,8 +52,8 @@ def load_currents(circuit: Circuit, phases: tuple[Phase, ...], current_a: float)
     """Return the line currents of a load that draws `current_a` in each of its conductors, at unity power factor."""
     currents = [0j, 0j, 0j]
     indices = [_INDEX[phase] for phase in phases]
-    if circuit.connection is Connection.DELTA and len(indices) == 1:
-        here, there = indices[0], (indices[0] + 1) % 3
+    if circuit.connection is Connection.DELTA and len(indices) == _ENDS:
+        here, there = indices
         between = (ANGLES[here] - ANGLES[there]) / _SQRT3 * current_a
         currents[here] += between
         currents[there] -= between
@@ -52,6 +61,15 @@ def load_currents(circuit: Circuit, phases: tuple[Phase, ...], current_a: float)
         for index in indices:
             currents[index] += ANGLES[index] * current_a
     return (currents[0], currents[1], currents[2])
+
+
+def currents_of(circuit: Circuit, phases: tuple[Phase, ...], loaded: int) -> Phasors:
+    """Return the line currents of an EVSE per A of a vehicle that loads so many of its elements.
+
+    In a delta circuit one element lies between two conductors.
+    """
+    between_lines = circuit.connection is Connection.DELTA and loaded == 1
+    return load_currents(circuit, phases[: _ENDS if between_lines else loaded], 1.0)
 
 
 def power_currents(circuit: Circuit, power_w: float, reactive_var: float) -> Phasors:

@@ -104,9 +104,9 @@ class Rehearsal:
             self.units[device.bus, device.unit_id] = self._unit(device)
         self._evses = {evse.name: evse for evse in depot.evses()}
         self._per_ampere: dict[tuple[str, int], Phasors] = {
-            (evse.name, conductors): network.load_currents(depot.circuits[evse.circuit], evse.phases[:conductors], 1.0)
+            (evse.name, loaded): network.currents_of(depot.circuits[evse.circuit], evse.phases, loaded)
             for evse in depot.evses()
-            for conductors in range(len(evse.phases) + 1)
+            for loaded in range(len(evse.phases) + 1)
         }
         self._schedule_all(seed)
         self._measure(0.0)
@@ -264,8 +264,9 @@ class Rehearsal:
 
     def _build_outlet(self, evse: Evse, profile: Profile) -> Outlet:
         control = profile.control
-        conductors = len(evse.phases)
-        volts = network.load_voltage(self.depot.circuits[evse.circuit], conductors)
+        circuit = self.depot.circuits[evse.circuit]
+        conductors = network.elements(circuit, len(evse.phases))
+        volts = network.load_voltage(circuit, len(evse.phases))
         direct = control is not None and control.quantity is Quantity.POWER
         minimum = physics.MINIMUM_PILOT_A if control is None else control.minimum
         return Outlet(
