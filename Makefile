@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup setup-dev demo demo-down test test-all lint types unit agent molecule sanity soak collection bench generate lock
+.PHONY: help setup setup-dev demo demo-down test test-all lint types unit agent molecule sanity soak collection bench campaign mutants generate lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ lint types unit agent sanity e2e molecule soak vm: setup-dev ## One part of the 
 
 bench: setup-dev ## Measure; ONLY=prefix limits it, as in ONLY=host.
 	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
+
+campaign: setup-dev ## Fault episodes of control under virtual time; N=100000 for the long one
+	@$(BIN)/python -m derms_agent.twin.campaign run --count $(or $(N),1000)
+
+mutants: setup-dev ## Plant faults in control, one after the other, and see each caught by the campaign
+	@$(BIN)/python -m derms_agent.twin.campaign mutants --count 200
 
 generate: setup-dev ## Write the roles' defaults and docs/roles.md from their argument specs
 	@$(BIN)/python tools/generate_role_reference.py

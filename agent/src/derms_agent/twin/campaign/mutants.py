@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults planted in a copy of the control code, each of which the campaign has to find.
+
+A mutant is one text of one file, replaced by another; a text that is not there exactly once is an error, so that no
+mutant dies, or lives, for nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import derms_agent
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One planted fault: `old` of `file` (in derms_agent) becomes `new`."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "increase before it is measured",
+        "control/ledger.py",
+        "        claims.append(dataclasses.replace(claim, ended_s=event.answered_s) if over else claim)\n",
+        "        claims.extend([] if over else [claim])\n",
+    ),
+    Mutant(
+        "raise let through while over",
+        "control/guard.py",
+        "        amount, excess = self._most(asked, rows)  ",
+        "        amount, excess = asked.target, None  ",
+    ),
+    Mutant(
+        "write in flight not counted",
+        "control/ledger.py",
+        "claim = Claim(span=span_of(amount), cause=Cause.SETPOINT, since_s=now_s, write=write)",
+        "claim = Claim(span=NOTHING, cause=Cause.SETPOINT, since_s=now_s, write=write)",
+    ),
+    Mutant(
+        "indeterminate write forgotten",
+        "control/ledger.py",
+        "            return _lost(entry, station, event)",
+        "            kept = tuple(claim for claim in entry.claims if claim.write != event.write)\n"
+        "            return dataclasses.replace(entry, claims=kept)",
+    ),
+    Mutant(
+        "late write forgotten",
+        "control/ledger.py",
+        "    return claim.executed_by_s is not None and claim.executed_by_s <= by_s",
+        "    return claim.executed_by_s is not None",
+    ),
+    Mutant(
+        "watchdog ignored",
+        "control/ledger.py",
+        "        watchdog_s is not None\n        and (entry.refreshed_s is None",
+        "        watchdog_s is not None\n        and now_s < 0\n        and (entry.refreshed_s is None",
+    ),
+    Mutant(
+        "boot rule missing",
+        "control/ledger.py",
+        "        if not _open(entry, Cause.AFTER_BOOT):",
+        "        if now_s < 0 and not _open(entry, Cause.AFTER_BOOT):",
+    ),
+    Mutant(
+        "silent device counted at its setpoint",
+        "control/ledger.py",
+        "    if silent_s >= station.silent_s and (",
+        "    if now_s < 0 and (",
+    ),
+    Mutant(
+        "ledger not adopted after a restart",
+        "control/ledger.py",
+        '            name: _adopted(_entry_from(stored["entries"][name]), station, known_age, now_s)\n',
+        "            name: Entry(claims=(_timeless(NOTHING, Cause.UNKNOWN, now_s),))\n",
+    ),
+    Mutant(
+        "phase unknown loads one",
+        "control/worst_case.py",
+        "    loaded = phases if phases is not None else (station.phases or PHASES)",
+        "    loaded = phases if phases is not None else (station.phases or PHASES[:1])",
+    ),
+    Mutant(
+        "discharge as headroom",
+        "control/worst_case.py",
+        "        high[_ACTIVE], low[_ACTIVE] = box.high * known, box.low * known",
+        "        high[_ACTIVE], low[_ACTIVE] = (box.high + box.low) * known, box.low * known",
+    ),
+    Mutant(
+        "base load forgotten",
+        "control/worst_case.py",
+        "            known = base.get(name)\n            if known is None:\n",
+        "            known = BaseLoad()\n            if known is None:\n",
+    ),
+    Mutant(
+        "stale meter taken",
+        "control/limits.py",
+        "    if reading.quality is not Quality.GOOD or not 0 <= now_s - reading.read_at_s <= fresh_s:\n",
+        "    if reading.quality is not Quality.GOOD:\n",
+    ),
+    Mutant(
+        "limit's fall ignored",
+        "control/limits.py",
+        "    return tuple(_asked(ask, Rank.GRID, base) for ask in asks)",
+        "    return ()",
+    ),
+    Mutant(
+        "decrease not sent at once",
+        "control/guard.py",
+        "        if told is None or not base.is_near(amount_of(told.span)):\n",
+        "        if told is not None and not base.is_near(amount_of(told.span)) and self.now_s - told.since_s < 60:\n"
+        "            return\n"
+        "        if told is None or not base.is_near(amount_of(told.span)):\n",
+    ),
+    Mutant(
+        "obedience's draw not taken off",
+        "control/guard.py",
+        "        if not spans[line].holds(flowing, station.tolerance_a):\n",
+        "        if spans[line] is None:\n",
+    ),
+    Mutant(
+        "reserve ignored",
+        "control/soc.py",
+        "    above_wh = (soc - policy.reserve_percent) / _FULL_PERCENT * capacity_wh",
+        "    above_wh = soc / _FULL_PERCENT * capacity_wh",
+    ),
+    Mutant(
+        "cut-off ignored",
+        "control/thermal.py",
+        "    left = share(sensor, learnt.estimate, reading.celsius, ambient_c)",
+        "    left = 1.0",
+    ),
+    Mutant(
+        "lost sensor ignored",
+        "control/thermal.py",
+        "        if sensor.required:",
+        "        if sensor.required and now_s < 0:",
+    ),
+)
+
+
+def planted(mutant: Mutant) -> str:
+    """Return the text of a mutant's file with the fault in it. Raises ValueError where its text is not there once."""
+    text = (Path(derms_agent.__file__).parent / mutant.file).read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        found = f"found its text {text.count(mutant.old)} times in {mutant.file}"
+        raise ValueError(f"mutant {mutant.name!r}: {found}, expected it once")
+    return text.replace(mutant.old, mutant.new)
+
+
+def plant(mutant: Mutant, target: Path) -> None:
+    """Copy the package to a directory, with the fault in it. Raises ValueError as `planted` does."""
+    text = planted(mutant)
+    root = Path(derms_agent.__file__).parent
+    shutil.copytree(root, target / root.name, ignore=shutil.ignore_patterns("__pycache__"))
+    (target / root.name / mutant.file).write_text(text, encoding="utf-8")
+
+
+def main(count: int, jobs: int, only: str = "") -> int:
+    """Plant each fault, and see whether the campaign finds it; print a table. Return the exit status."""
+    chosen = [mutant for mutant in MUTANTS if only in mutant.name]
+    survived = 0
+    sys.stdout.write(f"{'planted fault':<40} {'found':<10} {'took':>6}  by\n")
+    with ThreadPoolExecutor(jobs) as pool:
+        for mutant, (found, took_s, by) in zip(chosen, pool.map(lambda each: _hunt(each, count), chosen), strict=True):
+            survived += not found
+            sys.stdout.write(f"{mutant.name:<40} {'yes' if found else 'NO':<10} {took_s:>5.0f}s  {by}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{len(chosen) - survived} of {len(chosen)} found within {count} episodes\n")
+    return 1 if survived else 0
+
+
+def _hunt(mutant: Mutant, count: int) -> tuple[bool, float, str]:
+    """Return whether the campaign finds a mutant, how long it took, and by which violation."""
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="derms-mutant-") as directory:
+        plant(mutant, Path(directory))
+        command = ("-m", "derms_agent.twin.campaign", "run", "--stop", "--jobs", "1", "--count", str(count))
+        found = subprocess.run(
+            (sys.executable, *command, "--state", str(Path(directory) / "state.json")),
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": directory},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    seeds = [line.strip() for line in found.stdout.splitlines() if line.startswith("  seed ")]
+    if found.returncode not in {0, 1}:
+        raise RuntimeError(f"mutant {mutant.name!r} could not be run: {found.stderr[-2000:]}")
+    if found.returncode == 1 and not seeds:
+        # An exception ends Python with 1 as well, and is no finding.
+        raise RuntimeError(f"mutant {mutant.name!r} broke: {found.stderr[-2000:]}")
+    return found.returncode == 1, time.monotonic() - began_s, seeds[0][:110] if seeds else ""

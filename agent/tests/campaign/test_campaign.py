@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The campaign itself: an episode is its seed's, the judge sees, and the planted faults can be planted."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from derms_agent.model import Connection, Phase
+from derms_agent.twin import Fault, FaultKind, Rehearsal, Scenario
+from derms_agent.twin.actions import SetBaseLoad
+from derms_agent.twin.campaign import course, episode, mutants, scene
+from derms_agent.twin.campaign.__main__ import Tally, regression_seeds
+from derms_agent.twin.campaign.judge import Judge, trips_after_s
+from derms_agent.twin.physics import VehicleType
+from derms_agent.twin.scenario import Arrivals
+
+SOME_SEEDS = range(40)
+
+
+def drawn(seed: int) -> scene.Scene:
+    return scene.draw(Random(seed))  # noqa: S311
+
+
+def test_the_same_seed_gives_the_same_episode() -> None:
+    assert episode.run(7) == episode.run(7)
+
+
+def test_a_depot_holds_what_it_may_draw_unattended_and_not_all_that_it_has() -> None:
+    tight = 0
+    for seed in SOME_SEEDS:
+        depot = drawn(seed)
+        for circuit in depot.depot.circuits.values():
+            if any(other.connection is Connection.DELTA_WYE for other in depot.depot.circuits.values()):
+                continue
+            beneath = {circuit.name} | {c.name for c in depot.depot.circuits.values() if c.parent == circuit.name}
+            for line, phase in enumerate(Phase):
+                base_a = sum(depot.depot.circuits[name].base_load_a[line] for name in beneath)
+                there = [e for e in depot.depot.evses() if e.circuit in beneath and phase in e.phases]
+                alone_a = sum(
+                    scene.unattended_a(evse, depot.depot.devices[evse.device], depot.profile(evse.device))
+                    for evse in there
+                )
+                assert alone_a + base_a <= circuit.rating_a[line]
+                tight += sum(evse.rating_a for evse in there) + base_a > circuit.rating_a[line]
+    assert tight > len(SOME_SEEDS)
+
+
+def test_every_kind_of_fault_comes_up() -> None:
+    kinds = set()
+    for seed in range(200):
+        rng = Random(seed)  # noqa: S311
+        kinds |= set(course.draw(rng, scene.draw(rng)).kinds)
+    assert kinds >= {
+        "silent",
+        "slow",
+        "exception",
+        "disconnect",
+        "reboot",
+        "frozen duty",
+        "sensor lost",
+        "stale meter",
+        "agent killed",
+        "blackout",
+        "gateway restarted, clock stepped",
+        "limit moved",
+        "base load stepped",
+        "indeterminate writes",
+    }
+
+
+def test_a_breaker_carries_less_the_more_it_is() -> None:
+    assert trips_after_s(1.05) == math.inf
+    assert trips_after_s(1.13) == pytest.approx(3600)
+    assert trips_after_s(2.55) == pytest.approx(1)
+    found = [trips_after_s(1 + step / 20) for step in range(100)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(found))
+
+
+def overloaded(seed: int, seconds: float, *, slow: bool | None = None) -> Judge:
+    """Let a depot run that nobody controls, with as much base load as its circuits carry."""
+    here = next(one for one in map(drawn, itertools.count(seed)) if slow is None or one.slow is slow)
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    judge = Judge(twin, here)
+    for evse in here.depot.evses():
+        twin.plug_in(evse.name, VehicleType(name="car", capacity_wh=60_000, power_w=22_000), 0.2)
+    root = next(circuit for circuit in here.depot.circuits.values() if circuit.parent is None)
+    twin.do(SetBaseLoad(root.name, root.rating_a))
+    for _ in range(round(seconds * 10)):
+        twin.advance(0.1)
+        judge.look()
+    return judge
+
+
+def test_what_stays_above_the_limit_is_a_violation() -> None:
+    assert "above the limit" in {violation.rule for violation in overloaded(1, 60).violations}
+
+
+@pytest.mark.parametrize(("slow", "window_s"), [(False, 6.0), (True, 12.0)])
+def test_a_moment_above_it_is_not(slow: bool, window_s: float) -> None:
+    judge = overloaded(1, window_s - 0.5, slow=slow)
+    assert judge.worst.over_s > 0
+    assert not [violation for violation in judge.violations if violation.rule == "above the limit"]
+
+
+def test_the_trip_curve_knows_no_excuse() -> None:
+    here = drawn(3)
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    judge = Judge(twin, here)
+    judge.died()
+    root = next(circuit for circuit in here.depot.circuits.values() if circuit.parent is None)
+    a, b, c = (2.6 * amperes for amperes in root.rating_a)
+    twin.do(SetBaseLoad(root.name, (a, b, c)))
+    twin.fault("evse-1", Fault(kind=FaultKind.SILENT))
+    for _ in range(20):
+        twin.advance(0.1)
+        judge.look()
+    assert [violation.rule for violation in judge.violations] == ["trip curve"]
+
+
+def test_what_was_counted_survives_the_disk() -> None:
+    tally = Tally()
+    tally.add(episode.run(1))
+    assert Tally.from_json(tally.to_json()).lines() is not None
+    assert list(Tally.from_json(tally.to_json()).lines()) == list(tally.lines())
+
+
+def test_seeds_that_failed_are_numbers_with_a_word_for_people(tmp_path: Path) -> None:
+    file = tmp_path / "seeds.txt"
+    file.write_text("# none yet\n17  # above the limit at 3 s\n\n4\n", encoding="utf-8")
+    assert regression_seeds(file) == (17, 4)
+    assert all(seed >= 0 for seed in regression_seeds())
+
+
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda mutant: mutant.name)
+def test_each_fault_can_be_planted(mutant: mutants.Mutant) -> None:
+    planted = mutants.planted(mutant)
+    compile(planted, mutant.file, "exec")
+    assert mutant.new in planted
+
+
+def test_a_fault_whose_text_is_gone_is_an_error() -> None:
+    gone = mutants.Mutant("gone", "control/guard.py", "no such text in it", "anything")
+    with pytest.raises(ValueError, match="found its text 0 times"):
+        mutants.planted(gone)
