@@ -8,6 +8,7 @@ and ages come from a monotonic clock.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
@@ -243,9 +244,12 @@ class Quality(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The last answer of one device: its points' values and when they were read, by the monotonic clock in s.
+    """The last answer of one device: its points' values and when they were read, by the driver's clock in s.
 
-    A point that the device does not implement is absent from `values`.
+    A point that the device does not implement is absent from `values`. The polled values were sampled between
+    `asked_at_s`, when the first of their requests was made, and `answered_at_s`, when the last was answered;
+    `read_at_s` is when the first was. `settings_asked_at_s`: the same beginning for the settings among them, None where
+    none were read. `fed_at_s`: the watchdog was surely fed by a heartbeat, not before then; None where it was not.
     """
 
     device: str
@@ -253,6 +257,10 @@ class Reading:
     read_at_s: float
     quality: Quality = Quality.GOOD
     problem: str | None = None
+    asked_at_s: float = -math.inf
+    answered_at_s: float = -math.inf
+    settings_asked_at_s: float | None = None
+    fed_at_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from derms_agent.drivers.interface import RegisterBus
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import ModbusDevice, Pace
 from derms_agent.drivers.sunspec import SunSpecDevice
+from derms_agent.drivers.unit import Clock
 from derms_agent.model import Circuit, Connection, Depot, Device
 from derms_agent.profiles.profile import Profile, Protocol
 
@@ -23,16 +25,21 @@ def open_device(
     *,
     circuits: Mapping[str, Circuit] | None = None,
     pace: Pace | None = None,
+    clock: Clock = time.monotonic,
+    repeats_limits: bool = True,
 ) -> ModbusDevice:
     """Return the driver of a device; nothing is sent yet.
 
-    `circuits` give the voltage by which W become A; without them 230 V to neutral are taken. Raises ValueError where
-    the profile cannot limit each of the device's EVSEs.
+    `circuits` give the voltage by which W become A; without them 230 V to neutral are taken. `clock` and
+    `repeats_limits` are as `ModbusDevice` has them. Raises ValueError where the profile cannot limit each of the
+    device's EVSEs.
     """
     kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
     known = circuits or {}
     voltages = {evse.name: phase_voltage_v(known[evse.circuit]) for evse in device.evses if evse.circuit in known}
-    return kind(device, profile, bus, phase_voltage_v=voltages, pace=pace)
+    return kind(
+        device, profile, bus, phase_voltage_v=voltages, pace=pace, clock=clock, repeats_limits=repeats_limits
+    )
 
 
 def phase_voltage_v(circuit: Circuit) -> float:
@@ -58,10 +65,25 @@ def open_buses(depot: Depot, gateway: str | None = None) -> dict[str, ModbusBus]
     }
 
 
-def open_devices(depot: Depot, buses: Mapping[str, RegisterBus]) -> dict[str, ModbusDevice]:
+def open_devices(
+    depot: Depot,
+    buses: Mapping[str, RegisterBus],
+    *,
+    pace: Pace | None = None,
+    clock: Clock = time.monotonic,
+    repeats_limits: bool = True,
+) -> dict[str, ModbusDevice]:
     """Return the drivers of the devices on those buses, by name. Raises ProfileError; ValueError as `open_device`."""
     return {
-        device.name: open_device(device, profiles.load(device.profile), buses[device.bus], circuits=depot.circuits)
+        device.name: open_device(
+            device,
+            profiles.load(device.profile),
+            buses[device.bus],
+            circuits=depot.circuits,
+            pace=pace,
+            clock=clock,
+            repeats_limits=repeats_limits,
+        )
         for device in depot.devices.values()
         if device.bus in buses
     }

@@ -84,6 +84,8 @@ class _Group:
     blocks: tuple[Block, ...] = ()
     refused: frozenset[Block] = frozenset()
     read_at_s: float | None = None
+    asked_at_s: float = -math.inf
+    answered_at_s: float = -math.inf
     values: Mapping[str, Value] = field(default_factory=dict)
 
 
@@ -112,7 +114,8 @@ class ModbusDevice:
     """One unit on a bus, whose values lie where its profile says. Implements `derms_agent.drivers.interface.Driver`.
 
     `phase_voltage_v` is the nominal voltage to neutral, by EVSE: what W are divided by for a device that is limited in
-    A. The declared settings stand for those not read yet.
+    A. The declared settings stand for those not read yet. `repeats_limits`: it writes a limit again by itself where that
+    is what feeds the watchdog; whoever keeps a ledger of writes repeats them itself.
     """
 
     def __init__(
@@ -124,8 +127,10 @@ class ModbusDevice:
         phase_voltage_v: Mapping[str, float] | None = None,
         pace: Pace | None = None,
         clock: Clock = time.monotonic,
+        repeats_limits: bool = True,
     ) -> None:
         self.device = device
+        self._repeats_limits = repeats_limits
         self.profile = profile
         self.pace = Pace() if pace is None else pace
         self.freshness_s = self.pace.freshness_s
@@ -137,6 +142,7 @@ class ModbusDevice:
         self._limits = _limits(device, profile, phase_voltage_v or {})
         self._answered_at_s = -math.inf
         self._heartbeat_at_s = -math.inf
+        self._fed_at_s = -math.inf
         self._poll_problem: str | None = None
         self._watchdog_problem: str | None = None
         self._finding = anyio.Lock()
@@ -235,6 +241,7 @@ class ModbusDevice:
         if words:
             group.values = _values(group.names, registers, words)
             group.read_at_s = read_at_s
+            group.asked_at_s, group.answered_at_s = now_s, self._answered_at_s
 
     async def _declare_stale(self, publish: Callable[[Reading], None]) -> None:
         """Publish that the image is stale when it becomes so, whatever the bus is waiting for."""
@@ -264,7 +271,18 @@ class ModbusDevice:
             quality = Quality.GOOD if now_s - control.read_at_s <= self.freshness_s else Quality.STALE
         problems = "; ".join(filter(None, (self._poll_problem, self._watchdog_problem)))
         read_at_s = -math.inf if control.read_at_s is None else control.read_at_s
-        return Reading(self.device.name, values, read_at_s, quality, problems or None)
+        configured = slower[0] if slower else None
+        return Reading(
+            self.device.name,
+            values,
+            read_at_s,
+            quality,
+            problems or None,
+            asked_at_s=control.asked_at_s,
+            answered_at_s=control.answered_at_s,
+            settings_asked_at_s=None if configured is None or configured.read_at_s is None else configured.asked_at_s,
+            fed_at_s=None if self._fed_at_s == -math.inf else self._fed_at_s,
+        )
 
     def _missing(self) -> str | None:
         """Return which points the device does not have that control polls, or that it refused, in words."""
@@ -328,7 +346,7 @@ class ModbusDevice:
         now_s = self._clock()
         valid = [limit for limit in self._limits.values() if limit.valid_until_s > now_s]
         if refreshed_by is Refresh.WRITE:
-            for limit in valid:
+            for limit in valid if self._repeats_limits else ():
                 if limit.wanted is not None:
                     await self._rewrite(limit, limit.wanted, beat_s)
         elif refreshed_by is Refresh.HEARTBEAT and valid:
@@ -366,6 +384,7 @@ class ModbusDevice:
         heartbeat = None if self.profile.fallback is None else self.profile.fallback.heartbeat
         if heartbeat is None:
             return
+        began_s = self._clock()
         try:
             for name in (await self.find_map()).names:
                 if stem(name) == heartbeat.point:
@@ -374,6 +393,7 @@ class ModbusDevice:
             self._unfed(failure)
         else:
             self._heartbeat_at_s = self._clock()
+            self._fed_at_s = began_s
 
     async def _ask(self, within_s: float) -> None:
         blocks = [block for block in self._groups[0].blocks if block not in self._groups[0].refused]

@@ -24,6 +24,7 @@ from derms_agent.profiles.profile import (
     Control,
     Fallback,
     Heartbeat,
+    Occupancy,
     Profile,
     Protocol,
     Quantity,
@@ -358,6 +359,7 @@ _control = _section(
     },
     ("point", "quantity", "minimum", "step"),
 )
+_occupancy = _section(Occupancy, {"point": _text, "free": _list_of(_text)}, ("point", "free"))
 _wire = _section(
     Wire,
     {
@@ -408,6 +410,7 @@ _PROFILE: Mapping[str, _Convert] = {
     "never_write": _list_of(_whole),
     "traps": _list_of(_text),
     "poll": _list_of(_text),
+    "occupancy": _occupancy,
 }
 
 

@@ -230,6 +230,17 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Occupancy:
+    """How a charger shows that no vehicle is there: a point, and which of its values mean that.
+
+    With any other value, and where the point cannot be read, a vehicle is taken to be there.
+    """
+
+    point: str
+    free: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
     """What requests a device takes, where that is less than the protocol allows.
 
@@ -288,6 +299,7 @@ class Profile:
     - the fallback's points exist, are numbers in A, W and s, and can be read, here or by readback, or be declared; a
       fixed value needs a control to be in the quantity of;
     - the heartbeat's point exists and can be written with its value;
+    - the occupancy's point can be read, and its values are named states of it, where it has such;
     - a charger has a control and says what it does unattended; a meter has neither.
     """
 
@@ -307,6 +319,7 @@ class Profile:
     never_write: tuple[int, ...] = ()
     traps: tuple[str, ...] = ()
     poll: tuple[str, ...] = ()
+    occupancy: Occupancy | None = None
 
     def __post_init__(self) -> None:
         for name in ("name", "title", "source"):
@@ -321,6 +334,7 @@ class Profile:
         _check_poll(self)
         _check_control(self)
         _check_fallback(self)
+        _check_occupancy(self)
 
     def point(self, name: str) -> Point | SunSpecPoint:
         """Return a point by its name, of whichever protocol. Raises KeyError."""
@@ -516,6 +530,19 @@ def _check_poll(profile: Profile) -> None:
             raise Contradiction(("poll", place), name, "a point that can be read, or has a readback")
         if profile.poll.index(name) != place:
             raise Contradiction(("poll", place), name, "each point once")
+
+
+def _check_occupancy(profile: Profile) -> None:
+    occupancy = profile.occupancy
+    if occupancy is None:
+        return
+    point = _find(profile, ("occupancy", "point"), occupancy.point)
+    if not _known(point):
+        raise Contradiction(("occupancy", "point"), occupancy.point, "a point that can be read, or has a readback")
+    states = None if not isinstance(point, Point) or point.states is None else tuple(point.states.values())
+    for place, name in enumerate(occupancy.free):
+        if states is not None and name not in states:
+            raise Contradiction(("occupancy", "free", place), name, f"one of {', '.join(states)}", nearest(name, states))
 
 
 def _known(point: Point | SunSpecPoint) -> bool:
