@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from derms_agent import __version__, probe
+from derms_agent import __version__, check_config, probe
 
 INTERRUPTED = 130
 
@@ -18,6 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"derms-agent {__version__}")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     probe.add_parser(verbs)
+    check_config.add_parser(verbs)
     options = parser.parse_args(arguments)
     try:
         status: int = options.run(options)
