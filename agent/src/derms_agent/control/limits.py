@@ -411,15 +411,16 @@ class Ask:
 
 def grid(asks: Iterable[Ask], base: BaseLoad) -> tuple[Limit, ...]:
     """Return what the grid's events, and its default limit, leave to EVSEs."""
-    return tuple(_asked(ask, Rank.GRID, base) for ask in asks)
+    return tuple(asked(ask, Rank.GRID, base) for ask in asks)
 
 
 def operator(asks: Iterable[Ask], base: BaseLoad) -> tuple[Limit, ...]:
     """Return what the depot's operator has asked."""
-    return tuple(_asked(ask, Rank.OPERATOR, base) for ask in asks)
+    return tuple(asked(ask, Rank.OPERATOR, base) for ask in asks)
 
 
-def _asked(ask: Ask, rank: Rank, base: BaseLoad) -> Limit:
+def asked(ask: Ask, rank: Rank, base: BaseLoad) -> Limit:
+    """Return what one ask leaves to EVSEs, by its rank; `base` is the root circuit's."""
     low_w, high_w = ask.low_w, ask.high_w
     if ask.target == SITE:
         # A limit on import asks for no discharge against the base load, nor one on export for charging.
@@ -452,7 +453,7 @@ def price(
 ) -> tuple[Limit, ...]:
     """Return a limit of `dear_w` for each period whose price is `dear_per_kwh` or above."""
     return tuple(
-        _asked(
+        asked(
             Ask(
                 source=f"price {period.per_kwh:g}/kWh",
                 high_w=dear_w,

@@ -114,8 +114,8 @@ class ModbusDevice:
     """One unit on a bus, whose values lie where its profile says. Implements `derms_agent.drivers.interface.Driver`.
 
     `phase_voltage_v` is the nominal voltage to neutral, by EVSE: what W are divided by for a device that is limited in
-    A. The declared settings stand for those not read yet. `repeats_limits`: it writes a limit again by itself where that
-    is what feeds the watchdog; whoever keeps a ledger of writes repeats them itself.
+    A. The declared settings stand for those not read yet. `repeats_limits`: it writes a limit again by itself where
+    that is what feeds the watchdog; whoever keeps a ledger of writes repeats them itself.
     """
 
     def __init__(

@@ -348,6 +348,12 @@ class Profile:
         """The names of what a depot file may declare for such a device."""
         return tuple(point.name for point in _all_points(self) if point.setting)
 
+    @property
+    def shows_in_force(self) -> bool:
+        """Whether what a device shows as its limit is what is in force, rather than what it was told."""
+        point = None if self.control is None else self.points.get(self.control.point)
+        return point is not None and point.readback is not None
+
     def watchdog_s(self, settings: Mapping[str, Value]) -> float | None:
         """Return after how long a silence, in s, the device falls back; None: never, or not as far as is known.
 
@@ -542,7 +548,8 @@ def _check_occupancy(profile: Profile) -> None:
     states = None if not isinstance(point, Point) or point.states is None else tuple(point.states.values())
     for place, name in enumerate(occupancy.free):
         if states is not None and name not in states:
-            raise Contradiction(("occupancy", "free", place), name, f"one of {', '.join(states)}", nearest(name, states))
+            expected = f"one of {', '.join(states)}"
+            raise Contradiction(("occupancy", "free", place), name, expected, nearest(name, states))
 
 
 def _known(point: Point | SunSpecPoint) -> bool:

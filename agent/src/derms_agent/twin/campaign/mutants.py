@@ -113,7 +113,7 @@ MUTANTS = (
     Mutant(
         "limit's fall ignored",
         "control/limits.py",
-        "    return tuple(_asked(ask, Rank.GRID, base) for ask in asks)",
+        "    return tuple(asked(ask, Rank.GRID, base) for ask in asks)",
         "    return ()",
     ),
     Mutant(

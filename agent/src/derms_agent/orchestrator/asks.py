@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What others ask of the depot: a limit with a target, a time and a rank, kept on disk. Pure.
+
+People and the grid speak wall-clock time; control counts on a clock that no step moves. Both are kept: an ask's times
+are turned into the latter once, when it comes, and anew only after the host restarted, when nothing else is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from derms_agent.control import limits
+from derms_agent.model import Limit, Rank
+
+RANKS: Mapping[str, Rank] = {"grid": Rank.GRID, "operator": Rank.OPERATOR, "price": Rank.PRICE}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A limit that somebody asks for, in W, consumption positive; infinite where a side is not bounded.
+
+    `start_unix_s` and `end_unix_s` are as asked, None for always; `start_s` and `end_s` are the same by the control's
+    clock. `put_by` is the user who asked.
+    """
+
+    id: str
+    source: str
+    rank: Rank
+    target: str = limits.SITE
+    low_w: float = -math.inf
+    high_w: float = math.inf
+    start_unix_s: float | None = None
+    end_unix_s: float | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    put_by: str = ""
+
+    def over(self, now_s: float) -> bool:
+        """Whether its time is over."""
+        return self.end_s is not None and self.end_s <= now_s
+
+    def in_force(self, now_s: float) -> bool:
+        """Whether it holds."""
+        return (self.start_s is None or self.start_s <= now_s) and not self.over(now_s)
+
+
+def placed(ask: Ask, now_s: float, now_unix_s: float) -> Ask:
+    """Return an ask with its times by the control's clock, from those of the wall."""
+
+    def at(unix_s: float | None) -> float | None:
+        return None if unix_s is None else now_s + unix_s - now_unix_s
+
+    return replace(ask, start_s=at(ask.start_unix_s), end_s=at(ask.end_unix_s))
+
+
+def limits_of(asks: Iterable[Ask], base: limits.BaseLoad) -> tuple[Limit, ...]:
+    """Return the limits that asks come to; those on the site have the base load taken off."""
+    found: list[Limit] = []
+    for ask in asks:
+        plain = limits.Ask(
+            source=ask.source,
+            high_w=ask.high_w,
+            low_w=ask.low_w,
+            start_s=ask.start_s,
+            end_s=ask.end_s,
+            target=limits.SITE if ask.target == base.circuit else ask.target,
+        )
+        found.append(limits.asked(plain, ask.rank, base))
+    return tuple(found)
+
+
+def to_json(ask: Ask) -> dict[str, Any]:
+    """Return an ask as plain JSON; an infinite side is absent."""
+    found: dict[str, Any] = {"id": ask.id, "source": ask.source, "rank": ask.rank.name.lower(), "target": ask.target}
+    for name in ("low_w", "high_w", "start_unix_s", "end_unix_s", "start_s", "end_s"):
+        value = getattr(ask, name)
+        if value is not None and math.isfinite(value):
+            found[name] = value
+    return {**found, "put_by": ask.put_by}
+
+
+def from_json(stored: Mapping[str, Any]) -> Ask:
+    """Return what `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+    numbers = {
+        name: float(stored[name])
+        for name in ("low_w", "high_w", "start_unix_s", "end_unix_s", "start_s", "end_s")
+        if name in stored
+    }
+    return Ask(
+        id=str(stored["id"]),
+        source=str(stored["source"]),
+        rank=RANKS[stored["rank"]],
+        target=str(stored["target"]),
+        put_by=str(stored["put_by"]),
+        **numbers,
+    )

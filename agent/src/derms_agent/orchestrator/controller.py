@@ -1,0 +1,533 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the orchestrator knows and decides, without I/O: readings, asks and proofs in, writes and a report out.
+
+It is the one owner of control's state. Whoever calls it stores the ledger before the writes of a cycle leave, tells
+what became of each of them, and hands in every reading; times are of one clock that goes on through suspend, in s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal
+from derms_agent.control import ledger as book
+from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
+from derms_agent.control.plan import Need, Plan
+from derms_agent.control.worst_case import BaseLoad
+from derms_agent.model import Evse, Limit, LimitQuantity, Proof, ProofKind, Quality, Rank, Reading, Session
+from derms_agent.orchestrator import asks as wishes
+from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
+from derms_agent.orchestrator.sessions import Metering, followed
+from derms_agent.orchestrator.site import Site, armed
+
+METER_FRESH_S = 5.0
+"""How old a meter's reading may be and still count: its pace, the brackets around it, and for how long one stands."""
+READING_FRESH_S = 2.5
+GAP_S = 4.0
+"""A device that was silent for longer may have been restarted: its settings are read again."""
+_STEP_A = 1.0
+_KEPT = 8
+_NO_BASE = BaseLoad()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The depot's limits and how control behaves, from limits.conf and the depot file. None: there is none."""
+
+    limit_va: float
+    default_limit_w: float | None = None
+    soc_reserve_percent: float = 20.0
+    demand_cap: demand.Cap | None = None
+    droop: droop.Settings | None = None
+    nominal_hz: float = 50.0
+    charger_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.CHARGER]
+    battery_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.BATTERY]
+    spread_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Honour:
+    """Whether an ask can be obeyed, and what the site can be brought to, in W; `why` it is no less, in words."""
+
+    can: bool
+    reachable_w: float
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What people or telematics said of a session; None: nothing. Times by the control's clock."""
+
+    departure_at_s: float | None = None
+    energy_need_wh: float | None = None
+    vehicle: str | None = None
+    soc_percent: float | None = None
+    soc_read_at_s: float | None = None
+    battery: thermal.Temperature | None = None
+
+
+@dataclass(slots=True)
+class Controller:
+    """One gateway's control.
+
+    `energised_at_s`: power came back then after an outage; None: there was none; infinite: that is still to be seen.
+    `link_until_s`: until then the grid's link stands as far as is known; None: there never was one. `window_begin_s`:
+    when some aligned demand interval began, for which the caller looks at the wall's clock.
+    """
+
+    site: Site
+    policy: Policy
+    state: State
+    asks: dict[str, Ask] = field(default_factory=dict)
+    told: dict[str, Told] = field(default_factory=dict)
+    sessions: dict[str, Session] = field(default_factory=dict)
+    readings: dict[str, EvseReading] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    plan: Plan | None = None
+    link_until_s: float | None = None
+    outcome: Outcome | None = None
+    base: Mapping[str, limits.BaseLoad] = field(default_factory=dict)
+    energised_at_s: float | None = None
+    window_begin_s: float | None = None
+    params: allocate.Params = field(init=False)
+    _cycle: Cycle = field(init=False)
+    _events: list[book.Event] = field(default_factory=list)
+    _previous: Mapping[str, allocate.Allocation] = field(default_factory=dict)
+    _metering: dict[str, Metering] = field(default_factory=dict)
+    _drawn: dict[str, deque[metering.Drawn]] = field(default_factory=dict)
+    _shown: dict[str, deque[metering.Shown]] = field(default_factory=dict)
+    _meters: dict[str, MeterSample] = field(default_factory=dict)
+    _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
+    _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+    _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
+    _droop: droop.State = field(default_factory=droop.State)
+    _demand: demand.Samples = field(default_factory=demand.Samples)
+    _settings_asked_s: dict[str, float] = field(default_factory=dict)
+    _fed_s: dict[str, float] = field(default_factory=dict)
+    _by_name: dict[str, Evse] = field(default_factory=dict)
+    _ratings: dict[str, tuple[tuple[float | None, float] | None, tuple[Limit, ...]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        site = self.site
+        self._cycle = Cycle(circuits=site.circuits, combine=limits.combine, allocate=self._allocate)
+        self.params = allocate.Params(
+            steps={
+                one.name: allocate.Steps(minimum_a=one.least_a, step_a=one.step_a) for one in site.stations.values()
+            },
+            spread_s=self.policy.spread_s,
+        )
+        self._by_name = {evse.name: evse for evse in site.evses}
+        # What a predecessor told each EVSE is what it has: a new process is no reason to change anything.
+        self._previous = {
+            name: allocate.Allocation(
+                evse=name,
+                current_a=max(amount.active_a, 0.0),
+                power_w=max(amount.active_a, 0.0) * float(site.network.watts_per_a[site.network.place[name]]),
+                why="as before",
+            )
+            for name, entry in self.state.ledger.entries.items()
+            if (amount := entry.told_amount) is not None
+        }
+
+    # What becomes known
+
+    def take(self, device_name: str, reading: Reading, now_s: float) -> bool:
+        """Take a device's reading in. Return whether it is such that control should work at once."""
+        site = self.site
+        device = site.devices[device_name]
+        if reading.problem is None:
+            self.problems.pop(device_name, None)
+        else:
+            self.problems[device_name] = reading.problem
+        if reading.settings_asked_at_s is not None and reading.settings_asked_at_s > self._settings_asked_s.get(
+            device_name, -math.inf
+        ):
+            self._settings_asked_s[device_name] = reading.settings_asked_at_s
+            self._events.extend(armed(site, device, reading.values, reading.settings_asked_at_s))
+        if reading.fed_at_s is not None and reading.fed_at_s > self._fed_s.get(device_name, -math.inf):
+            self._fed_s[device_name] = reading.fed_at_s
+            self._events.extend(book.Refreshed(evse.name, reading.fed_at_s) for evse in device.evses)
+        urgent = False
+        for name, seen in evse_readings(site, device, reading).items():
+            urgent |= self._take_evse(name, seen, now_s)
+        for circuit, meter in site.meters.items():
+            if meter.device == device_name:
+                self._take_meter(circuit, reading)
+        return urgent
+
+    def _take_evse(self, name: str, seen: EvseReading, now_s: float) -> bool:
+        before = self.readings.get(name)
+        self.readings[name] = seen
+        if seen.image.quality is not Quality.GOOD:
+            return before is not None and before.image.quality is Quality.GOOD
+        if before is not None and seen.image.sent_s <= before.image.sent_s:
+            return False
+        session, counted = followed(self.sessions.get(name), self._metering.get(name), name, seen, now_s)
+        self._metering[name] = counted
+        if session is None:
+            self.sessions.pop(name, None)
+            self.told.pop(name, None)
+            self._learnt.pop(name, None)
+        else:
+            self.sessions[name] = _informed(session, self.told.get(name))
+        if seen.image.current_a is not None:
+            high_a = seen.image.current_a
+            low_a = high_a if self._shows_currents(name) else _three(DC_EFFICIENCY * current for current in high_a)
+            trail = self._drawn.setdefault(name, deque(maxlen=_KEPT))
+            trail.append(metering.Drawn(seen.image.sent_s, seen.image.answered_s, low_a, high_a))
+        if before is None or before.occupied != seen.occupied or before.image.quality is not Quality.GOOD:
+            return True
+        told = self.state.ledger.entries[name].told_amount
+        drawn = None if seen.image.current_a is None else max(seen.image.current_a)
+        return told is not None and drawn is not None and drawn > max(told.active_a, 0.0) + _STEP_A
+
+    def _shows_currents(self, name: str) -> bool:
+        profile = self.site.profiles[self._by_name[name].device]
+        return "current_l1" in profile.points or "current_l1" in profile.sunspec_points
+
+    def _take_meter(self, circuit: str, reading: Reading) -> None:
+        sample = meter_sample(self.site, circuit, reading)
+        known = self._meters.get(circuit)
+        if sample is None or (known is not None and sample.asked_s <= known.asked_s):
+            return
+        self._meters[circuit] = sample
+        self._shown.setdefault(circuit, deque(maxlen=_KEPT)).append(
+            metering.Shown(
+                asked_s=sample.asked_s,
+                answered_s=sample.answered_s,
+                current_a=sample.current_a,
+                active_w=sample.active_w,
+                reactive_var=sample.reactive_var,
+            )
+        )
+        cap = self.policy.demand_cap
+        if cap is not None and circuit == self.site.root.name and sample.import_wh is not None:
+            self._demand = demand.add(self._demand, demand.Sample(sample.answered_s, sample.import_wh), cap)
+
+    def proved(self, evse: str, write: int, proof: Proof | None, at_s: float) -> None:
+        """Take in what became of a write; None: nobody waited for its answer."""
+        kind = ProofKind.INDETERMINATE if proof is None else proof.kind
+        match kind:
+            case ProofKind.ACKNOWLEDGED | ProofKind.READ_BACK:
+                self._events.append(book.Acknowledged(evse, write, at_s))
+            case ProofKind.UNSENT:
+                self._events.append(book.NotExecuted(evse, write, at_s))
+            # A device that refuses may have taken a part of it, or show something else since: what it shows decides.
+            case _:
+                self._events.append(book.Lost(evse, write, at_s))
+
+    def tell(self, evse: str, told: Told) -> None:
+        """Take in what is said of the session at an EVSE; what is not said stays as it was. Raises KeyError."""
+        session = self.sessions[evse]
+        before = self.told.get(evse, Told())
+        merged = Told(
+            **{
+                name: getattr(before, name) if getattr(told, name) is None else getattr(told, name)
+                for name in Told.__slots__
+            }
+        )
+        self.told[evse] = merged
+        self.sessions[evse] = _informed(session, merged)
+
+    def put(self, ask: Ask) -> None:
+        """Take an ask in; one with the same id is replaced."""
+        self.asks[ask.id] = ask
+
+    def forget(self, ask_id: str) -> bool:
+        """Take an ask back. Return whether it was there."""
+        return self.asks.pop(ask_id, None) is not None
+
+    def honour(self, ask: Ask, now_s: float) -> Honour:
+        """Return whether an ask can be obeyed, by what cannot be lowered: base load, and who does not take writes."""
+        ledger = self.state.ledger
+        entries = ledger.entries
+        fixed = [
+            one
+            for one in self.site.stations.values()
+            if not guard.reliable(entries[one.name], one, now_s, self._cycle.rules)
+        ]
+        if ask.target in self._by_name:
+            fixed = [one for one in fixed if one.name == ask.target]
+        elif ask.target not in {limits.SITE, self.site.root.name}:
+            beneath = self._reached(ask.target) or self.site.evses
+            names = {evse.name for evse in beneath}
+            fixed = [one for one in fixed if one.name in names]
+        reachable_w = 0.0
+        for one in fixed:
+            spans = guard.phase_spans(book.advanced(entries[one.name], one, now_s), one, now_s)
+            watts = float(self.site.network.watts_per_a[self.site.network.place[one.name]])
+            reachable_w += max(span.high for span in spans) * watts
+        why = [f"{len(fixed)} EVSEs take no orders and count {reachable_w / 1000:.1f} kW"] if fixed else []
+        base = self.base.get(self.site.root.name)
+        if ask.target in {limits.SITE, self.site.root.name} and base is not None:
+            reachable_w += base.high_w
+            why.append(f"{base.source} {base.high_w / 1000:.1f} kW")
+        return Honour(reachable_w <= ask.high_w, reachable_w, "; ".join(why))
+
+    # The cycle
+
+    def cycle(self, now_s: float) -> Outcome:
+        """Return what one cycle comes to; its ledger is to be stored before its writes leave."""
+        self.asks = {name: ask for name, ask in self.asks.items() if not ask.over(now_s)}
+        self._notice_outage(now_s)
+        events, self._events = tuple(self._events), []
+        image = {name: _aged(seen.image, now_s) for name, seen in self.readings.items()}
+        inputs = Inputs(
+            now_s=now_s,
+            image=image,
+            limits=self._limits(now_s),
+            events=events,
+            # Taken off the limits already.
+            base=dict.fromkeys(self.site.depot.circuits, _NO_BASE),
+        )
+        outcome = self._cycle.run(self.state, inputs)
+        self.state = outcome.state
+        self.outcome = outcome
+        return outcome
+
+    def _notice_outage(self, now_s: float) -> None:
+        """Say that power came back just now where it may have and nobody charges yet: then they start one by one."""
+        if self.energised_at_s is not math.inf or not self.readings:
+            return
+        drawing = any(max(seen.image.current_a or (0.0,)) > _STEP_A for seen in self.readings.values())
+        if drawing:
+            self.energised_at_s = None
+        elif (
+            len(self.readings) == len(self._by_name)
+            or now_s > min(seen.image.answered_s for seen in self.readings.values()) + GAP_S
+        ):
+            self.energised_at_s = now_s
+        self.params = replace(
+            self.params, energised_at_s=None if self.energised_at_s == math.inf else self.energised_at_s
+        )
+
+    def _limits(self, now_s: float) -> tuple[Limit, ...]:
+        site, policy = self.site, self.policy
+        self.base = limits.base_loads(site.depot.circuits, self._metered(now_s), now_s, METER_FRESH_S)
+        root = self.base[site.root.name]
+        found = [*limits.site(policy.limit_va, root), *limits.circuits(site.depot.circuits, self.base)]
+        found += wishes.limits_of(self.asks.values(), root)
+        if policy.default_limit_w is not None and self.link_lost(now_s):
+            default = limits.Ask(source="default limit: the grid's link is lost", high_w=policy.default_limit_w)
+            found += limits.grid([default], root)
+        for evse in site.evses:
+            found += self._own(evse)
+            found += self._reserved(evse, now_s)
+            self._heat[evse.name] = tuple(self._cooled(evse, now_s))
+            found += self._heat[evse.name]
+        found += self._frequency(now_s)
+        if policy.demand_cap is not None:
+            found += self._capped(policy.demand_cap, root, now_s)
+        return tuple(found)
+
+    def link_lost(self, now_s: float) -> bool:
+        """Whether the grid's link was there once, is not now, and none of its events is in force."""
+        if self.link_until_s is None or now_s < self.link_until_s:
+            return False
+        return not any(ask.rank is Rank.GRID and ask.in_force(now_s) for ask in self.asks.values())
+
+    def _metered(self, now_s: float) -> dict[str, limits.Metered]:
+        found = {}
+        for circuit, shown in self._shown.items():
+            beneath = self._reached(circuit)
+            if beneath is None:
+                continue
+            samples = [
+                metering.metered(one, [metering.bracket(one, self._drawn.get(evse.name, ())) for evse in beneath])
+                for one in shown
+                if self._settled(one, beneath, now_s)
+            ]
+            chosen = metering.clearest(samples, now_s)
+            if chosen is not None:
+                found[circuit] = chosen
+        return found
+
+    def _settled(self, shown: metering.Shown, beneath: Sequence[Evse], now_s: float) -> bool:
+        """Whether every EVSE beneath that still answers was sampled after the meter was."""
+        for evse in beneath:
+            trail = self._drawn.get(evse.name)
+            if trail and trail[-1].asked_s < shown.answered_s and now_s - trail[-1].asked_s <= READING_FRESH_S:
+                return False
+        return True
+
+    def _own(self, evse: Evse) -> tuple[Limit, ...]:
+        session = self.sessions.get(evse.name)
+        key = None if session is None else (session.power_w, session.discharge_w)
+        known = self._ratings.get(evse.name)
+        if known is not None and known[0] == key:
+            return known[1]
+        found = limits.ratings(evse, session)
+        self._ratings[evse.name] = (key, found)
+        return found
+
+    def _reserved(self, evse: Evse, now_s: float) -> tuple[Limit, ...]:
+        session = self.sessions.get(evse.name)
+        if session is None or session.discharge_w <= 0:
+            return ()
+        vehicle = self.site.depot.vehicles.get(session.vehicle or "")
+        battery = soc.of_session(session, None if vehicle is None else vehicle.capacity_wh)
+        return soc.reserve(battery, now_s, soc.Policy(reserve_percent=self.policy.soc_reserve_percent))
+
+    def _cooled(self, evse: Evse, now_s: float) -> Iterable[Limit]:
+        """Return what the temperatures of the charger and of the vehicle's battery leave."""
+        seen = self.readings.get(evse.name)
+        rated_w = {evse.name: evse.limit_a * float(self.site.network.watts_per_a[self.site.network.place[evse.name]])}
+        told = self.told.get(evse.name)
+        sensors = (
+            (self.policy.charger_sensor, None if seen is None else seen.temperature),
+            (self.policy.battery_sensor, None if told is None else told.battery),
+        )
+        for sensor, reading in sensors:
+            if reading is None and not sensor.required:
+                continue
+            key = f"{evse.name} {sensor.kind.value}"
+            named = replace(sensor, name=f"{sensor.kind.value} of {evse.name}")
+            derating, self._learnt[key] = thermal.derate(
+                named, self._learnt.get(key) or thermal.fresh(named), reading, now_s
+            )
+            if derating.share < 1.0:
+                yield from thermal.limits(derating, rated_w)
+
+    def _frequency(self, now_s: float) -> tuple[Limit, ...]:
+        settings = self.policy.droop
+        if settings is None:
+            return ()
+        meter = self._meters.get(self.site.root.name)
+        fresh = meter is not None and now_s - meter.asked_s <= READING_FRESH_S
+        frequency_hz = meter.frequency_hz if meter is not None and fresh else None
+        self._droop = droop.step(settings, self._droop, frequency_hz, now_s)
+        powers = {name: seen.power_w or 0.0 for name, seen in self.readings.items()}
+        self._droop = droop.remember(self._droop, powers)
+        watts = self.site.network.watts_per_a
+        return droop.limits(
+            self._droop,
+            (
+                droop.Responder(
+                    name=name,
+                    rated_w=self._by_name[name].limit_a * float(watts[self.site.network.place[name]]),
+                    floor_w=0.0,
+                    ceiling_w=self._by_name[name].limit_a * float(watts[self.site.network.place[name]]),
+                    # A vehicle takes what it may already: over-frequency cannot make it draw more.
+                    raises=False,
+                )
+                for name in self.sessions
+            ),
+        )
+
+    def _capped(self, cap: demand.Cap, root: limits.BaseLoad, now_s: float) -> tuple[Limit, ...]:
+        begin_s = None
+        if cap.windows is demand.Windows.ALIGNED and self.window_begin_s is not None:
+            begin_s = now_s - (now_s - self.window_begin_s) % cap.window_s
+        return demand.limits(cap, self._demand, root, now_s, unmeasured_w=self.policy.limit_va, window_begin_s=begin_s)
+
+    def _allocate(self, names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
+        relied = set(names)
+        given = allocate.allocate(
+            self.site.evses,
+            {name: session for name, session in self.sessions.items() if name in relied},
+            bounds,
+            self.site.network,
+            now_s=now_s,
+            previous=self._previous,
+            plan=self.plan,
+            params=self.params,
+        )
+        # Who cannot be relied on stands as it was told, and so it is what it comes back to.
+        self._previous = {name: one if name in relied else self._previous.get(name, one) for name, one in given.items()}
+        return {name: one for name, one in given.items() if name in relied}
+
+    # What the report asks
+
+    def meter(self, circuit: str, now_s: float) -> MeterSample | None:
+        """Return a circuit's last sample, if it is fresh."""
+        sample = self._meters.get(circuit)
+        return None if sample is None or now_s - sample.asked_s > METER_FRESH_S else sample
+
+    def watts_per_a(self, evse: str) -> float:
+        """Return how many W an EVSE draws at 1 A per conductor."""
+        return float(self.site.network.watts_per_a[self.site.network.place[evse]])
+
+    def rated_w(self, evse: str) -> float:
+        """Return the most that an EVSE, and the vehicle at it as far as it is known, can take, in W."""
+        session = self.sessions.get(evse)
+        most_w = self._by_name[evse].limit_a * self.watts_per_a(evse)
+        return most_w if session is None or session.power_w is None else min(most_w, session.power_w)
+
+    def cooled(self, evse: str) -> limits.Bound | None:
+        """Return what temperatures left of an EVSE's active power in the last cycle; None where they left all."""
+        found = self._heat.get(evse)
+        return None if not found else limits.combine(found, 0.0)[evse, LimitQuantity.ACTIVE_POWER, None]
+
+    def site_bound(self, outcome: Outcome) -> tuple[float, str]:
+        """Return what the EVSEs may draw together, in W, and whose limit that is."""
+        watts, by = math.inf, ""
+        for target in (limits.SITE, self.site.root.name):
+            for quantity in (LimitQuantity.ACTIVE_POWER, LimitQuantity.APPARENT_POWER):
+                bound = outcome.bounds.get((target, quantity, None))
+                if bound is not None and bound.high < watts:
+                    watts, by = bound.high, "" if bound.high_by is None else bound.high_by.source
+        return watts, by
+
+    def counted_a(self, circuit: str, spans: Mapping[str, tuple[book.Span, ...]]) -> tuple[float, float, float] | None:
+        """Return what the ledger counts on each line for the EVSEs beneath a circuit; None behind a transformer."""
+        beneath = self._reached(circuit)
+        if beneath is None:
+            return None
+        return _three(sum(spans[evse.name][line].high for evse in beneath) for line in range(3))
+
+    def binds(self, limit: Limit) -> bool:
+        """Whether a limit is nearly used up by what the EVSEs beneath it are told: it is what holds them."""
+        ledger = self.state.ledger.entries
+        if limit.target in self._by_name:
+            amount = ledger[limit.target].told_amount
+            told_a = 0.0 if amount is None else amount.active_a
+            per_a = 1.0 if limit.quantity is LimitQuantity.CURRENT else self.watts_per_a(limit.target)
+            return told_a * per_a >= limit.high - self.site.stations[limit.target].least_a * per_a
+        beneath = self._reached(self.site.root.name if limit.target == limits.SITE else limit.target)
+        evses = self.site.evses if beneath is None else beneath
+        total = slack = 0.0
+        for evse in evses:
+            amount = ledger[evse.name].told_amount
+            per_a = 1.0 if limit.quantity is LimitQuantity.CURRENT else self.watts_per_a(evse.name)
+            if amount is not None and (not limit.phases or set(limit.phases) & set(evse.phases or limit.phases)):
+                total += max(amount.active_a, 0.0) * per_a
+                slack = max(slack, self.site.stations[evse.name].least_a * per_a)
+        return total >= limit.high - slack
+
+    def _reached(self, circuit: str) -> tuple[Evse, ...] | None:
+        if circuit not in self._beneath:
+            self._beneath[circuit] = metering.reached(self.site.depot.circuits, self.site.evses, circuit)
+        return self._beneath[circuit]
+
+    def needs(self) -> tuple[Need, ...]:
+        """Return what a planner needs to know; nothing where no departure is known."""
+        if self.outcome is None:
+            return ()
+        return allocate.needs(self.site.evses, self.sessions, self.outcome.bounds, self.site.network, self._previous)
+
+
+def _informed(session: Session, told: Told | None) -> Session:
+    if told is None:
+        return session
+    known = {
+        name: getattr(told, name)
+        for name in ("departure_at_s", "energy_need_wh", "vehicle", "soc_percent", "soc_read_at_s")
+        if getattr(told, name) is not None
+    }
+    return replace(session, **known)
+
+
+def _aged(image: EvseImage, now_s: float) -> EvseImage:
+    """Return an image that is stale where the clock says so, whatever was published."""
+    if image.quality is Quality.GOOD and now_s - image.sent_s > READING_FRESH_S:
+        return replace(image, quality=Quality.STALE)
+    return image
+
+
+def _three(values: Iterable[float]) -> tuple[float, float, float]:
+    one, two, three = values
+    return (one, two, three)

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: readings wake it, a cycle decides, the ledger is stored, writes leave, and what became of them comes back.
+
+One task works the cycle; each write has a task of its own, so that no slow device keeps another's decrease waiting. A
+write that was not sent by its deadline is given up and never sent later: the ledger counts on that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.abc
+import anyio.to_process
+import anyio.to_thread
+
+from derms_agent.control import ledger as book
+from derms_agent.control.cycle import Outcome
+from derms_agent.control.guard import Write
+from derms_agent.drivers.factory import phase_voltage_v
+from derms_agent.drivers.modbus import ModbusBus
+from derms_agent.drivers.modbus_device import ModbusDevice
+from derms_agent.model import Evse, Reading, Setpoint
+from derms_agent.orchestrator import planning
+from derms_agent.orchestrator.controller import Controller
+from derms_agent.orchestrator.store import LEDGER, Store
+from derms_agent.profiles.profile import Quantity
+
+PERIOD_S = 1.0
+CALMEST_S = 0.1
+"""Readings alone wake the cycle no more often than this; an ask always does."""
+LEASE_S = 10.0
+"""For how long a device's heartbeat goes on, and a setpoint is valid, once no cycle renews it."""
+SHED_S = 2.0
+"""How long the write of a setpoint may take, waiting for the bus included."""
+CHECKPOINT_S = 10.0
+"""How often the ledger is stored though nothing is written: a successor knows then what was measured meanwhile."""
+PLAN_EVERY_S, PLAN_AGAIN_S = 300.0, 5.0
+_TIMES = 600
+
+
+def boottime_s() -> float:
+    """Return the time of the clock that no step moves and that goes on through suspend."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+@dataclass(slots=True, eq=False)
+class Engine:
+    """A controller with its devices. `told` is called with each cycle's outcome."""
+
+    controller: Controller
+    devices: Mapping[str, ModbusDevice]
+    buses: Mapping[str, ModbusBus]
+    store: Store
+    boot_id: str
+    told: Callable[[Outcome], None] = lambda _: None
+    clock: Callable[[], float] = boottime_s
+    cycles: int = 0
+    cycle_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
+    first_cycle: anyio.Event = field(default_factory=anyio.Event)
+    _wake: anyio.Event = field(default_factory=anyio.Event)
+    _urgent: bool = False
+    _stored_s: float = 0.0
+    _sessions_seen: frozenset[str] = frozenset()
+    _plan_wanted: anyio.Event = field(default_factory=anyio.Event)
+
+    async def run(self) -> None:
+        """Run until cancelled. What is in force then stays in force, and the ledger on disk says what that is."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                for bus in self.buses.values():
+                    tasks.start_soon(bus.run)
+                for name, device in self.devices.items():
+                    tasks.start_soon(device.run, self._published(name))
+                tasks.start_soon(self._plan)
+                await self._work(tasks)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self.save_ledger()
+
+    def wake(self) -> None:
+        """Work at once: something was asked."""
+        self._urgent = True
+        self._wake.set()
+
+    def _published(self, name: str) -> Callable[[Reading], None]:
+        def publish(reading: Reading) -> None:
+            if self.controller.take(name, reading, self.clock()):
+                self._wake.set()
+
+        return publish
+
+    async def _work(self, tasks: anyio.abc.TaskGroup) -> None:
+        due_s = self.clock()
+        last_s = -PERIOD_S
+        while True:
+            with anyio.move_on_after(max(0.0, due_s - self.clock())):
+                await self._wake.wait()
+                if not self._urgent:
+                    await anyio.sleep(max(0.0, last_s + CALMEST_S - self.clock()))
+            self._wake = anyio.Event()
+            self._urgent = False
+            last_s = self.clock()
+            await self._cycle(tasks, last_s)
+            due_s = max(due_s + PERIOD_S, self.clock()) if last_s >= due_s else due_s
+
+    async def _cycle(self, tasks: anyio.abc.TaskGroup, now_s: float) -> None:
+        outcome = self.controller.cycle(now_s)
+        self.cycles += 1
+        self.cycle_times_s.append(self.clock() - now_s)
+        if outcome.writes or now_s - self._stored_s >= CHECKPOINT_S:
+            await self.save_ledger()
+        for write in outcome.writes:
+            tasks.start_soon(self._send, write)
+        self._renew()
+        seen = frozenset(self.controller.sessions)
+        if seen != self._sessions_seen:
+            self._sessions_seen = seen
+            self._plan_wanted.set()
+        self.told(outcome)
+        self.first_cycle.set()
+
+    async def save_ledger(self) -> None:
+        """Store the ledger; it is on disk when this returns."""
+        now_s = self.clock()
+        document = book.to_json(self.controller.state.ledger, self.boot_id, now_s)
+        await anyio.to_thread.run_sync(self.store.save, LEDGER, document)
+        self._stored_s = now_s
+
+    def _renew(self) -> None:
+        """Say that control is alive: what nobody renews, devices are let fall back from."""
+        for evse in self.controller.site.evses:
+            device = self.devices.get(evse.device)
+            if device is not None:
+                device.renew(evse.name, LEASE_S)
+
+    async def _send(self, write: Write) -> None:
+        evse = self._evse(write.evse)
+        device = self.devices.get(evse.device)
+        proof = None
+        if device is not None:
+            setpoint = Setpoint(evse=evse.name, p_w=self._watts(evse, device, write), valid_for_s=LEASE_S)
+            with anyio.move_on_after(SHED_S):
+                proof = await device.apply(setpoint)
+        self.controller.proved(write.evse, write.id, proof, self.clock())
+
+    def _evse(self, name: str) -> Evse:
+        site = self.controller.site
+        return site.evses[site.network.place[name]]
+
+    def _watts(self, evse: Evse, device: ModbusDevice, write: Write) -> float:
+        """Return a write's current in W as its driver turns them back: by the circuit's voltage to neutral."""
+        site = self.controller.site
+        control = device.profile.control
+        if control is not None and control.quantity is Quantity.POWER:
+            return write.amount.active_a * float(site.network.watts_per_a[site.network.place[evse.name]])
+        volts = phase_voltage_v(site.depot.circuits[evse.circuit])
+        return write.amount.active_a * volts * len(evse.phases)
+
+    async def _plan(self) -> None:
+        """Plan beside the cycle, in a process of its own, when sessions came or went and every few minutes."""
+        while True:
+            with anyio.move_on_after(PLAN_EVERY_S):
+                await self._plan_wanted.wait()
+            self._plan_wanted = anyio.Event()
+            needs = self.controller.needs()
+            if needs and self.controller.outcome is not None:
+                await self._plan_once(planning.question(self.controller, needs, self.clock()))
+            await anyio.sleep(PLAN_AGAIN_S)
+
+    async def _plan_once(self, question: planning.Question) -> None:
+        call: Awaitable[object] = anyio.to_process.run_sync(planning.answer, question, cancellable=True)
+        found = await call
+        if isinstance(found, planning.Plan):
+            self.controller.plan = found
+
+    def plan_soon(self) -> None:
+        """Plan again: a departure or a need was told."""
+        self._plan_wanted.set()

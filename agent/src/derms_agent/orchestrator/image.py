@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From devices' readings to what control looks at: each EVSE's currents and limit, each meter's sample. Pure.
+
+Devices show amperes of their own conductors; here they become those of the supply's lines that they are wired to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from derms_agent.control.cycle import EvseImage
+from derms_agent.control.thermal import Temperature
+from derms_agent.model import Device, Evse, PerPhase, Phase, Quality, Reading, Value
+from derms_agent.orchestrator.site import Site
+from derms_agent.profiles.profile import Profile, Quantity
+
+PHASES = tuple(Phase)
+DC_EFFICIENCY = 0.90
+"""The least of a DC charger's rectifiers where it shows what it gives to the vehicle: 0.92 to 0.96 in data sheets."""
+_SQRT3 = math.sqrt(3)
+_Of: TypeAlias = "Callable[[str], Value | None]"
+"""The values of one EVSE by the points' names."""
+_CURRENTS = ("current_l1", "current_l2", "current_l3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeterSample:
+    """One answer of a meter: A of each line, W of each phase where it has them, var of all; sampled in between."""
+
+    circuit: str
+    asked_s: float
+    answered_s: float
+    current_a: PerPhase
+    active_w: PerPhase | None
+    reactive_var: float
+    frequency_hz: float | None
+    voltage_share: float | None
+    import_wh: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvseReading:
+    """What one EVSE shows beside its image: W, Wh, percent, degC; None where it does not.
+
+    `occupied`: a vehicle is there.
+    """
+
+    image: EvseImage
+    occupied: bool
+    power_w: float | None
+    energy_wh: float | None
+    soc_percent: float | None
+    temperature: Temperature | None
+    state: str | None
+
+
+def evse_readings(site: Site, device: Device, reading: Reading) -> dict[str, EvseReading]:
+    """Return what a device's reading says of each of its EVSEs; nothing where nothing was ever read."""
+    if reading.answered_at_s == -math.inf:
+        return {}
+    profile = site.profiles[device.name]
+    return {evse.name: _evse_reading(site, device, profile, evse, reading) for evse in device.evses}
+
+
+def _evse_reading(site: Site, device: Device, profile: Profile, evse: Evse, reading: Reading) -> EvseReading:
+    own = evse.name.removeprefix(device.name)
+
+    def value(name: str) -> Value | None:
+        found = reading.values.get(name + own) if own else None
+        return reading.values.get(name) if found is None else found
+
+    power_w = _number(value("active_power"))
+    celsius = _number(value("temperature"))
+    state = value("state")
+    return EvseReading(
+        image=EvseImage(
+            sent_s=reading.asked_at_s,
+            answered_s=reading.answered_at_s,
+            quality=reading.quality,
+            current_a=_currents(site, evse, [_number(value(name)) for name in _CURRENTS], power_w),
+            limit_a=_limit_a(site, profile, evse, value),
+        ),
+        occupied=_occupied(profile, value),
+        power_w=power_w,
+        energy_wh=_number(value("energy")),
+        soc_percent=_number(value("soc")),
+        temperature=None if celsius is None else Temperature(celsius, reading.asked_at_s),
+        state=None if state is None else str(state),
+    )
+
+
+def _currents(site: Site, evse: Evse, shown: list[float | None], power_w: float | None) -> PerPhase | None:
+    """Return what flows on the supply's lines; from the power, less favourably, where no current is shown."""
+    phases = evse.phases or PHASES
+    if shown[0] is None:
+        if power_w is None:
+            return None
+        ac_w = power_w / DC_EFFICIENCY if power_w > 0 else power_w
+        volts = site.voltage_v(evse)
+        each = ac_w / (volts if len(phases) == 1 else volts * len(phases) / _SQRT3)
+        shown = [each] * len(phases)
+    if not evse.phases:
+        worst = max((current for current in shown if current is not None), key=abs)
+        return (worst, worst, worst)
+    lines = [0.0, 0.0, 0.0]
+    for phase, current in zip(phases, shown, strict=False):
+        lines[PHASES.index(phase)] = 0.0 if current is None else current
+    return (lines[0], lines[1], lines[2])
+
+
+def _limit_a(site: Site, profile: Profile, evse: Evse, value: _Of) -> float | None:
+    """Return the limit that a device shows, in A per conductor; a switch that is off is a limit of 0."""
+    control = profile.control
+    if control is None:
+        return None
+    if control.switch is not None and value(control.switch.point) == control.switch.off:
+        return 0.0
+    shown = _number(value(control.point))
+    if shown is None or control.quantity is Quantity.CURRENT:
+        return shown
+    volts, phases = site.voltage_v(evse), len(evse.phases or PHASES)
+    return shown / (volts if phases == 1 else volts * phases / _SQRT3)
+
+
+def _occupied(profile: Profile, value: _Of) -> bool:
+    occupancy = profile.occupancy
+    return occupancy is None or value(occupancy.point) not in occupancy.free
+
+
+def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | None:
+    """Return what a meter's reading says of its circuit, or None where it is no good one, or has no currents."""
+    if reading.quality is not Quality.GOOD:
+        return None
+    values = reading.values
+    currents = [_number(values.get(name)) for name in _CURRENTS]
+    powers = [_number(values.get(f"active_power_{line}")) for line in ("l1", "l2", "l3")]
+    if currents[0] is None:
+        return None
+    at = site.depot.circuits[circuit]
+    nominal_v = at.voltage_v / (1.0 if at.connection.value == "single_phase" else _SQRT3)
+    voltage_v = _number(values.get("voltage_l1"))
+    active_w = None if powers[0] is None else _three(powers)
+    return MeterSample(
+        circuit=circuit,
+        asked_s=reading.asked_at_s,
+        answered_s=reading.answered_at_s,
+        current_a=_three([None if current is None else abs(current) for current in currents]),
+        active_w=active_w,
+        reactive_var=_number(values.get("reactive_power")) or 0.0,
+        frequency_hz=_number(values.get("frequency")),
+        voltage_share=None if voltage_v is None else voltage_v / nominal_v,
+        import_wh=_number(values.get("energy")),
+    )
+
+
+def _three(values: list[float | None]) -> PerPhase:
+    one, two, three = (0.0 if value is None else value for value in values)
+    return (one, two, three)
+
+
+def _number(value: Value | None) -> float | None:
+    if value is None or isinstance(value, str | bool) or not math.isfinite(value):
+        return None
+    return float(value)

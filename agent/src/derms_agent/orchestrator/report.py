@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a controller: what the socket's `status` answers, and what screen, page, LEDs and MQTT show. Pure.
+
+Plain JSON; W, A, s; times are wall-clock, RFC 3339, UTC. Its fields are in docs/socket.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any, TypeAlias
+
+from derms_agent import __version__
+from derms_agent.control import guard, state
+from derms_agent.control.cycle import Outcome, Why
+from derms_agent.control.ledger import Span
+from derms_agent.control.obedience import Following
+from derms_agent.model import Evse, Limit, Phase, Quality
+from derms_agent.orchestrator import asks as wishes
+from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.controller import Controller
+
+PHASES = tuple(Phase)
+Intervals: TypeAlias = "Mapping[str, tuple[Span, Span, Span]]"
+"""What the ledger counts for each EVSE, in A of L1, L2 and L3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that a person should look at: what about, in words what, and since when by control's clock."""
+
+    about: str
+    words: str
+    since_s: float
+
+
+@dataclass(slots=True)
+class Alarms:
+    """The alarms that stand; each keeps the time at which it began."""
+
+    standing: dict[tuple[str, str], Alarm] = field(default_factory=dict)
+
+    def hold(self, found: Iterable[tuple[str, str, str]], now_s: float) -> tuple[list[Alarm], list[Alarm]]:
+        """Take (about, kind, words) for all that is so now. Return those that began and those that ended."""
+        before, now = self.standing, {}
+        began = []
+        for about, kind, words in found:
+            known = before.get((about, kind))
+            now[about, kind] = Alarm(about, words, now_s if known is None else known.since_s)
+            if known is None:
+                began.append(now[about, kind])
+        ended = [alarm for key, alarm in before.items() if key not in now]
+        self.standing = now
+        return began, ended
+
+
+def troubles(controller: Controller, outcome: Outcome, now_s: float) -> list[tuple[str, str, str]]:
+    """Return (about, kind, words) for all that is wrong now."""
+    found: list[tuple[str, str, str]] = []
+    for name, verdict in outcome.state.obedience.items():
+        if verdict.state is Following.OVERDRAWING:
+            words = next((fault for fault in outcome.faults if fault.startswith(name)), "draws more than its limit")
+            found.append((name, "overdrawing", words))
+    for name in outcome.fallback:
+        silent_s = outcome.state.ledger.entries[name].silent_for_s(now_s)
+        words = "never answered" if math.isinf(silent_s) else f"has not answered for {silent_s:.0f} s"
+        found.append((name, "silent", words))
+    for excess in outcome.admission.over:
+        where = excess.circuit if excess.phase is None else f"{excess.circuit} {excess.phase.value}"
+        unit = "VA" if excess.phase is None else "A"
+        found.append(
+            (where, "over", f"could carry {excess.found:.0f} {unit} at the worst, its limit is {excess.limit:.0f}")
+        )
+    for device, problem in controller.problems.items():
+        found.append((device, "problem", problem))
+    return found
+
+
+def operating(controller: Controller, outcome: Outcome, now_s: float) -> state.Shown:
+    """Return the depot's state in one word, and why."""
+    known = state.Known(
+        faults=outcome.faults
+        + tuple(f"{excess.circuit} could be over its limit" for excess in outcome.admission.over)
+        + tuple(f"{name} does not answer" for name in outcome.fallback if name in controller.sessions),
+        out_of_sync=_out_of_sync(controller, now_s),
+        fallback=_fallback(controller, outcome, now_s),
+        constrained=_constrained(controller),
+        shedding=tuple(
+            ask.source
+            for ask in controller.asks.values()
+            if ask.rank is wishes.RANKS["grid"] and ask.in_force(now_s) and math.isfinite(ask.high_w)
+        ),
+        held=tuple(state.Held(limit.source, limit.rank) for limit in _holding(controller, outcome)),
+    )
+    return state.shown(known)
+
+
+def _out_of_sync(controller: Controller, now_s: float) -> str | None:
+    settings = controller.policy.droop
+    meter = controller.meter(controller.site.root.name, now_s)
+    return state.out_of_sync(
+        state.Grid(
+            frequency_hz=None if meter is None else meter.frequency_hz,
+            voltage_share=None if meter is None else meter.voltage_share,
+            nominal_hz=controller.policy.nominal_hz,
+            required=settings is not None,
+        )
+    )
+
+
+def _fallback(controller: Controller, outcome: Outcome, now_s: float) -> str | None:
+    if controller.policy.default_limit_w is not None and controller.link_lost(now_s):
+        return "the grid's link is lost: the default limit holds"
+    if outcome.fallback and len(outcome.fallback) == len(controller.site.evses):
+        return "no EVSE answers: each is on its own fallback"
+    return None
+
+
+def _constrained(controller: Controller) -> str | None:
+    """Return why temperatures and charges leave less than the vehicles that are there could take."""
+    found = []
+    for name in controller.sessions:
+        bound = controller.cooled(name)
+        if bound is not None:
+            wanted_w = controller.rated_w(name)
+            found.append(state.Resource(name=name, wanted_w=wanted_w, bound=bound))
+    return state.constrained(found)
+
+
+def _holding(controller: Controller, outcome: Outcome) -> tuple[Limit, ...]:
+    """Return the limits, beyond ratings, because of which some EVSE with a vehicle gets less than it could take."""
+    found: dict[Limit, None] = {}
+    for name in controller.sessions:
+        why = outcome.why[name]
+        least_w = controller.rated_w(name)
+        if why.wanted_a * controller.watts_per_a(name) < least_w - 1:
+            for limit in why.limits:
+                if limit.target != name and math.isfinite(limit.high) and controller.binds(limit):
+                    found[limit] = None
+    return tuple(found)
+
+
+def stamp(unix_s: float) -> str:
+    """Return a wall-clock time in RFC 3339, UTC, to the millisecond."""
+    return datetime.fromtimestamp(unix_s, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What the loop knows beside control: how many cycles, their times in ms, buses that do not stand, wall clock."""
+
+    cycles: int
+    median_ms: float
+    p99_ms: float
+    last_ms: float
+    buses: Mapping[str, str | None]
+    unix_s: float
+
+
+def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Running, now_s: float) -> dict[str, Any]:
+    """Return the whole report."""
+    shown = operating(controller, outcome, now_s)
+    spans = guard.intervals(outcome.state.ledger, now_s)
+    return {
+        "version": __version__,
+        "ready": True,
+        "depot": controller.site.depot.name,
+        "gateway": controller.site.gateway,
+        "at": stamp(running.unix_s),
+        "state": shown.state.value,
+        "reason": shown.reason,
+        "site": _site(controller, outcome, spans, now_s),
+        "circuits": [_circuit(controller, name, spans, now_s) for name in controller.site.depot.circuits],
+        "evses": [_evse(controller, outcome, evse, spans, now_s) for evse in controller.site.evses],
+        "asks": [ask_json(ask, now_s) for ask in controller.asks.values()],
+        "alarms": [
+            {"about": alarm.about, "words": alarm.words, "for_s": round(now_s - alarm.since_s, 1)}
+            for alarm in alarms.standing.values()
+        ],
+        "buses": [{"name": name, "problem": problem} for name, problem in running.buses.items()],
+        "cycle": {
+            "count": running.cycles,
+            "median_ms": round(running.median_ms, 2),
+            "p99_ms": round(running.p99_ms, 2),
+            "last_ms": round(running.last_ms, 2),
+        },
+    }
+
+
+def ask_json(ask: Ask, now_s: float) -> dict[str, Any]:
+    """Return an ask as the socket shows it."""
+    found = {key: value for key, value in wishes.to_json(ask).items() if not key.endswith(("_s", "_unix_s"))}
+    for name, unix_s in (("start", ask.start_unix_s), ("end", ask.end_unix_s)):
+        found[name] = None if unix_s is None else stamp(unix_s)
+    return {**found, "in_force": ask.in_force(now_s)}
+
+
+def _site(controller: Controller, outcome: Outcome, spans: Intervals, now_s: float) -> dict[str, Any]:
+    site = controller.site
+    meter = controller.meter(site.root.name, now_s)
+    evse_w = sum(seen.power_w or 0.0 for seen in controller.readings.values() if seen.image.quality is Quality.GOOD)
+    measured_w = None if meter is None or meter.active_w is None else sum(meter.active_w)
+    base = controller.base.get(site.root.name)
+    high_w, by = controller.site_bound(outcome)
+    counted_w = sum(
+        max(span.high for span in spans[evse.name]) * controller.watts_per_a(evse.name) for evse in site.evses
+    )
+    return {
+        "power_w": _round(measured_w),
+        "evse_power_w": _round(evse_w),
+        "evse_limit_w": _round(high_w),
+        "limit_by": by,
+        "base_w": None if base is None else _round(base.high_w),
+        "base_by": None if base is None else base.source,
+        "counted_w": _round(counted_w),
+        "frequency_hz": None if meter is None else meter.frequency_hz,
+    }
+
+
+def _circuit(controller: Controller, name: str, spans: Intervals, now_s: float) -> dict[str, Any]:
+    circuit = controller.site.depot.circuits[name]
+    meter = controller.meter(name, now_s)
+    base = controller.base.get(name)
+    counted = controller.counted_a(name, spans)
+    return {
+        "name": name,
+        "parent": circuit.parent,
+        "phases": [
+            {
+                "phase": phase.value,
+                "rating_a": circuit.rating_a[line],
+                "measured_a": None if meter is None else _round(meter.current_a[line]),
+                "base_a": None if base is None else _round(base.high_a[line]),
+                "counted_a": None if counted is None else _round(counted[line]),
+            }
+            for line, phase in enumerate(PHASES)
+        ],
+    }
+
+
+def _evse(controller: Controller, outcome: Outcome, evse: Evse, spans: Intervals, now_s: float) -> dict[str, Any]:
+    seen = controller.readings.get(evse.name)
+    session = controller.sessions.get(evse.name)
+    why: Why = outcome.why[evse.name]
+    entry = outcome.state.ledger.entries[evse.name]
+    silent_s = entry.silent_for_s(now_s)
+    fresh = seen is not None and seen.image.quality is Quality.GOOD
+    currents = seen.image.current_a if seen is not None and fresh else None
+    return {
+        "name": evse.name,
+        "device": evse.device,
+        "circuit": evse.circuit,
+        "state": None if seen is None else seen.state,
+        "vehicle": session is not None,
+        "power_w": None if seen is None or not fresh else _round(seen.power_w),
+        "measured_a": None if currents is None else [_round(current) for current in currents],
+        "setpoint_a": None if math.isnan(why.told_a) else _round(why.told_a, 2),
+        "wanted_a": _round(why.wanted_a, 2),
+        "counted_a": _round(max(span.high for span in spans[evse.name]), 2),
+        "why": why.words,
+        "limited_by": [limit.source for limit in why.limits if controller.binds(limit)][:3],
+        "following": outcome.state.obedience[evse.name].state.value,
+        "silent_s": None if math.isinf(silent_s) else round(silent_s, 1),
+        "delivered_wh": None if session is None else _round(session.delivered_wh),
+        "soc_percent": None if seen is None else seen.soc_percent,
+        "departure_in_s": None
+        if session is None or session.departure_at_s is None
+        else round(session.departure_at_s - now_s),
+        "need_wh": None if session is None else session.energy_need_wh,
+    }
+
+
+def explanation(controller: Controller, outcome: Outcome, evse: str, now_s: float) -> dict[str, Any]:
+    """Return the limits in force on one EVSE, the strongest rank first, and what the ledger counts for it and why.
+
+    :raises KeyError: there is no such EVSE
+    """
+    why = outcome.why[evse]
+    entry = outcome.state.ledger.entries[evse]
+    spans = guard.intervals(outcome.state.ledger, now_s)
+    declared = next(one for one in controller.site.evses if one.name == evse)
+    return {
+        **_evse(controller, outcome, declared, spans, now_s),
+        "limits": [
+            {
+                "rank": limit.rank.name.lower(),
+                "target": limit.target,
+                "quantity": limit.quantity.value,
+                "phases": [phase.value for phase in limit.phases],
+                "low": None if math.isinf(limit.low) else _round(limit.low, 2),
+                "high": None if math.isinf(limit.high) else _round(limit.high, 2),
+                "source": limit.source,
+                "ends_in_s": None if limit.end_s is None else round(limit.end_s - now_s),
+            }
+            for limit in why.limits
+        ],
+        "claims": [
+            {
+                "cause": claim.cause.value,
+                "low_a": _round(claim.span.low, 2),
+                "high_a": _round(claim.span.high, 2),
+                "for_s": round(now_s - claim.since_s, 1),
+                "acknowledged": claim.acknowledged,
+                "over_for_s": None if claim.ended_s is None else round(now_s - claim.ended_s, 1),
+            }
+            for claim in entry.claims
+        ],
+    }
+
+
+def _round(value: float | None, digits: int = 1) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, digits)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stays the same while the orchestrator runs: a gateway's part of a depot, as control takes it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from derms_agent import profiles
+from derms_agent.control import ledger as book
+from derms_agent.control.network import Network
+from derms_agent.control.worst_case import Circuits
+from derms_agent.drivers.factory import phase_voltage_v
+from derms_agent.model import Circuit, Connection, Depot, Device, Evse, Measures, Meter
+from derms_agent.profiles.profile import Profile, Refresh
+
+REFRESH_SHARE = 4
+"""Repeated writes per time-out of a watchdog that counts writes: one may be lost and another be late."""
+ANSWER_S = 1.0
+"""How long after its deadline a request that was sent may still be executed, by a gateway that stored it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """A depot as one gateway sees it.
+
+    `devices` are those on its buses; profiles, EVSEs and stations are the whole depot's, so that what hangs on another
+    gateway's buses, and is never heard here, counts at its rating. `meters` are the own meters that measure a circuit,
+    by that circuit; `root` is the circuit that "site" stands for.
+    """
+
+    depot: Depot
+    gateway: str
+    devices: Mapping[str, Device]
+    profiles: Mapping[str, Profile]
+    evses: tuple[Evse, ...]
+    stations: Mapping[str, book.Station]
+    circuits: Circuits
+    network: Network
+    meters: Mapping[str, Meter]
+    root: Circuit
+
+    def voltage_v(self, evse: Evse) -> float:
+        """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
+        return declared_voltage_v(self.depot.circuits[evse.circuit], evse)
+
+
+def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
+    """Return what a gateway of a depot controls.
+
+    :param shed_s: how long a setpoint's write may take until it is given up
+    :raises ValueError: the gateway has no bus, or the depot no single root circuit
+    """
+    buses = {bus.name for bus in depot.buses.values() if bus.gateway == gateway}
+    if not buses:
+        raise ValueError(f"found no bus of gateway {gateway} in depot {depot.name}, expected one at least")
+    roots = [circuit for circuit in depot.circuits.values() if circuit.parent is None]
+    if len(roots) != 1:
+        found = ", ".join(circuit.name for circuit in roots)
+        raise ValueError(f"found {len(roots)} circuits without a parent in depot {depot.name} ({found}), expected one")
+    devices = {name: device for name, device in depot.devices.items() if device.bus in buses}
+    known = {name: profiles.load(device.profile) for name, device in depot.devices.items()}
+    evses = depot.evses()
+    stations = {
+        evse.name: station_of(depot, device, known[device.name], evse, shed_s=shed_s)
+        for device in depot.devices.values()
+        for evse in device.evses
+    }
+    return Site(
+        depot=depot,
+        gateway=gateway,
+        devices=devices,
+        profiles=known,
+        evses=evses,
+        stations=stations,
+        circuits=Circuits(depot.circuits, tuple(stations.values())),
+        network=Network(depot.circuits, evses),
+        meters={
+            meter.circuit: meter
+            for meter in depot.meters.values()
+            if meter.measures is Measures.CIRCUIT and meter.device in devices
+        },
+        root=roots[0],
+    )
+
+
+def declared_voltage_v(circuit: Circuit, evse: Evse) -> float:
+    """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
+    if len(evse.phases) > 1 and circuit.connection is not Connection.SINGLE_PHASE:
+        return circuit.voltage_v
+    return phase_voltage_v(circuit)
+
+
+def station_of(depot: Depot, device: Device, profile: Profile, evse: Evse, *, shed_s: float) -> book.Station:
+    """Return what the ledger is told of an EVSE.
+
+    A watchdog that counts writes is fed by the guard, whose writes are in the ledger; a write is executed within
+    `late_s` of its issue or never, for the driver gives it up after `shed_s` and its gateway soon after.
+    """
+    known: dict[str, Any] = {"shows_in_force": profile.shows_in_force}
+    watchdog_s = profile.watchdog_s(device.settings)
+    if profile.fallback is None or watchdog_s is None:
+        # Not proven armed: whatever it holds, its rating counts while it is silent.
+        known |= {"watchdog_s": None, "fallback": book.Span(high=evse.rating_a)}
+    elif profile.fallback.refreshed_by is Refresh.WRITE:
+        known["refresh_s"] = watchdog_s / REFRESH_SHARE
+    bus = depot.buses[device.bus]
+    known["late_s"] = shed_s + max(ANSWER_S, bus.timeout_s, bus.gateway_timeout_s)
+    volts = declared_voltage_v(depot.circuits[evse.circuit], evse)
+    return book.station_of(evse, profile, device.settings, voltage_v=volts, **known)
+
+
+def armed(site: Site, device: Device, settings: Mapping[str, Any], asked_at_s: float) -> tuple[book.Armed, ...]:
+    """Return what settings that were read back, on top of those declared, prove of a device's watchdogs.
+
+    `settings` by the points' names; those that each EVSE has for itself carry the EVSE's own suffix ("…/2").
+    """
+    profile = site.profiles[device.name]
+    found = []
+    for evse in device.evses:
+        own = evse.name.removeprefix(device.name)
+        known = {**device.settings, **settings}
+        if own:
+            known |= {name.removesuffix(own): value for name, value in settings.items() if name.endswith(own)}
+        watchdog_s = profile.watchdog_s(known)
+        fallback_a = evse.rating_a
+        if watchdog_s is not None:
+            fallback_a = book.fallback_alone_a(evse, profile, known, site.voltage_v(evse))
+        found.append(book.Armed(evse.name, watchdog_s, book.Span(high=fallback_a), asked_at_s))
+    return tuple(found)
