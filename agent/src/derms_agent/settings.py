@@ -386,7 +386,7 @@ class LimitsConf:
     )
     thermal_enclosure_required: bool = field(
         default=False,
-        metadata=_key("THERMAL_ENCLOSUREMISSING", _YES_NO, "no power while the enclosure's sensor is silent"),
+        metadata=_key("THERMAL_ENCLOSURE_REQUIRED", _YES_NO, "no power while the enclosure's sensor is silent"),
     )
     droop: bool = field(
         default=False, metadata=_key("DROOP", _ON_OFF, "consumption follows the frequency, IEEE 1547-2018, 6.5.2.7")
