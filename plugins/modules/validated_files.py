@@ -281,6 +281,11 @@ def answered_values(words: str) -> dict[str, list[str]]:
     return values
 
 
+def command_line(argv: list[str]) -> str:
+    """Return a command as it is named in a message: a script among its words is not printed."""
+    return " ".join("…" if "\n" in word else word for word in argv)
+
+
 # So much of a checker's words is shown: the end, where the reason stands.
 MOST_WORDS = 2000
 
@@ -420,7 +425,9 @@ class Change:
         for answer in answers:
             if answer.status != 0:
                 words = answer.stderr.strip() or answer.stdout.strip() or f"exit status {answer.status}"
-                raise RefusalError(f"{' '.join(answer.argv)} objects, so nothing was written: {words[-MOST_WORDS:]}")
+                raise RefusalError(
+                    f"{command_line(answer.argv)} objects, so nothing was written: {words[-MOST_WORDS:]}"
+                )
         return answers
 
     def try_out(self) -> None:

@@ -189,3 +189,7 @@ def test_hidden_content_is_in_no_part_of_the_result(tmp_path: Path) -> None:
     result = run(files=[file(tmp_path / "key", "canary", no_diff=True)])
     result.pop("invocation", None)
     assert "canary" not in json.dumps(result)
+
+
+def test_a_script_among_a_checkers_words_is_not_printed() -> None:
+    assert validated_files.command_line(["sh", "-c", "true\nfalse\n", "sh", "/etc/x"]) == "sh -c … sh /etc/x"
