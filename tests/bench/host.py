@@ -64,8 +64,13 @@ def write_inventory(directory: Path, names: Sequence[str], file_name: str = "hos
     inventory = {
         "derms_gateways": {
             "hosts": {name: {"ansible_host": addresses[name], "derms_depot": name} for name in names},
-            # The stand-in for RHEL has fail2ban in the repository that it was made with.
-            "vars": {**variables, "derms_serial": len(names), "fail2ban_manage_repository": False},
+            # The stand-in for RHEL has what is EPEL's in the repository that it was made with as well.
+            "vars": {
+                **variables,
+                "derms_serial": len(names),
+                "fail2ban_manage_repository": False,
+                "mqtt_broker_manage_repository": False,
+            },
         }
     }
     path = directory / file_name

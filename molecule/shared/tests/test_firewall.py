@@ -57,7 +57,7 @@ class Attempt:
 
 
 ATTEMPTS = [
-    *(Attempt(*each) for each in itertools.product(FAMILIES, SOURCES, [TCP], (22, 443, 502, 8080, 9999))),
+    *(Attempt(*each) for each in itertools.product(FAMILIES, SOURCES, [TCP], (22, 443, 502, 8080, 8883, 9999))),
     *(Attempt(*each) for each in itertools.product(FAMILIES, SOURCES, [UDP], (502,))),
     *(Attempt(*each) for each in itertools.product(FAMILIES, (OUTSIDER,), [ECHO], (0,))),
     *(Attempt(*each) for each in itertools.product(FAMILIES, SOURCES, [TCP], (80, 502), [True])),
@@ -107,7 +107,7 @@ def answered(gateway: Gateway, device: None) -> set[Attempt]:  # noqa: ARG001 # 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_block_reaches_its_own_port_and_no_other(answered: set[Attempt], family: int) -> None:
-    own_ports = {(MANAGEMENT, 22), (INTERNAL, 502), (WEB, 443), (DER, 8080)}
+    own_ports = {(MANAGEMENT, 22), (INTERNAL, 502), (INTERNAL, 8883), (WEB, 443), (DER, 8080)}
     assert {
         (attempt.source, attempt.port)
         for attempt in answered
