@@ -44,7 +44,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
@@ -226,8 +226,7 @@ class Claim:
     acknowledged: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Entry:
+class Entry(NamedTuple):
     """What the ledger knows of one EVSE.
 
     `heard_s`, `refreshed_s`: when it last surely answered, and when its watchdog was last surely refreshed. `measured`:
@@ -280,7 +279,7 @@ class Entry:
     @property
     def distrusted(self) -> bool:
         """Whether it was seen to draw more than its limit, and not yet to follow again."""
-        return any(claim.cause is Cause.DISOBEYS and claim.ended_s is None for claim in self.claims)
+        return _open(self, Cause.DISOBEYS)
 
     def silent_for_s(self, now_s: float) -> float:
         """Return for how long nothing has been heard of the device, in s."""
@@ -457,7 +456,7 @@ def issued(entry: Entry, write: int, amount: Amount, now_s: float) -> Entry:
     """Return the entry with the claim of a write that is about to leave."""
     claim = Claim(span=span_of(amount), cause=Cause.SETPOINT, since_s=now_s, write=write)
     unproven_s = now_s if entry.unproven_s is None else entry.unproven_s
-    return dataclasses.replace(entry, claims=(*entry.claims, claim), unproven_s=unproven_s)
+    return entry._replace(claims=(*entry.claims, claim), unproven_s=unproven_s)
 
 
 def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
@@ -469,7 +468,7 @@ def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
             since_s = now_s if entry.heard_s is None else entry.heard_s
             added.append(_timeless(station.after_boot, Cause.AFTER_BOOT, since_s))
         if not station.settings_last and entry.fallback is not None:
-            entry = dataclasses.replace(entry, watchdog_s=None, fallback=None)
+            entry = entry._replace(watchdog_s=None, fallback=None)
     proven = entry.fallback is not None
     watchdog_s = entry.watchdog_s if proven else station.watchdog_s
     if silent_s >= station.silent_s and (not proven or watchdog_s is None) and not _open(entry, Cause.UNPROVEN):
@@ -484,7 +483,7 @@ def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
     stale = entry.measured_s is not None and now_s - entry.measured_s > station.fresh_s
     if stale and entry.overrun and not _open(entry, Cause.LOST_SIGHT):
         added.append(_timeless(station.rating, Cause.LOST_SIGHT, now_s))
-    return dataclasses.replace(entry, claims=(*entry.claims, *added)) if added else entry
+    return entry._replace(claims=(*entry.claims, *added)) if added else entry
 
 
 def fresh(entry: Entry, station: Station, now_s: float) -> bool:
@@ -503,25 +502,28 @@ def _timeless(span: Span, cause: Cause, since_s: float) -> Claim:
 
 
 def _open(entry: Entry, cause: Cause) -> bool:
-    return any(claim.cause is cause and claim.ended_s is None for claim in entry.claims)
+    for claim in entry.claims:  # noqa: SIM110 - a generator costs more than all of the rest
+        if claim.cause is cause and claim.ended_s is None:
+            return True
+    return False
 
 
 def measured_span(entry: Entry) -> Span:
     """Return what was measured last, all phases together."""
     if entry.measured is None:
         return NOTHING
-    return Span(
-        min(0.0, *entry.measured),
-        max(0.0, *entry.measured),
-        min(0.0, *entry.measured_reactive),
-        max(0.0, *entry.measured_reactive),
-    )
+    low, high = min(0.0, *entry.measured), max(0.0, *entry.measured)
+    if entry.measured_reactive == _UNITY:
+        return Span(low, high)
+    return Span(low, high, min(0.0, *entry.measured_reactive), max(0.0, *entry.measured_reactive))
 
 
-def _ended(entry: Entry, causes: Iterable[Cause], at_s: float) -> Entry:
+def _ended(entry: Entry, causes: Sequence[Cause], at_s: float) -> Entry:
     """Return an entry in which open claims of these causes are over."""
-    causes = frozenset(causes)
-    if not any(claim.cause in causes and claim.ended_s is None for claim in entry.claims):
+    for cause in causes:
+        if _open(entry, cause):
+            break
+    else:
         return entry
     return _with(
         entry,
@@ -548,26 +550,26 @@ def _with(entry: Entry, claims: Iterable[Claim]) -> Entry:
         kept = tuple(
             claim for claim in kept if claim.ended_s is None or not any(span.holds(claim.span) for span in openly)
         )
-    return dataclasses.replace(entry, claims=kept)
+    return entry._replace(claims=kept)
 
 
 def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901, PLR0911, PLR0912 - a table
-    match event:
+    match event:  # what comes most often, first
+        case Measured():
+            return _sampled(_heard(entry, station, event.sent_s, event.answered_s), station, event)
+        case ReadBack():
+            return _read_back(entry, station, event)
+        case Answered():
+            return _excluded(_heard(entry, station, event.sent_s, event.answered_s), event.up_since_s)
         case Acknowledged():
             return _acknowledged(entry, station, event)
         case Lost():
             return _lost(entry, station, event)
         case NotExecuted():
-            return dataclasses.replace(entry, claims=tuple(c for c in entry.claims if c.write != event.write))
-        case ReadBack():
-            return _read_back(entry, station, event)
-        case Measured():
-            return _sampled(_heard(entry, station, event.sent_s, event.answered_s), station, event)
-        case Answered():
-            return _excluded(_heard(entry, station, event.sent_s, event.answered_s), event.up_since_s)
+            return entry._replace(claims=tuple(c for c in entry.claims if c.write != event.write))
         case Refreshed():
             entry = advanced(entry, station, event.at_s)  # it may have run out before
-            return dataclasses.replace(entry, refreshed_s=_latest(entry.refreshed_s, event.at_s))
+            return entry._replace(refreshed_s=_latest(entry.refreshed_s, event.at_s))
         case Armed():
             return _armed(entry, station, event)
         case Distrusted():
@@ -576,9 +578,9 @@ def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901
             if entry.distrusted:
                 return entry
             claim = _timeless(station.rating, Cause.DISOBEYS, event.at_s)
-            return dataclasses.replace(entry, claims=(*entry.claims, claim))
+            return entry._replace(claims=(*entry.claims, claim))
         case Loads():
-            return dataclasses.replace(entry, phases=event.phases)
+            return entry._replace(phases=event.phases)
         case Replaced():
             return unknown(station, event.at_s)
 
@@ -592,14 +594,19 @@ def _heard(entry: Entry, station: Station, sent_s: float, answered_s: float) -> 
     if entry.heard_s is not None and sent_s <= entry.heard_s:
         return entry
     entry = advanced(entry, station, answered_s)
-    entry = _ended(entry, (Cause.UNPROVEN,), answered_s)
+    entry = _ended(entry, _UNPROVEN, answered_s)
     refreshed_s = entry.refreshed_s
     if station.refreshed_by is Refresh.REQUEST:
         refreshed_s = _latest(refreshed_s, sent_s)
-    entry = dataclasses.replace(entry, heard_s=sent_s, refreshed_s=refreshed_s)
+    entry = entry._replace(heard_s=sent_s, refreshed_s=refreshed_s)
     if station.refreshed_by is Refresh.REQUEST and _watched(entry, station, answered_s):
-        entry = _ended(entry, (Cause.FALLBACK,), answered_s)
+        entry = _ended(entry, _FALLBACK, answered_s)
     return entry
+
+
+_UNPROVEN = (Cause.UNPROVEN,)
+_FALLBACK = (Cause.FALLBACK,)
+_UNITY: PerPhase = (0.0, 0.0, 0.0)
 
 
 def _watched(entry: Entry, station: Station, at_s: float) -> bool:
@@ -616,7 +623,7 @@ def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
     if entry.heard_s is None or issued_s > entry.heard_s:
         entry = _heard(entry, station, issued_s, event.answered_s)
     if station.refreshed_by in {Refresh.WRITE, Refresh.REQUEST}:
-        entry = dataclasses.replace(entry, refreshed_s=_latest(entry.refreshed_s, issued_s))
+        entry = entry._replace(refreshed_s=_latest(entry.refreshed_s, issued_s))
     watched = _watched(entry, station, event.answered_s)
     claims = []
     for claim in entry.claims:
@@ -629,12 +636,11 @@ def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
             or (claim.cause in {Cause.SETPOINT, Cause.UNKNOWN} and _arrived(claim, issued_s))
         )
         claims.append(dataclasses.replace(claim, ended_s=event.answered_s) if over else claim)
-    return dataclasses.replace(_with(entry, claims), unproven_s=None)
+    return _with(entry, claims)._replace(unproven_s=None)
 
 
 def _lost(entry: Entry, station: Station, event: Lost) -> Entry:
-    return dataclasses.replace(
-        entry,
+    return entry._replace(
         claims=tuple(
             dataclasses.replace(claim, executed_by_s=max(event.at_s, claim.since_s + station.late_s))
             if claim.write == event.write
@@ -645,34 +651,7 @@ def _lost(entry: Entry, station: Station, event: Lost) -> Entry:
 
 
 def _read_back(entry: Entry, station: Station, event: ReadBack) -> Entry:
-    entry = _heard(entry, station, event.sent_s, event.answered_s)
-    shown = span_of(event.amount)
-    claims = []
-    found = False
-    for claim in entry.claims:
-        if claim.cause is not Cause.SETPOINT or claim.ended_s is not None or claim.executed_by_s is None:
-            claims.append(claim)
-        elif amount_of(claim.span).is_near(event.amount):
-            found = True
-            claims.append(dataclasses.replace(claim, acknowledged=True))
-        elif _arrived(claim, event.sent_s):
-            claims.append(dataclasses.replace(claim, ended_s=event.answered_s))
-        else:
-            claims.append(claim)
-    if not found:
-        claims.append(
-            Claim(
-                span=shown,
-                cause=Cause.SETPOINT,
-                since_s=event.sent_s,
-                executed_by_s=event.answered_s,
-                acknowledged=True,
-            )
-        )
-    entry = _with(entry, claims)
-    told = entry.told
-    if found and told is not None and told.acknowledged:
-        entry = dataclasses.replace(entry, unproven_s=None)
+    entry = _shown(_heard(entry, station, event.sent_s, event.answered_s), event)
     if not station.shows_in_force:
         return entry
     over = [Cause.AFTER_BOOT]
@@ -683,14 +662,43 @@ def _read_back(entry: Entry, station: Station, event: ReadBack) -> Entry:
     return _ended(entry, over, event.answered_s)
 
 
+def _shown(entry: Entry, event: ReadBack) -> Entry:
+    """Return an entry whose setpoints are what the device shows, and what may still arrive."""
+    claims: list[Claim] = []
+    found = changed = False
+    for claim in entry.claims:
+        after = claim
+        if claim.cause is Cause.SETPOINT and claim.ended_s is None and claim.executed_by_s is not None:
+            if amount_of(claim.span).is_near(event.amount):
+                found = True
+                after = claim if claim.acknowledged else dataclasses.replace(claim, acknowledged=True)
+            elif _arrived(claim, event.sent_s):
+                after = dataclasses.replace(claim, ended_s=event.answered_s)
+        changed = changed or after is not claim or claim.ended_s is not None
+        claims.append(after)
+    if not found:
+        claims.append(
+            Claim(
+                span=span_of(event.amount),
+                cause=Cause.SETPOINT,
+                since_s=event.sent_s,
+                executed_by_s=event.answered_s,
+                acknowledged=True,
+            )
+        )
+    if changed or not found:
+        entry = _with(entry, claims)
+    if found and entry.unproven_s is not None and entry.told is not None and entry.told.acknowledged:
+        entry = entry._replace(unproven_s=None)
+    return entry
+
+
 def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
     """Return an entry with what was measured, rid of what was over `follow_s` before and does not show any more."""
     if entry.measured_s is not None and event.sent_s < entry.measured_s:
         return entry
-    entry = dataclasses.replace(
-        entry, measured=event.active_a, measured_reactive=event.reactive_a, measured_s=event.sent_s
-    )
-    sample = measured_span(entry)
+    seen = entry._replace(measured=event.active_a, measured_reactive=event.reactive_a, measured_s=event.sent_s)
+    sample = measured_span(seen)
     rest: list[Claim] = []
     left = NOTHING
     due = False
@@ -703,16 +711,16 @@ def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
             rest.append(claim)
             left = left.hull(claim.span)
     if due and rest and left.holds(sample, station.tolerance_a):
-        return dataclasses.replace(entry, claims=tuple(rest), overrun=False)
-    return dataclasses.replace(entry, overrun=not entry.span.holds(sample, station.tolerance_a))
+        return seen._replace(claims=tuple(rest), overrun=False)
+    overrun = not entry.span.holds(sample, station.tolerance_a)
+    return seen if overrun == seen.overrun else seen._replace(overrun=overrun)
 
 
 def _excluded(entry: Entry, up_since_s: float | None) -> Entry:
     """Return an entry without the restarts that the device's own uptime excludes."""
-    if up_since_s is None:
+    if up_since_s is None or not _open(entry, Cause.AFTER_BOOT):
         return entry
-    return dataclasses.replace(
-        entry,
+    return entry._replace(
         claims=tuple(
             claim
             for claim in entry.claims
@@ -723,12 +731,12 @@ def _excluded(entry: Entry, up_since_s: float | None) -> Entry:
 
 def _armed(entry: Entry, station: Station, event: Armed) -> Entry:
     """Return an entry with settings that were read back; a fallback that grew may be in force where one already is."""
-    entry = dataclasses.replace(entry, watchdog_s=event.watchdog_s, fallback=event.fallback)
+    entry = entry._replace(watchdog_s=event.watchdog_s, fallback=event.fallback)
     if _open(entry, Cause.FALLBACK) and not any(
         claim.cause is Cause.FALLBACK and claim.span.holds(event.fallback) for claim in entry.claims
     ):
         claim = _timeless(event.fallback, Cause.FALLBACK, event.sent_s)
-        entry = dataclasses.replace(entry, claims=(*entry.claims, claim))
+        entry = entry._replace(claims=(*entry.claims, claim))
     return advanced(entry, station, event.sent_s)
 
 
@@ -839,12 +847,10 @@ def _adopted(entry: Entry, station: Station, known_age: bool, now_s: float) -> E
                 ended_s=None if claim.ended_s is None else now_s,
             )
         )
-    entry = dataclasses.replace(entry, claims=tuple(claims), watchdog_s=None, fallback=None, phases=None)
+    entry = entry._replace(claims=tuple(claims), watchdog_s=None, fallback=None, phases=None)
     if not known_age:
-        entry = dataclasses.replace(
-            entry, heard_s=None, refreshed_s=None, measured_s=None, measured=None, unproven_s=None
-        )
+        entry = entry._replace(heard_s=None, refreshed_s=None, measured_s=None, measured=None, unproven_s=None)
         if entry.overrun:
             lost = _timeless(station.rating, Cause.LOST_SIGHT, now_s)
-            entry = dataclasses.replace(entry, claims=(*entry.claims, lost), overrun=False)
+            entry = entry._replace(claims=(*entry.claims, lost), overrun=False)
     return advanced(entry, station, now_s)

@@ -32,10 +32,10 @@ nothing at all; a vehicle that charges at that does not charge by the pilot.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from derms_agent.control.ledger import NOTHING, Amount, Span, span_of
 
@@ -101,8 +101,7 @@ class Allowance:
     tolerance_share: float = 0.02
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(NamedTuple):
     """What is seen of an EVSE now: what it was told (None: nothing is known), and what flows in A, on L1, L2 and L3.
 
     `sampled_s`: not before then; None where nothing fresh is there. `proven`: the device confirmed what it was told, or
@@ -115,8 +114,7 @@ class Sample:
     proven: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Obedience:
+class Obedience(NamedTuple):
     """The verdict on one EVSE. `told`: what it was told, newest last, each with when it was seen first.
 
     `since_s`: when the state began; `good_s`, `bad_s`: since when samples have been good, or bad; `clear_s`: how long
@@ -149,17 +147,16 @@ def unproven(now_s: float) -> Obedience:
 def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience:
     """Return the verdict after a sample; the same one seen twice says nothing new."""
     told = _told(before.told, sample.told, now_s, allowance.follow_s)
-    after = dataclasses.replace(before, told=told)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
-        return _unseen(after, now_s, allowance)
+        return _unseen(before._replace(told=told), now_s, allowance)
     currents = tuple(sample.currents_a) or (0.0,)
     drawn_a = max(currents, key=abs)
     limits = NOTHING
     for _since_s, amount in told:
         limits = limits.hull(span_of(amount))
-    good = not told or all(_within(current, limits, allowance) for current in currents)
-    after = dataclasses.replace(
-        after,
+    good = not told or _within(currents, limits, allowance)
+    after = before._replace(
+        told=told,
         sampled_s=sample.sampled_s,
         drawn_a=drawn_a,
         good_s=(before.good_s if before.good_s is not None else now_s) if good else None,
@@ -176,14 +173,19 @@ def _told(
     """Return what was told within the last `follow_s`: an entry counts until so long after the next one."""
     if now is not None and (not told or told[-1][1] != now):
         told = (*told, (now_s, now))
+    if len(told) <= 1:
+        return told
     first = next((index for index in range(len(told) - 1) if now_s - told[index + 1][0] < follow_s), len(told) - 1)
     return told[max(first, 0) :]
 
 
-def _within(current_a: float, limits: Span, allowance: Allowance) -> bool:
+def _within(currents_a: Sequence[float], limits: Span, allowance: Allowance) -> bool:
     high = limits.high * (1 + allowance.tolerance_share) + allowance.tolerance_a
     low = limits.low * (1 + allowance.tolerance_share) - allowance.tolerance_a
-    return low <= current_a <= high
+    for current_a in currents_a:  # noqa: SIM110 - a generator costs more than all of the rest
+        if not low <= current_a <= high:
+            return False
+    return True
 
 
 def _unseen(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedience:
@@ -195,15 +197,15 @@ def _unseen(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedience
 
 def _turned(verdict: Obedience, state: Following, now_s: float, checks: tuple[Check, ...] = ()) -> Obedience:
     if verdict.state is state:
-        return dataclasses.replace(verdict, checks=checks or verdict.checks)
-    return dataclasses.replace(verdict, state=state, since_s=now_s, checks=checks)
+        return verdict._replace(checks=checks) if checks else verdict
+    return verdict._replace(state=state, since_s=now_s, checks=checks)
 
 
 def _pardoned(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedience:
     """Return the verdict after a good sample."""
     if verdict.trusted:
         calm = verdict.state is Following.FOLLOWING and now_s - verdict.since_s >= allowance.longest_clear_s
-        return _turned(dataclasses.replace(verdict, clear_s=0.0) if calm else verdict, Following.FOLLOWING, now_s)
+        return _turned(verdict._replace(clear_s=0.0) if calm else verdict, Following.FOLLOWING, now_s)
     if verdict.state is Following.OVERDRAWING:
         return _turned(verdict, Following.RECOVERING, now_s, verdict.checks)
     if verdict.good_s is not None and now_s - verdict.good_s >= verdict.clear_s:
@@ -216,13 +218,13 @@ def _accused(verdict: Obedience, sample: Sample, now_s: float, allowance: Allowa
     checks = what_to_check(verdict.drawn_a, sample)
     if verdict.state is Following.RECOVERING:
         clear_s = min(2 * verdict.clear_s, allowance.longest_clear_s)
-        return _turned(dataclasses.replace(verdict, clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
+        return _turned(verdict._replace(clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
     if verdict.state is Following.OVERDRAWING:
-        return dataclasses.replace(verdict, checks=checks)
+        return verdict._replace(checks=checks)
     bad_s = now_s if verdict.bad_s is None else verdict.bad_s
     if verdict.bad_samples > 1 and now_s - bad_s >= allowance.confirm_s:
         clear_s = min(max(2 * verdict.clear_s, allowance.clear_s), allowance.longest_clear_s)
-        return _turned(dataclasses.replace(verdict, clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
+        return _turned(verdict._replace(clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
     return _turned(verdict, Following.SUSPECT, now_s)
 
 

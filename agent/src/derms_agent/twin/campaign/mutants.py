@@ -54,7 +54,7 @@ MUTANTS = (
         "control/ledger.py",
         "            return _lost(entry, station, event)",
         "            kept = tuple(claim for claim in entry.claims if claim.write != event.write)\n"
-        "            return dataclasses.replace(entry, claims=kept)",
+        "            return entry._replace(claims=kept)",
     ),
     Mutant(
         "late write forgotten",
