@@ -30,7 +30,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from derms_agent.model import (
     Circuit,
@@ -73,8 +73,7 @@ class Clip:
     given: float
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """What all limits on one place leave, in the quantity's unit. `low_by` and `high_by` are the limits that set it.
 
     None where no limit bounds that side, which is then infinite.
@@ -117,10 +116,26 @@ def combine(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
         if in_force(limit, now_s):
             for phase in limit.phases or (None,):
                 at.setdefault((limit.target, limit.quantity, phase), []).append(limit)
-    return {place: _meet(found) for place, found in at.items()}
+    alone: dict[int, Bound] = {}
+    """What a limit leaves that is alone at its places, by its identity: the same at each."""
+    bounds: dict[Place, Bound] = {}
+    for place, found in at.items():
+        if len(found) > 1:
+            bounds[place] = _meet(found)
+            continue
+        limit = found[0]
+        bound = alone.get(id(limit))
+        if bound is None:
+            bound = alone[id(limit)] = _meet(found)
+        bounds[place] = bound
+    return bounds
 
 
 def _meet(limits: list[Limit]) -> Bound:
+    if len(limits) == 1:
+        (only,) = limits
+        low_by, high_by = only if only.low > -math.inf else None, only if only.high < math.inf else None
+        return Bound(only.low, only.high, low_by, high_by)
     bound = UNBOUNDED
     for _, of_rank in groupby(sorted(limits, key=_order), key=lambda limit: limit.rank):
         bound = _within(bound, list(of_rank))
