@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import itemgetter
 from typing import Protocol, TypeAlias
 
 from derms_agent.control import guard, obedience
@@ -36,12 +38,13 @@ from derms_agent.control.ledger import (
     Span,
     Station,
     advance,
+    amount_of,
     fresh,
     record,
 )
 from derms_agent.control.obedience import Allowance, Following, Obedience, Sample
 from derms_agent.control.worst_case import PHASES, BaseLoad, Caps, Circuits, Excess, amperes_of
-from derms_agent.model import Circuit, Limit, LimitQuantity, PerPhase, Phase, Quality
+from derms_agent.model import Circuit, Limit, LimitQuantity, PerPhase, Phase, Quality, Rank
 
 Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
 """What is bounded: target, quantity, and the phase; None for all phases together."""
@@ -139,8 +142,8 @@ class Why:
 class Outcome:
     """What a cycle comes to: writes to send once `state.ledger` is stored, and what the page, LED and log are told.
 
-    `held`: the limits that keep some EVSE below what allocation or guard would give; `faults`: what to check, in words;
-    `fallback`: EVSEs that are silent. They are what the operating state is made of.
+    `faults`: what to check, in words; `fallback`: EVSEs that are silent. They and `held` are what the operating state
+    is made of. Reasons are worked out when they are asked for, so that no write waits for words.
     """
 
     state: State
@@ -148,9 +151,31 @@ class Outcome:
     why: Mapping[str, Why]
     bounds: Bounds
     admission: Admission
-    held: tuple[Limit, ...]
     faults: tuple[str, ...]
     fallback: tuple[str, ...]
+
+    @property
+    def held(self) -> tuple[Limit, ...]:
+        """The limits that keep some EVSE below what allocation or guard would give, each once."""
+        found = {id(limit): limit for reason in self.why.values() for limit in reason.limits}
+        return tuple(dict.fromkeys(found.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What is looked up for one EVSE in each cycle, worked out once.
+
+    `phases` are those that it may load; `above` its circuit and all above that; `allowance` its own in obedience;
+    `currents` and `power` the places of its own bounds, `circuit` what turns W into A.
+    """
+
+    station: Station
+    phases: frozenset[Phase]
+    above: tuple[str, ...]
+    allowance: Allowance
+    currents: tuple[Place, ...]
+    power: Place
+    circuit: Circuit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +187,23 @@ class Cycle:
     allocate: Allocate
     rules: Rules = field(default_factory=Rules)
     allowance: Allowance = field(default_factory=Allowance)
+    _places: Mapping[str, _Place] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Work out what is looked up in each cycle."""
+        object.__setattr__(self, "_places", {one.name: self._place(one) for one in self.circuits.stations})
+
+    def _place(self, one: Station) -> _Place:
+        phases = one.phases or PHASES
+        return _Place(
+            one,
+            frozenset(phases),
+            tuple(_upwards(self.circuits.circuits, one.circuit)),
+            dataclasses.replace(self.allowance, follow_s=one.follow_s),
+            tuple((one.name, LimitQuantity.CURRENT, phase) for phase in (None, *phases)),
+            (one.name, LimitQuantity.ACTIVE_POWER, None),
+            self.circuits.circuits[one.circuit],
+        )
 
     def run(self, state: State, inputs: Inputs) -> Outcome:
         """Return what one cycle comes to."""
@@ -170,13 +212,13 @@ class Cycle:
         book, verdicts = self._judged(book, state.obedience, now_s)
         book = advance(book, now_s)
         bounds = self.combine(inputs.limits, now_s)
-        stations = self.circuits.stations
-        relied = [one.name for one in stations if guard.reliable(book.entries[one.name], one, now_s, self.rules)]
+        stations, entries = self.circuits.stations, book.entries
+        relied = [one.name for one in stations if guard.reliable(entries[one.name], one, now_s, self.rules)]
         allocated = self.allocate(relied, self._left(bounds, book, set(relied), now_s), now_s)
         wanted = {
-            name: Amount(self._within(name, allocation.current_a, bounds))
+            name: Amount(_within(place, allocation.current_a, bounds))
             for name, allocation in allocated.items()
-            if name in self.circuits.places
+            if (place := self._places.get(name)) is not None
         }
         admission = guard.admit(
             book,
@@ -187,19 +229,15 @@ class Cycle:
             base=inputs.base,
             rules=self.rules,
         )
-        why = {one.name: self._why(one, admission, allocated, bounds, verdicts[one.name]) for one in stations}
-        silent = tuple(
-            one.name for one in stations if admission.ledger.entries[one.name].silent_for_s(now_s) >= one.silent_s
-        )
+        entries = admission.ledger.entries
         return Outcome(
             State(admission.ledger, verdicts),
             admission.writes,
-            why,
+            Reasons(self._places, admission, allocated, bounds, verdicts),
             bounds,
             admission,
-            tuple(dict.fromkeys(limit for reason in why.values() for limit in reason.limits)),
             tuple(filter(None, (obedience.advice(name, verdict) for name, verdict in verdicts.items()))),
-            silent,
+            tuple(one.name for one in stations if entries[one.name].silent_for_s(now_s) >= one.silent_s),
         )
 
     def _judged(
@@ -208,22 +246,21 @@ class Cycle:
         """Return the verdicts, and the ledger that trusts only those who follow."""
         verdicts: dict[str, Obedience] = {}
         events: list[Event] = []
-        for one in self.circuits.stations:
-            entry = book.entries[one.name]
+        for name, place in self._places.items():
+            entry = book.entries[name]
             told = entry.told
-            seen = entry.measured is not None and fresh(entry, one, now_s)
+            seen = entry.measured is not None and fresh(entry, place.station, now_s)
             sample = Sample(
-                told=entry.told_amount,
+                told=None if told is None else amount_of(told.span),
                 currents_a=entry.measured or (),
                 sampled_s=entry.measured_s if seen else None,
                 proven=told is not None and told.acknowledged,
             )
-            allowance = dataclasses.replace(self.allowance, follow_s=one.follow_s)
-            verdict = obedience.judge(before.get(one.name) or obedience.unproven(now_s), sample, now_s, allowance)
-            verdicts[one.name] = verdict
+            verdict = obedience.judge(before.get(name) or obedience.unproven(now_s), sample, now_s, place.allowance)
+            verdicts[name] = verdict
             if verdict.trusted == entry.distrusted:
-                events.append(Distrusted(one.name, not verdict.trusted, now_s))
-        return record(book, events), verdicts
+                events.append(Distrusted(name, not verdict.trusted, now_s))
+        return record(book, events) if events else book, verdicts
 
     def _left(self, bounds: Bounds, book: Ledger, relied: set[str], now_s: float) -> Bounds:
         """Return the bounds of the circuits less what the ledger counts for EVSEs that cannot be relied on."""
@@ -249,48 +286,80 @@ class Cycle:
                 )
         return left
 
-    def _within(self, name: str, current_a: float, bounds: Bounds) -> float:
-        """Return a current within the bounds of the EVSE itself."""
-        low, high = self._own(name, bounds)
-        return min(max(current_a, low), high) if low <= high else 0.0
 
-    def _own(self, name: str, bounds: Bounds) -> tuple[float, float]:
-        """Return the lowest and highest A per conductor that the EVSE's own bounds leave."""
-        one = self.circuits.stations[self.circuits.places[name]]
-        circuit = self.circuits.circuits[one.circuit]
-        low, high = one.lowest_a, one.rating_a
-        for phase in (None, *PHASES):
-            bound = bounds.get((name, LimitQuantity.CURRENT, phase))
-            if bound is not None and (phase is None or phase in (one.phases or PHASES)):
-                low, high = max(low, bound.low), min(high, bound.high)
-        bound = bounds.get((name, LimitQuantity.ACTIVE_POWER, None))
-        if bound is not None:
-            phases = len(one.phases or PHASES)
-            low = max(low, amperes_of(circuit, phases, bound.low))
-            high = min(high, amperes_of(circuit, phases, bound.high))
-        return low, high
+class Reasons(Mapping[str, Why]):
+    """Why each EVSE is told what it is told: worked out for those that are asked for."""
 
-    def _why(
+    def __init__(
         self,
-        one: Station,
+        places: Mapping[str, _Place],
         admission: Admission,
         allocated: Mapping[str, Allocated],
         bounds: Bounds,
-        verdict: Obedience,
-    ) -> Why:
-        told = admission.ledger.entries[one.name].told_amount
-        allocation = allocated.get(one.name)
+        verdicts: Mapping[str, Obedience],
+    ) -> None:
+        self._places, self._admission, self._allocated = places, admission, allocated
+        self._bounds, self._verdicts = bounds, verdicts
+        self._above: dict[tuple[str, frozenset[Phase]], list[_Ranked]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the EVSEs' names."""
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        """Return how many EVSEs there are."""
+        return len(self._places)
+
+    def __getitem__(self, name: str) -> Why:
+        """Return why one EVSE is told what it is told."""
+        place, admission = self._places[name], self._admission
+        told = admission.ledger.entries[name].told_amount
+        allocation, verdict = self._allocated.get(name), self._verdicts[name]
         words = [allocation.why] if allocation is not None else ["cannot be relied on"]
-        if one.name in admission.capped:
-            words.append(f"taken back for {_named(admission.capped[one.name])}")
-        if one.name in admission.held:
-            excess = admission.held[one.name]
+        if name in admission.capped:
+            words.append(f"taken back for {_named(admission.capped[name])}")
+        if name in admission.held:
+            excess = admission.held[name]
             words.append("waits for its last write" if excess is None else f"waits for {_named(excess)}")
         if verdict.state is not Following.FOLLOWING:
             words.append(verdict.state.value)
-        target = admission.targets[one.name].active_a
-        limits = _in_force(one, self.circuits.circuits, bounds)
-        return Why(math.nan if told is None else told.active_a, target, limits, "; ".join(filter(None, words)))
+        return Why(
+            math.nan if told is None else told.active_a,
+            admission.targets[name].active_a,
+            self._in_force(place),
+            "; ".join(filter(None, words)),
+        )
+
+    @cached_property
+    def _by_target(self) -> Mapping[str, list[tuple[Phase | None, Bounded]]]:
+        found: dict[str, list[tuple[Phase | None, Bounded]]] = {}
+        for (target, _quantity, phase), bound in self._bounds.items():
+            found.setdefault(target, []).append((phase, bound))
+        return found
+
+    def _in_force(self, place: _Place) -> tuple[Limit, ...]:
+        """Return whose limits bound an EVSE from its own to the site's, by rank, then from the EVSE upwards."""
+        key = place.station.circuit, place.phases
+        above = self._above.get(key)
+        if above is None:
+            above = self._above[key] = [
+                entry
+                for order, target in enumerate(place.above, start=1)
+                for entry in self._ranked(target, order, place.phases)
+            ]
+        found = sorted((*self._ranked(place.station.name, 0, place.phases), *above), key=itemgetter(0, 1))
+        return tuple(dict.fromkeys(limit for _rank, _order, limit in found))
+
+    def _ranked(self, target: str, order: int, phases: frozenset[Phase]) -> Iterator[_Ranked]:
+        for phase, bound in self._by_target.get(target, ()):
+            if phase is None or phase in phases:
+                for limit in (bound.high_by, bound.low_by):
+                    if limit is not None:
+                        yield limit.rank, order, limit
+
+
+_Ranked: TypeAlias = "tuple[Rank, int, Limit]"
+"""A limit with its rank and how far up the tree it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +384,28 @@ def readings(image: Mapping[str, EvseImage]) -> list[Event]:
     for name, seen in image.items():
         if seen.quality is not Quality.GOOD:
             continue
-        events.append(Answered(name, seen.sent_s, seen.answered_s, seen.up_since_s))
+        if seen.up_since_s is not None or (seen.limit_a is None and seen.current_a is None):
+            # Any other reading says by itself that the device answered.
+            events.append(Answered(name, seen.sent_s, seen.answered_s, seen.up_since_s))
         if seen.limit_a is not None:
             events.append(ReadBack(name, Amount(seen.limit_a), seen.sent_s, seen.answered_s))
         if seen.current_a is not None:
             events.append(Measured(name, seen.current_a, seen.sent_s, seen.answered_s))
     return events
+
+
+def _within(place: _Place, current_a: float, bounds: Bounds) -> float:
+    """Return a current within the bounds of the EVSE itself, in A per conductor."""
+    low, high = place.station.lowest_a, place.station.rating_a
+    for each in place.currents:
+        bound = bounds.get(each)
+        if bound is not None:
+            low, high = max(low, bound.low), min(high, bound.high)
+    bound = bounds.get(place.power)
+    if bound is not None:
+        low = max(low, amperes_of(place.circuit, len(place.phases), bound.low))
+        high = min(high, amperes_of(place.circuit, len(place.phases), bound.high))
+    return min(max(current_a, low), high) if low <= high else 0.0
 
 
 def caps_of(bounds: Bounds, circuits: Mapping[str, Circuit]) -> Caps:
@@ -367,20 +452,6 @@ _WIDEST = 2 / math.sqrt(3)
 
 def _volts(circuit: Circuit) -> float:
     return circuit.voltage_v * (math.sqrt(3) if circuit.connection.value == "single_phase" else 1.0)
-
-
-def _in_force(one: Station, circuits: Mapping[str, Circuit], bounds: Bounds) -> tuple[Limit, ...]:
-    """Return whose limits bound an EVSE from its own to the site's, by rank, then from the EVSE upwards."""
-    phases = set(one.phases or PHASES)
-    order = {name: index for index, name in enumerate((one.name, *_upwards(circuits, one.circuit)))}
-    found: list[tuple[int, int, Limit]] = []
-    for (target, _quantity, phase), bound in bounds.items():
-        if target in order and (phase is None or phase in phases):
-            found.extend(
-                (limit.rank, order[target], limit) for limit in (bound.high_by, bound.low_by) if limit is not None
-            )
-    found.sort(key=lambda entry: entry[:2])
-    return tuple(dict.fromkeys(limit for _rank, _order, limit in found))
 
 
 def _named(excess: Excess) -> str:
