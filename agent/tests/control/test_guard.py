@@ -752,10 +752,10 @@ class Worst(RuleBasedStateMachine):
         self.caps = {}
         self.wanted = {name: Amount(12.0) for name in self.plants}
         for plant in self.plants.values():
-            plant.silent_until_s = min(plant.silent_until_s, self.now_s)
             plant.stuck_a = 0.0
         for _ in range(45):
             for plant in self.plants.values():
+                # One that restarts answers when it has; else a restart would be too short to be noticed.
                 plant.silent_until_s = self.now_s if plant.boots_at_s is None else plant.silent_until_s
             self.cycle(itertools.cycle(["acked"]), 0.9)
         told = {name: self.book.entries[name].told_amount for name in self.plants}
