@@ -43,7 +43,7 @@ from derms_agent.control.ledger import (
     record,
 )
 from derms_agent.control.obedience import Allowance, Following, Obedience, Sample
-from derms_agent.control.worst_case import PHASES, BaseLoad, Caps, Circuits, Excess, amperes_of
+from derms_agent.control.worst_case import PHASES, BaseLoad, Caps, Circuits, Excess, amperes_of, watts_per_a
 from derms_agent.model import Circuit, Limit, LimitQuantity, PerPhase, Phase, Quality, Rank
 
 Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
@@ -166,7 +166,7 @@ class _Place:
     """What is looked up for one EVSE in each cycle, worked out once.
 
     `phases` are those that it may load; `above` its circuit and all above that; `allowance` its own in obedience;
-    `currents` and `power` the places of its own bounds, `circuit` what turns W into A.
+    `currents` and `power` the places of its own bounds, `watts_per_a` what is between them.
     """
 
     station: Station
@@ -175,7 +175,7 @@ class _Place:
     allowance: Allowance
     currents: tuple[Place, ...]
     power: Place
-    circuit: Circuit
+    watts_per_a: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,7 +202,7 @@ class Cycle:
             dataclasses.replace(self.allowance, follow_s=one.follow_s),
             tuple((one.name, LimitQuantity.CURRENT, phase) for phase in (None, *phases)),
             (one.name, LimitQuantity.ACTIVE_POWER, None),
-            self.circuits.circuits[one.circuit],
+            watts_per_a(self.circuits.circuits[one.circuit], len(phases)),
         )
 
     def run(self, state: State, inputs: Inputs) -> Outcome:
@@ -403,8 +403,7 @@ def _within(place: _Place, current_a: float, bounds: Bounds) -> float:
             low, high = max(low, bound.low), min(high, bound.high)
     bound = bounds.get(place.power)
     if bound is not None:
-        low = max(low, amperes_of(place.circuit, len(place.phases), bound.low))
-        high = min(high, amperes_of(place.circuit, len(place.phases), bound.high))
+        low, high = max(low, bound.low / place.watts_per_a), min(high, bound.high / place.watts_per_a)
     return min(max(current_a, low), high) if low <= high else 0.0
 
 

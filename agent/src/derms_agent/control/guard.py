@@ -68,8 +68,7 @@ from derms_agent.control.ledger import (
     measured_span,
     span_of,
 )
-from derms_agent.control.worst_case import PHASES, BaseLoad, Bound, Box, Caps, Circuits, Excess, Sums, spans_of
-from derms_agent.model import Phase
+from derms_agent.control.worst_case import BaseLoad, Bound, Box, Caps, Circuits, Excess, Sums, loaded, spans_of
 
 _Fits: TypeAlias = "Callable[[NDArray[np.float64]], bool]"
 _NONE = Amount(0.0)
@@ -155,6 +154,8 @@ def phase_spans(entry: Entry, station: Station, now_s: float) -> tuple[Span, Spa
         return known
     spans = list(known)
     for line, (active, reactive) in enumerate(zip(entry.measured, entry.measured_reactive, strict=True)):
+        if active == reactive == 0.0:
+            continue  # each span holds nothing
         flowing = span_of(Amount(active, reactive))
         if not spans[line].holds(flowing, station.tolerance_a):
             spans[line] = spans[line].hull(flowing)
@@ -220,12 +221,12 @@ class _Admitting:
         self.reliable = [reliable(e, s, now_s, rules) for e, s in zip(self.entries, self.stations, strict=True)]
         self.bounds: list[Bound] = circuits.bounds(caps, base)
         self.box: Box = circuits.box(self.spans)
-        self.loaded = np.array(
-            [
-                [1.0 if phase in _phases(entry, station) else 0.0 for phase in PHASES]
-                for entry, station in zip(self.entries, self.stations, strict=True)
-            ]
-        ).reshape(-1, len(PHASES))
+        self.loaded = circuits.wired
+        known = [place for place, entry in enumerate(self.entries) if entry.phases is not None]
+        if known:
+            self.loaded = circuits.wired.copy()
+            for place in known:
+                self.loaded[place] = loaded(self.entries[place].phases or ())
         self.sums: list[Sums] = circuits.sums(self.box)
         self.over = circuits.over(self.sums, self.bounds)
         places = circuits.places
@@ -243,6 +244,8 @@ class _Admitting:
         self._fit()
         raises = []
         for place in self.order:
+            if self._settled(place):
+                continue
             asked = self._lower(place)
             if asked is not None:
                 raises.append(asked)
@@ -352,6 +355,16 @@ class _Admitting:
         return {place: least[place] if index < low else _NONE for index, place in enumerate(members)}
 
     # What is written
+
+    def _settled(self, place: int) -> bool:
+        """Whether an EVSE was told its target, nothing else may be in force, and it need not be told again yet."""
+        entry, claim = self.entries[place], self.told[place]
+        if claim is None or len(entry.claims) != 1 or entry.unproven_s is not None or claim.executed_by_s is None:
+            return False
+        refresh_s = self.stations[place].refresh_s
+        if refresh_s is not None and self.now_s - claim.since_s >= refresh_s:
+            return False
+        return self.targets[place] == self.references[place]
 
     def _lower(self, place: int) -> _Raise | None:
         """Write at once what is no raise; return what is left of the way to the target, where that is one."""
@@ -485,11 +498,6 @@ def _growth(before: Sequence[Span], after: Sequence[Span]) -> float | None:
         if abs(new.high - old.high - grown) > _ROUNDING or (old.low, *old[2:]) != (new.low, *new[2:]):
             return None
     return grown
-
-
-def _phases(entry: Entry, station: Station) -> tuple[Phase, ...]:
-    """Return what an EVSE loads: what its vehicle is known to, else what it is wired to, else all."""
-    return entry.phases if entry.phases is not None else (station.phases or PHASES)
 
 
 def _stepped(active_a: float, station: Station) -> float:

@@ -250,12 +250,12 @@ class Entry(NamedTuple):
     @property
     def span(self) -> Span:
         """The hull of all claims."""
-        low, high, reactive_low, reactive_high = NOTHING
+        found = NOTHING
         for claim in self.claims:
             span = claim.span
-            low, high = min(low, span.low), max(high, span.high)
-            reactive_low, reactive_high = min(reactive_low, span.reactive_low), max(reactive_high, span.reactive_high)
-        return Span(low, high, reactive_low, reactive_high)
+            if not found.holds(span):
+                found = span if span.holds(found) else found.hull(span)
+        return found
 
     @property
     def told(self) -> Claim | None:
@@ -598,7 +598,7 @@ def _heard(entry: Entry, station: Station, sent_s: float, answered_s: float) -> 
     refreshed_s = entry.refreshed_s
     if station.refreshed_by is Refresh.REQUEST:
         refreshed_s = _latest(refreshed_s, sent_s)
-    entry = entry._replace(heard_s=sent_s, refreshed_s=refreshed_s)
+    entry = Entry(entry.claims, sent_s, refreshed_s, *entry[3:])
     if station.refreshed_by is Refresh.REQUEST and _watched(entry, station, answered_s):
         entry = _ended(entry, _FALLBACK, answered_s)
     return entry
@@ -697,21 +697,20 @@ def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
     """Return an entry with what was measured, rid of what was over `follow_s` before and does not show any more."""
     if entry.measured_s is not None and event.sent_s < entry.measured_s:
         return entry
-    seen = entry._replace(measured=event.active_a, measured_reactive=event.reactive_a, measured_s=event.sent_s)
+    seen = Entry._make((*entry[:3], event.active_a, event.reactive_a, event.sent_s, *entry[6:]))
     sample = measured_span(seen)
-    rest: list[Claim] = []
-    left = NOTHING
-    due = False
-    for claim in entry.claims:
-        if claim.cause is Cause.LOST_SIGHT or (
-            claim.ended_s is not None and event.sent_s >= claim.ended_s + station.follow_s
-        ):
-            due = True
-        else:
-            rest.append(claim)
-            left = left.hull(claim.span)
-    if due and rest and left.holds(sample, station.tolerance_a):
-        return seen._replace(claims=tuple(rest), overrun=False)
+    rest = tuple(
+        [
+            claim
+            for claim in entry.claims
+            if claim.cause is not Cause.LOST_SIGHT
+            and (claim.ended_s is None or event.sent_s < claim.ended_s + station.follow_s)
+        ]
+    )
+    if rest and len(rest) < len(entry.claims):
+        left = seen._replace(claims=rest, overrun=False)
+        if left.span.holds(sample, station.tolerance_a):
+            return left
     overrun = not entry.span.holds(sample, station.tolerance_a)
     return seen if overrun == seen.overrun else seen._replace(overrun=overrun)
 

@@ -136,7 +136,7 @@ class Obedience(NamedTuple):
     @property
     def trusted(self) -> bool:
         """Whether what it is told says anything about what it draws."""
-        return self.state not in {Following.OVERDRAWING, Following.RECOVERING}
+        return self.state is not Following.OVERDRAWING and self.state is not Following.RECOVERING
 
 
 def unproven(now_s: float) -> Obedience:
@@ -153,18 +153,25 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     drawn_a = max(currents, key=abs)
     limits = NOTHING
     for _since_s, amount in told:
-        limits = limits.hull(span_of(amount))
+        span = span_of(amount)
+        limits = span if span.holds(limits) else limits.hull(span)
     good = not told or _within(currents, limits, allowance)
+    if good:
+        good_s = now_s if before.good_s is None else before.good_s
+        after = before._replace(
+            told=told, sampled_s=sample.sampled_s, drawn_a=drawn_a, good_s=good_s, bad_s=None, bad_samples=0
+        )
+        return _pardoned(after, now_s, allowance)
     after = before._replace(
         told=told,
         sampled_s=sample.sampled_s,
         drawn_a=drawn_a,
-        good_s=(before.good_s if before.good_s is not None else now_s) if good else None,
-        bad_s=None if good else (before.bad_s if before.bad_s is not None else now_s),
-        bad_samples=0 if good else before.bad_samples + 1,
-        limit_a=before.limit_a if good else (limits.high if drawn_a > 0 else limits.low),
+        good_s=None,
+        bad_s=now_s if before.bad_s is None else before.bad_s,
+        bad_samples=before.bad_samples + 1,
+        limit_a=limits.high if drawn_a > 0 else limits.low,
     )
-    return _pardoned(after, now_s, allowance) if good else _accused(after, sample, now_s, allowance)
+    return _accused(after, sample, now_s, allowance)
 
 
 def _told(

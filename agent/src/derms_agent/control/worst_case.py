@@ -128,6 +128,12 @@ class Bound:
     given: float
     reactive_low: float = -math.inf
     reactive_high: float = math.inf
+    base_reach: float = 0.0
+
+    @property
+    def least(self) -> float:
+        """The lowest of all that caps the EVSEs alone; nothing that flows is below it."""
+        return min(self.any, self.taken, self.given, self.reactive_high, -self.reactive_low)
 
 
 class Box(NamedTuple):
@@ -182,6 +188,8 @@ class Circuits:
         for name, circuit_name in wanted:
             if circuit_name not in self.circuits:
                 raise ValueError(f"{name}: found circuit {circuit_name!r}, expected one of {[*self.circuits]}")
+        self.wired: Floats = np.array([loaded(station.phases or PHASES) for station in self.stations]).reshape(-1, 3)
+        """1 for each phase that an EVSE is wired to, 0 for the others: loads by 3."""
         # Loads whose current may have any angle, by place; the rest have active and reactive current.
         self.loose = np.zeros(self.loads, dtype=bool)
         self._rows: list[_Row] = []
@@ -352,11 +360,16 @@ class Circuits:
 
     def over(self, sums: Sequence[Sums], bounds: Sequence[Bound]) -> dict[int, Excess]:
         """Return the rows that are over, each with by what."""
-        return {
-            index: excess
-            for index, (row, row_sums, bound) in enumerate(zip(self._rows, sums, bounds, strict=True))
-            if (excess := _excess(row, row_sums, bound)) is not None
-        }
+        found: dict[int, Excess] = {}
+        for index, (row, row_sums, bound) in enumerate(zip(self._rows, sums, bounds, strict=True)):
+            # No corner is farther than all terms laid end to end, so few rows need be looked at closely.
+            reach = _reach(row_sums)
+            if reach <= bound.least and reach + bound.base_reach <= bound.rating:
+                continue
+            excess = _excess(row, row_sums, bound)
+            if excess is not None:
+                found[index] = excess
+        return found
 
     def capped(self, row: int, box: Box, capped: NDArray[np.bool_]) -> Capped:
         """Return a row as a function of what some loads are capped to, in A."""
@@ -401,11 +414,16 @@ def neutral_voltage_v(circuit: Circuit) -> float:
     return line_voltage_v(circuit) / _SQRT3
 
 
+def watts_per_a(circuit: Circuit, phases: int) -> float:
+    """Return the W of a load per A in each of its conductors, at a power factor of 1 and the nominal voltage."""
+    if circuit.connection is Connection.DELTA and phases < len(Phase):
+        return circuit.voltage_v  # one load between two lines
+    return neutral_voltage_v(circuit) * phases
+
+
 def amperes_of(circuit: Circuit, phases: int, power_w: float) -> float:
     """Return the A per conductor of a load at a power factor of 1, in the circuit's nominal voltage."""
-    if circuit.connection is Connection.DELTA and phases < len(Phase):
-        return power_w / circuit.voltage_v  # one load between two lines
-    return power_w / (neutral_voltage_v(circuit) * phases)
+    return power_w / watts_per_a(circuit, phases)
 
 
 def _own_parts(phases: Sequence[Phase], between: bool, loose: bool | None) -> list[tuple[int, list[complex]]]:
@@ -480,13 +498,12 @@ def _row_sums(terms: int, index: NDArray[np.intp], factors: Floats, high: Floats
     down = ~up
     taken, given = factors * high, factors * low
     columns = (
-        np.bincount(index, weights=np.where(up, taken, 0.0), minlength=terms),
-        np.bincount(index, weights=np.where(down, taken, 0.0), minlength=terms),
-        np.bincount(index, weights=np.where(down, given, 0.0), minlength=terms),
-        np.bincount(index, weights=np.where(up, given, 0.0), minlength=terms),
+        np.bincount(index, np.where(up, taken, 0.0), terms).tolist(),
+        np.bincount(index, np.where(down, taken, 0.0), terms).tolist(),
+        np.bincount(index, np.where(down, given, 0.0), terms).tolist(),
+        np.bincount(index, np.where(up, given, 0.0), terms).tolist(),
     )
-    found: Sums = np.stack(columns, axis=1).tolist()
-    return found
+    return [list(term) for term in zip(*columns, strict=True)]
 
 
 def _kinds(spans: Sequence[Span], loose: bool) -> list[list[tuple[float, float]]]:
@@ -573,6 +590,14 @@ def _farthest(terms: Sequence[tuple[complex, float, float]]) -> float:
     return farthest
 
 
+def _reach(sums: Sums) -> float:
+    """Return a length that no corner exceeds: of all terms, whichever way they point."""
+    reach = 0.0
+    for up_taken, down_taken, up_given, down_given in sums:
+        reach += abs(up_taken) + abs(down_taken) + abs(up_given) + abs(down_given)
+    return reach
+
+
 def _added(one: Sums, other: Sums) -> Sums:
     return [[a + b for a, b in zip(first, second, strict=True)] for first, second in zip(one, other, strict=True)]
 
@@ -584,11 +609,11 @@ def _bound(targets: Sequence[str], row: _Row, base: Sums, caps: Caps) -> Bound:
 
     if row.phase is not None:
         low, high = cap(LimitQuantity.CURRENT, (row.phase, None))
-        return Bound(row.rating, base, max(high, -low), high, -low)
+        return Bound(row.rating, base, max(high, -low), high, -low, base_reach=_reach(base))
     low, high = cap(LimitQuantity.ACTIVE_POWER, (None,))
     reactive_low, reactive_high = cap(LimitQuantity.REACTIVE_POWER, (None,))
     apparent = cap(LimitQuantity.APPARENT_POWER, (None,))[1]
-    return Bound(row.rating, base, apparent, high, -low, reactive_low, reactive_high)
+    return Bound(row.rating, base, apparent, high, -low, reactive_low, reactive_high, _reach(base))
 
 
 def _excess(row: _Row, sums: Sums, bound: Bound) -> Excess | None:
@@ -613,6 +638,11 @@ def _excesses(row: _Row, sums: Sums, bound: Bound) -> Iterator[Excess]:
         # What does not flow is not over, whatever the limit; a limit below zero cannot be met by taking less.
         if found > max(limit, 0.0) * (1 + ROUNDING) + ROUNDING:
             yield Excess(row.circuit, row.phase, side, found, limit)
+
+
+def loaded(phases: Sequence[Phase]) -> list[float]:
+    """Return 1 for each of L1, L2 and L3 that is among some phases, else 0."""
+    return [1.0 if phase in phases else 0.0 for phase in PHASES]
 
 
 def spans_of(station: Station, span: Span, phases: tuple[Phase, ...] | None) -> tuple[Span, Span, Span]:

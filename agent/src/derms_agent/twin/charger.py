@@ -55,14 +55,15 @@ _NORMAL = ("unlocked", "enabled", "released", "operative", "granted", "available
 class _Limit:
     """What one connector was told: `written` in the control's quantity; None: nothing since the start.
 
-    `in_force`, in that quantity too, and `timeout_s` follow from it and the settings; they are kept, for each step of
-    the physics asks for them.
+    `in_force`, in that quantity too, `in_force_a`, in A per conductor, and `timeout_s` follow from it and the settings;
+    they are kept, for each step of the physics asks for them.
     """
 
     written: float | None = None
     refreshed_s: float = 0.0
     lapsed: bool = False
     in_force: float = 0.0
+    in_force_a: float = 0.0
     timeout_s: float = math.inf
 
 
@@ -182,9 +183,10 @@ class Charger:
         self._now_s = now_s
         self._watch(now_s)
         frozen_a = physics.FROZEN_PILOT_A if self.frozen_duty else None
+        states, limits = self.states, self._limits
         for connector, outlet in self.outlets.items():
-            inputs = OutletInputs(self.limit_a(connector), frozen_a, ambient_c, not self.off)
-            self.states[connector] = physics.step(outlet, self.states[connector], inputs, dt_s)
+            inputs = OutletInputs(limits[connector].in_force_a, frozen_a, ambient_c, not self.off)
+            states[connector] = physics.step(outlet, states[connector], inputs, dt_s)
 
     def limit(self, connector: int) -> float:
         """Return the limit in force, in the control's quantity (A per conductor, or W)."""
@@ -195,6 +197,7 @@ class Charger:
         fallback = self.profile.fallback
         for connector, limit in self._limits.items():
             limit.in_force = self._limit_in_force(connector)
+            limit.in_force_a = limit.in_force / self._per_ampere(connector)
             if fallback is not None and fallback.refreshed_by is not Refresh.NONE:
                 limit.timeout_s = self._timeout_s(fallback, connector)
 
@@ -211,7 +214,7 @@ class Charger:
 
     def limit_a(self, connector: int) -> float:
         """Return the limit in force in A per conductor."""
-        return self.limit(connector) / self._per_ampere(connector)
+        return self._limits[connector].in_force_a
 
     def _per_ampere(self, connector: int) -> float:
         control, outlet = self.profile.control, self.outlets[connector]
