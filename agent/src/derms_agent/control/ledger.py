@@ -104,6 +104,8 @@ NOTHING = Span()
 def span_of(amount: Amount) -> Span:
     """Return what an EVSE may do that is told an amount: anything from nothing to that."""
     active, reactive = amount
+    if reactive == 0.0:
+        return Span(0.0, active) if active > 0.0 else Span(min(0.0, active))
     return Span(min(0.0, active), max(0.0, active), min(0.0, reactive), max(0.0, reactive))
 
 

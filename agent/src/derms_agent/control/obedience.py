@@ -158,9 +158,8 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     good = not told or _within(currents, limits, allowance)
     if good:
         good_s = now_s if before.good_s is None else before.good_s
-        after = before._replace(
-            told=told, sampled_s=sample.sampled_s, drawn_a=drawn_a, good_s=good_s, bad_s=None, bad_samples=0
-        )
+        same = before.clear_s, drawn_a, before.limit_a, before.checks
+        after = Obedience(before.state, before.since_s, told, sample.sampled_s, good_s, None, 0, *same)
         return _pardoned(after, now_s, allowance)
     after = before._replace(
         told=told,
