@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 
 from derms_agent import depot as depots
 from derms_agent.model import Depot
+from derms_agent.one_line import one_line
 from derms_agent.profiles.profile import nearest
 
 AGENT_CONF = Path("/etc/derms/agent.conf")
@@ -74,8 +75,7 @@ class Mistakes(ValueError):
 
 def _shown(text: str) -> str:
     """Return a text on one line whatever is in it, cut where it is long."""
-    cut = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+    return one_line(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
 def _quoted(text: str) -> str:
