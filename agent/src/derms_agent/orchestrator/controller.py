@@ -11,13 +11,14 @@ import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.plan import Need, Plan
 from derms_agent.control.worst_case import BaseLoad
-from derms_agent.model import Evse, Limit, LimitQuantity, Proof, ProofKind, Quality, Rank, Reading, Session
+from derms_agent.model import DeviceKind, Evse, Limit, LimitQuantity, Proof, ProofKind, Quality, Rank, Reading, Session
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
@@ -44,6 +45,7 @@ class Policy:
     demand_cap: demand.Cap | None = None
     droop: droop.Settings | None = None
     nominal_hz: float = 50.0
+    enclosure_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.ENCLOSURE]
     charger_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.CHARGER]
     battery_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.BATTERY]
     spread_s: float = 600.0
@@ -87,6 +89,7 @@ class Controller:
     sessions: dict[str, Session] = field(default_factory=dict)
     readings: dict[str, EvseReading] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    answered_s: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
     link_until_s: float | None = None
     outcome: Outcome | None = None
@@ -103,6 +106,8 @@ class Controller:
     _meters: dict[str, MeterSample] = field(default_factory=dict)
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
+    _enclosures: dict[str, tuple[Evse, ...]] = field(default_factory=dict)
+    _air: dict[str, thermal.Temperature] = field(default_factory=dict)
     _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
@@ -121,12 +126,18 @@ class Controller:
             spread_s=self.policy.spread_s,
         )
         self._by_name = {evse.name: evse for evse in site.evses}
+        # What stands in an enclosure and is no charger tells how warm it is there, for all that hangs on its circuit.
+        self._enclosures = {
+            name: self._reached(device.circuit) or site.evses
+            for name, device in site.devices.items()
+            if device.circuit is not None and device.kind is not DeviceKind.CHARGER and _has_temperature(site, name)
+        }
         # What a predecessor told each EVSE is what it has: a new process is no reason to change anything.
         self._previous = {
             name: allocate.Allocation(
                 evse=name,
                 current_a=max(amount.active_a, 0.0),
-                power_w=max(amount.active_a, 0.0) * float(site.network.watts_per_a[site.network.place[name]]),
+                power_w=max(amount.active_a, 0.0) * self.watts_per_a(name),
                 why="as before",
             )
             for name, entry in self.state.ledger.entries.items()
@@ -151,9 +162,13 @@ class Controller:
         if reading.fed_at_s is not None and reading.fed_at_s > self._fed_s.get(device_name, -math.inf):
             self._fed_s[device_name] = reading.fed_at_s
             self._events.extend(book.Refreshed(evse.name, reading.fed_at_s) for evse in device.evses)
+        self.answered_s[device_name] = reading.answered_at_s
         urgent = False
         for name, seen in evse_readings(site, device, reading).items():
             urgent |= self._take_evse(name, seen, now_s)
+        celsius = reading.values.get("temperature")
+        if device_name in self._enclosures and isinstance(celsius, int | float) and reading.quality is Quality.GOOD:
+            self._air[device_name] = thermal.Temperature(float(celsius), reading.asked_at_s)
         for circuit, meter in site.meters.items():
             if meter.device == device_name:
                 self._take_meter(circuit, reading)
@@ -233,6 +248,29 @@ class Controller:
         self.told[evse] = merged
         self.sessions[evse] = _informed(session, merged)
 
+    def recall(self, evse: str, stored: Mapping[str, Any], now_s: float, now_unix_s: float) -> None:
+        """Take in what a predecessor knew of a session; its first reading says whether it still is.
+
+        Raises KeyError, TypeError or ValueError for anything else.
+        """
+
+        def at(name: str) -> float | None:
+            return None if stored[name] is None else now_s + float(stored[name]) - now_unix_s
+
+        need_wh, vehicle = stored["energy_need_wh"], stored["vehicle"]
+        started_s = at("started_unix_s")
+        self.told[evse] = Told(
+            departure_at_s=at("departure_unix_s"),
+            energy_need_wh=None if need_wh is None else float(need_wh),
+            vehicle=None if vehicle is None else str(vehicle),
+        )
+        session = Session(
+            evse=evse,
+            started_at_s=now_s if started_s is None else started_s,
+            delivered_wh=float(stored["delivered_wh"]),
+        )
+        self.sessions[evse] = _informed(session, self.told[evse])
+
     def put(self, ask: Ask) -> None:
         """Take an ask in; one with the same id is replaced."""
         self.asks[ask.id] = ask
@@ -259,8 +297,7 @@ class Controller:
         reachable_w = 0.0
         for one in fixed:
             spans = guard.phase_spans(book.advanced(entries[one.name], one, now_s), one, now_s)
-            watts = float(self.site.network.watts_per_a[self.site.network.place[one.name]])
-            reachable_w += max(span.high for span in spans) * watts
+            reachable_w += max(span.high for span in spans) * self.watts_per_a(one.name)
         why = [f"{len(fixed)} EVSEs take no orders and count {reachable_w / 1000:.1f} kW"] if fixed else []
         base = self.base.get(self.site.root.name)
         if ask.target in {limits.SITE, self.site.root.name} and base is not None:
@@ -318,7 +355,10 @@ class Controller:
             found += self._own(evse)
             found += self._reserved(evse, now_s)
             self._heat[evse.name] = tuple(self._cooled(evse, now_s))
-            found += self._heat[evse.name]
+        for limit in self._in_enclosures(now_s):
+            self._heat[limit.target] = (*self._heat[limit.target], limit)
+        for heat in self._heat.values():
+            found += heat
         found += self._frequency(now_s)
         if policy.demand_cap is not None:
             found += self._capped(policy.demand_cap, root, now_s)
@@ -375,7 +415,7 @@ class Controller:
     def _cooled(self, evse: Evse, now_s: float) -> Iterable[Limit]:
         """Return what the temperatures of the charger and of the vehicle's battery leave."""
         seen = self.readings.get(evse.name)
-        rated_w = {evse.name: evse.limit_a * float(self.site.network.watts_per_a[self.site.network.place[evse.name]])}
+        rated_w = {evse.name: evse.limit_a * self.watts_per_a(evse.name)}
         told = self.told.get(evse.name)
         sensors = (
             (self.policy.charger_sensor, None if seen is None else seen.temperature),
@@ -392,6 +432,20 @@ class Controller:
             if derating.share < 1.0:
                 yield from thermal.limits(derating, rated_w)
 
+    def _in_enclosures(self, now_s: float) -> Iterable[Limit]:
+        """Return what the temperatures of enclosures leave to the EVSEs in them."""
+        for name, evses in self._enclosures.items():
+            reading = self._air.get(name)
+            if reading is None and not self.policy.enclosure_sensor.required:
+                continue
+            named = replace(self.policy.enclosure_sensor, name=f"enclosure of {name}")
+            derating, self._learnt[name] = thermal.derate(
+                named, self._learnt.get(name) or thermal.fresh(named), reading, now_s
+            )
+            if derating.share < 1.0:
+                rated_w = {evse.name: evse.limit_a * self.watts_per_a(evse.name) for evse in evses}
+                yield from thermal.limits(derating, rated_w)
+
     def _frequency(self, now_s: float) -> tuple[Limit, ...]:
         settings = self.policy.droop
         if settings is None:
@@ -402,15 +456,14 @@ class Controller:
         self._droop = droop.step(settings, self._droop, frequency_hz, now_s)
         powers = {name: seen.power_w or 0.0 for name, seen in self.readings.items()}
         self._droop = droop.remember(self._droop, powers)
-        watts = self.site.network.watts_per_a
         return droop.limits(
             self._droop,
             (
                 droop.Responder(
                     name=name,
-                    rated_w=self._by_name[name].limit_a * float(watts[self.site.network.place[name]]),
+                    rated_w=self._by_name[name].limit_a * self.watts_per_a(name),
                     floor_w=0.0,
-                    ceiling_w=self._by_name[name].limit_a * float(watts[self.site.network.place[name]]),
+                    ceiling_w=self._by_name[name].limit_a * self.watts_per_a(name),
                     # A vehicle takes what it may already: over-frequency cannot make it draw more.
                     raises=False,
                 )
@@ -519,6 +572,11 @@ def _informed(session: Session, told: Told | None) -> Session:
         if getattr(told, name) is not None
     }
     return replace(session, **known)
+
+
+def _has_temperature(site: Site, device: str) -> bool:
+    profile = site.profiles[device]
+    return "temperature" in profile.points or "temperature" in profile.sunspec_points
 
 
 def _aged(image: EvseImage, now_s: float) -> EvseImage:

@@ -56,6 +56,7 @@ class Engine:
     buses: Mapping[str, ModbusBus]
     store: Store
     boot_id: str
+    began_s: float
     told: Callable[[Outcome], None] = lambda _: None
     clock: Callable[[], float] = boottime_s
     cycles: int = 0

@@ -1,0 +1,615 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`derms-agent orchestrator`: the service, wired together. What it does on which signal is in docs/orchestrator.md.
+
+SIGTERM and SIGINT end it in order: every setpoint stays in force as a lease, and the ledger is on disk for whoever
+comes next. SIGHUP reads the files again; what cannot be changed while it runs, or is wrong, leaves all as it is and is
+said in the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import grp
+import logging
+import math
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import anyio.to_thread
+
+from derms_agent import __version__, settings
+from derms_agent.control import demand, droop, limits, thermal
+from derms_agent.control import ledger as book
+from derms_agent.control.cycle import Outcome, State
+from derms_agent.drivers.errors import BusError
+from derms_agent.drivers.factory import open_buses, open_devices
+from derms_agent.drivers.interface import Priority
+from derms_agent.drivers.modbus_device import Pace
+from derms_agent.engine_log import EngineLog, Heartbeats, listen
+from derms_agent.model import OperatingState
+from derms_agent.notify import notify
+from derms_agent.orchestrator import api, asks
+from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
+from derms_agent.orchestrator.controller import Controller, Policy, Told
+from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
+from derms_agent.orchestrator.led import Leds, pattern
+from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, report, stamp, troubles
+from derms_agent.orchestrator.site import Site, site_of
+from derms_agent.orchestrator.store import ASKS, LEDGER, SESSIONS, Store, boot_id
+from derms_agent.profiles.point import Table
+from derms_agent.settings import Configuration, Mistakes
+from derms_agent.socket_protocol import VERSION, ProtocolError
+
+OPERATORS = "derms-operators"
+HEARTBEAT_S = 5.0
+"""A device that has not answered for so long is logged with `Heartbeat Timeout`."""
+REFUSED_TO_START = 1
+_DEMAND_S = 900.0
+_MOST_JOBS = 200
+_MOST_REGISTERS = 125
+
+logger = logging.getLogger("derms.orchestrator")
+
+
+def policy_of(configuration: Configuration) -> Policy:
+    """Return the limits of the configuration as control takes them."""
+    conf, site = configuration.limits, configuration.depot.site
+    defaults = thermal.DEFAULTS
+    kinds = thermal.SensorKind
+    return Policy(
+        limit_va=site.limit_va,
+        default_limit_w=site.default_limit_w,
+        soc_reserve_percent=site.soc_reserve_percent,
+        demand_cap=None
+        if conf.demand_cap_w is None
+        else demand.Cap(cap_w=conf.demand_cap_w, windows=demand.Windows(conf.demand_windows), window_s=_DEMAND_S),
+        droop=droop.Settings(
+            nominal_hz=conf.nominal_hz,
+            deadband_of_hz=conf.droop_deadband_hz,
+            deadband_uf_hz=conf.droop_deadband_hz,
+            k_of=conf.droop_k,
+            k_uf=conf.droop_k,
+            response_s=conf.droop_response_s,
+        )
+        if conf.droop
+        else None,
+        nominal_hz=conf.nominal_hz,
+        enclosure_sensor=replace(
+            defaults[kinds.ENCLOSURE],
+            cut_off_c=conf.thermal_enclosure_cutoff_c,
+            required=conf.thermal_enclosure_required,
+        ),
+        charger_sensor=replace(defaults[kinds.CHARGER], cut_off_c=conf.thermal_charger_cutoff_c),
+        battery_sensor=replace(defaults[kinds.BATTERY], cut_off_c=conf.thermal_battery_cutoff_c),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """Everything that runs, for one configuration."""
+
+    configuration: Configuration
+    paths: tuple[Path, Path]
+    site: Site
+    store: Store
+    controller: Controller
+    engine: Engine
+    alarms: Alarms = field(default_factory=Alarms)
+    leds: Leds | None = None
+    _heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    _state: OperatingState | None = None
+    _report: dict[str, Any] | None = None
+    _report_cycle: int = -1
+    _saving: anyio.Lock = field(default_factory=anyio.Lock)
+
+    # Each cycle
+
+    def told(self, outcome: Outcome) -> None:
+        """Look after a cycle at what a person, a log or systemd is to be told."""
+        now_s = self.engine.clock()
+        began, ended = self.alarms.hold(troubles(self.controller, outcome, now_s), now_s)
+        for alarm in began:
+            logger.warning("%s %s", alarm.about, alarm.words)
+        for alarm in ended:
+            logger.info("%s is well again", alarm.about)
+        self._listen(now_s)
+        latest = self.report()
+        state = OperatingState(latest["state"])
+        if state is not self._state:
+            logger.info("State %s: %s", state.value, latest["reason"])
+            self._state = state
+        if self.leds is not None:
+            self.leds.show(pattern(state), now_s)
+        notify("WATCHDOG=1", f"STATUS={state.value}: {latest['reason']}")
+
+    def _listen(self, now_s: float) -> None:
+        began_s = self.engine.began_s
+        last = dict.fromkeys(self.site.devices, began_s)
+        for evse in self.site.evses:
+            heard_s = self.controller.state.ledger.entries[evse.name].heard_s
+            if evse.device in last and heard_s is not None:
+                last[evse.device] = max(last[evse.device], heard_s)
+        for device, answered_s in self.controller.answered_s.items():
+            last[device] = max(last[device], answered_s)
+        self._heartbeats, entries = listen(self._heartbeats, last, dict.fromkeys(last, HEARTBEAT_S), now_s)
+        for entry in entries:
+            entry.log(logger)
+
+    def report(self) -> dict[str, Any]:
+        """Return the report of the last cycle, made once for all who ask. Raises ProtocolError before the first."""
+        outcome = self.controller.outcome
+        if outcome is None:
+            raise ProtocolError("not ready", "the first cycle is not over yet")
+        if self._report is None or self._report_cycle != self.engine.cycles:
+            times_ms = sorted(1000 * one for one in self.engine.cycle_times_s)
+            running = Running(
+                cycles=self.engine.cycles,
+                median_ms=statistics.median(times_ms) if times_ms else 0.0,
+                p99_ms=times_ms[math.ceil(0.99 * len(times_ms)) - 1] if times_ms else 0.0,
+                last_ms=1000 * self.engine.cycle_times_s[-1] if times_ms else 0.0,
+                buses={name: bus.problem for name, bus in self.engine.buses.items()},
+                unix_s=time.time(),
+            )
+            now_s = self.engine.clock()
+            self._report = report(self.controller, outcome, self.alarms, running, now_s)
+            self._report_cycle = self.engine.cycles
+        return self._report
+
+    # Verbs
+
+    def verbs(self) -> Verbs:
+        """Return what may be asked over the socket."""
+        return Verbs(
+            looking={
+                "version": self._version,
+                "status": self._status,
+                "explain": self._explain,
+                "limit.list": self._limit_list,
+            },
+            changing={
+                "limit.put": self._limit_put,
+                "limit.remove": self._limit_remove,
+                "session.put": self._session_put,
+                "grid.link": self._grid_link,
+                "bus.transact": self._bus_transact,
+            },
+            users=frozenset(self.configuration.agent.control_peers),
+        )
+
+    async def _version(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        return {"version": __version__, "protocol": VERSION}
+
+    async def _status(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        return self.report()
+
+    async def _explain(self, found: Mapping[str, Any], _user: str) -> object:
+        arguments = Arguments(found)
+        name = arguments.text("evse")
+        arguments.end()
+        outcome = self.controller.outcome
+        if outcome is None:
+            raise ProtocolError("not ready", "the first cycle is not over yet")
+        self._known(name)
+        return explanation(self.controller, outcome, name, self.engine.clock())
+
+    def _known(self, evse: str) -> None:
+        if evse not in self.site.stations:
+            raise ProtocolError("argument", f"evse: found {evse!r}, expected one of this depot's EVSEs")
+
+    async def _limit_list(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        now_s = self.engine.clock()
+        return [ask_json(ask, now_s) for ask in self.controller.asks.values()]
+
+    async def _limit_put(self, found: Mapping[str, Any], user: str) -> object:
+        targets = {limits.SITE: None, **self.site.depot.circuits, **self.site.stations}
+        now_s, now_unix_s = self.engine.clock(), time.time()
+        ask = asks.placed(ask_of(found, user, targets, now_unix_s), now_s, now_unix_s)
+        if ask.over(now_s):
+            raise ProtocolError("argument", "end: found a time that is over, expected one to come")
+        # Lowering begins at once; the answer waits for the disk.
+        self.controller.put(ask)
+        honour = self.controller.honour(ask, now_s)
+        self.engine.wake()
+        await self.save_asks()
+        logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
+        return {
+            "id": ask.id,
+            "can_honour": honour.can,
+            "reachable_w": round(honour.reachable_w, 1),
+            "within_s": max((one.follow_s for one in self.site.stations.values()), default=0.0),
+            "why": honour.why,
+        }
+
+    async def _limit_remove(self, found: Mapping[str, Any], user: str) -> object:
+        arguments = Arguments(found)
+        ask_id = arguments.text("id")
+        arguments.end()
+        if not self.controller.forget(ask_id):
+            raise ProtocolError("argument", f"id: found {ask_id!r}, expected one of limit.list")
+        self.engine.wake()
+        await self.save_asks()
+        logger.info("Limit %s removed by %s", ask_id, user)
+        return {"id": ask_id}
+
+    async def _session_put(self, found: Mapping[str, Any], user: str) -> object:
+        arguments = Arguments(found)
+        evse = arguments.text("evse")
+        departure_unix_s = arguments.time("departure")
+        need_wh = arguments.number("energy_need_wh", 0.0, 2e6)
+        vehicle = arguments.optional_text("vehicle")
+        soc_percent = arguments.number("soc_percent", 0.0, 100.0)
+        battery_c = arguments.number("battery_c", -60.0, 200.0)
+        arguments.end()
+        self._known(evse)
+        now_s, now_unix_s = self.engine.clock(), time.time()
+        if evse not in self.controller.sessions:
+            raise ProtocolError("no session", f"evse: found no vehicle at {evse}, expected one")
+        told = Told(
+            departure_at_s=None if departure_unix_s is None else now_s + departure_unix_s - now_unix_s,
+            energy_need_wh=need_wh,
+            vehicle=vehicle,
+            soc_percent=soc_percent,
+            soc_read_at_s=None if soc_percent is None else now_s,
+            battery=None if battery_c is None else thermal.Temperature(battery_c, now_s),
+        )
+        self.controller.tell(evse, told)
+        self.engine.plan_soon()
+        await self.save_sessions()
+        logger.info("Session at %s told by %s", evse, user)
+        return {"evse": evse}
+
+    async def _grid_link(self, found: Mapping[str, Any], _user: str) -> object:
+        arguments = Arguments(found)
+        valid_for_s = arguments.number("valid_for_s", 0.0, 86400.0)
+        arguments.end()
+        if valid_for_s is None:
+            raise ProtocolError("argument", "valid_for_s: found nothing, expected a number from 0 to 86400")
+        self.controller.link_until_s = self.engine.clock() + valid_for_s
+        if valid_for_s == 0.0:
+            self.engine.wake()
+        await self.save_asks()
+        return {"valid_for_s": valid_for_s}
+
+    async def _bus_transact(self, found: Mapping[str, Any], user: str) -> object:
+        """Carry out register jobs on one bus, after sheds, watchdogs and polls; a job that fails says how."""
+        arguments = Arguments(found)
+        name = arguments.text("bus")
+        jobs = arguments.items("jobs")
+        deadline_s = arguments.number("deadline_s", 0.1, 60.0) or 10.0
+        arguments.end()
+        bus = self.engine.buses.get(name)
+        if bus is None:
+            raise ProtocolError("argument", f"bus: found {name!r}, expected one of {', '.join(self.engine.buses)}")
+        if len(jobs) > _MOST_JOBS:
+            raise ProtocolError("argument", f"jobs: found {len(jobs)}, expected at most {_MOST_JOBS}")
+        planned = [self._job(name, job) for job in jobs]
+        answers = []
+        for one in planned:
+            try:
+                if one.values is None:
+                    words = await bus.read(
+                        one.unit_id,
+                        one.table,
+                        one.address,
+                        one.count,
+                        priority=Priority.CONFIGURATION,
+                        deadline_s=deadline_s,
+                    )
+                    answers.append({"ok": True, "values": list(words)})
+                else:
+                    await bus.write(
+                        one.unit_id,
+                        one.table,
+                        one.address,
+                        one.values,
+                        priority=Priority.CONFIGURATION,
+                        deadline_s=deadline_s,
+                        function=one.function,
+                    )
+                    logger.info(
+                        "Bus %s unit %d %s %d written by %s", name, one.unit_id, one.table.value, one.address, user
+                    )
+                    answers.append({"ok": True})
+            except BusError as failure:
+                answers.append(
+                    {
+                        "ok": False,
+                        "kind": type(failure).__name__,
+                        "message": str(failure),
+                        "may_have_happened": failure.may_have_happened,
+                    }
+                )
+        return answers
+
+    def _job(self, bus: str, found: object) -> _Job:
+        if not isinstance(found, dict):
+            raise ProtocolError("argument", f"jobs: found {found!r}, expected an object for each")
+        arguments = Arguments(found)
+        tables = {table.value: table for table in Table}
+        table = tables[arguments.one_of("table", tables, Table.HOLDING.value)]
+        unit_id = arguments.whole("unit_id", 0, 255)
+        address = arguments.whole("address", 0, 65535)
+        function = arguments.number("function", 1, 127)
+        if "values" not in found:
+            count = arguments.whole("count", 1, _MOST_REGISTERS)
+            arguments.end()
+            return _Job(unit_id, table, address, count, None, None)
+        values = [arguments_value(value) for value in arguments.items("values")]
+        arguments.end()
+        self._refuse_control_points(bus, unit_id, table, address, len(values))
+        return _Job(unit_id, table, address, len(values), tuple(values), None if function is None else int(function))
+
+    def _refuse_control_points(self, bus: str, unit_id: int, table: Table, address: int, count: int) -> None:
+        """Refuse writes to what the ledger counts on: nobody but control writes a limit."""
+        for device in self.site.devices.values():
+            if device.bus != bus or device.unit_id != unit_id:
+                continue
+            profile = self.site.profiles[device.name]
+            if profile.control is None:
+                continue
+            names = [profile.control.point]
+            if profile.control.switch is not None:
+                names.append(profile.control.switch.point)
+            for point in (profile.points[name] for name in names if name in profile.points):
+                for connector in range(1, profile.connectors + 1):
+                    first = point.address_of(connector)
+                    if point.table is table and address < first + point.length and first < address + count:
+                        raise ProtocolError(
+                            "not allowed",
+                            f"found a write to {point.name} of {device.name}, expected none: control owns it; "
+                            "limit.put asks for a limit",
+                        )
+
+    # What is kept
+
+    async def save_asks(self) -> None:
+        """Store what was asked; it is on disk when this returns."""
+        async with self._saving:
+            document = {
+                "boot_id": self.engine.boot_id,
+                "asks": [asks.to_json(ask) for ask in self.controller.asks.values()],
+                "link_until_s": self.controller.link_until_s,
+            }
+            await anyio.to_thread.run_sync(self.store.save, ASKS, document)
+
+    async def save_sessions(self) -> None:
+        """Store the sessions and what was told of them; it is on disk when this returns."""
+        async with self._saving:
+            await anyio.to_thread.run_sync(self.store.save, SESSIONS, self._sessions_document())
+
+    def _sessions_document(self) -> dict[str, Any]:
+        now_s, now_unix_s = self.engine.clock(), time.time()
+
+        def unix(at_s: float | None) -> float | None:
+            return None if at_s is None else now_unix_s + at_s - now_s
+
+        return {
+            "sessions": {
+                name: {
+                    "started_unix_s": unix(session.started_at_s),
+                    "departure_unix_s": unix(session.departure_at_s),
+                    "energy_need_wh": session.energy_need_wh,
+                    "delivered_wh": session.delivered_wh,
+                    "vehicle": session.vehicle,
+                }
+                for name, session in self.controller.sessions.items()
+            }
+        }
+
+    async def keep_sessions(self) -> None:
+        """Store the sessions now and then, for their energy grows."""
+        while True:
+            await anyio.sleep(60)
+            await self.save_sessions()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One register job: a read, or a write where there are values."""
+
+    unit_id: int
+    table: Table
+    address: int
+    count: int
+    values: tuple[int, ...] | None
+    function: int | None
+
+
+def arguments_value(value: object) -> int:
+    """Return a register's value. Raises ProtocolError."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0xFFFF:  # noqa: PLR2004
+        raise ProtocolError("argument", f"values: found {value!r}, expected whole numbers from 0 to 65535")
+    return value
+
+
+def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
+    """Return the service of a configuration, with what its predecessor left; nothing is sent yet. Raises ValueError."""
+    site = site_of(configuration.depot, configuration.agent.gateway, shed_s=SHED_S)
+    store = Store(configuration.agent.state_directory)
+    now_s, boot = boottime_s(), boot_id()
+    ledger, rebooted = _adopted(store, site, boot, now_s)
+    controller = Controller(site=site, policy=policy_of(configuration), state=State(ledger))
+    # Power may have been away with the host: who then charges shows it.
+    controller.energised_at_s = math.inf if rebooted else None
+    _recall_asks(controller, store, boot, now_s)
+    _recall_sessions(controller, store, now_s)
+    buses = open_buses(configuration.depot, configuration.agent.gateway)
+    pace = Pace(shed_s=SHED_S)
+    devices = open_devices(configuration.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False)
+    engine = Engine(controller=controller, devices=devices, buses=buses, store=store, boot_id=boot, began_s=now_s)
+    service = Service(configuration, paths, site, store, controller, engine, leds=Leds(configuration.agent))
+    engine.told = service.told
+    return service
+
+
+def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Ledger, bool]:
+    """Return the ledger that a predecessor left, or a new one, and whether the host restarted since."""
+    document, problem = store.load(LEDGER)
+    if problem is None and document is not None:
+        try:
+            return book.from_json(document, site.stations.values(), boot, now_s), document["boot_id"] != boot
+        except (ValueError, TypeError, KeyError) as unusable:
+            problem = store.put_aside(LEDGER, str(unusable))
+    if problem is not None:
+        logger.error("The ledger is lost, so every EVSE counts at its rating until it is told anew: %s", problem)
+    return book.started(site.stations.values(), now_s), False
+
+
+def _recall_asks(controller: Controller, store: Store, boot: str, now_s: float) -> None:
+    document, problem = store.load(ASKS)
+    try:
+        for stored in (document or {}).get("asks", ()):
+            ask = asks.from_json(stored)
+            if document["boot_id"] != boot:
+                ask = asks.placed(ask, now_s, time.time())
+            if not ask.over(now_s):
+                controller.put(ask)
+        link_until_s = (document or {}).get("link_until_s")
+        if link_until_s is not None:
+            controller.link_until_s = float(link_until_s) if document["boot_id"] == boot else now_s
+    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+        problem = store.put_aside(ASKS, repr(unusable))
+    if problem is not None:
+        logger.error("What was asked before is lost: %s", problem)
+
+
+def _recall_sessions(controller: Controller, store: Store, now_s: float) -> None:
+    document, problem = store.load(SESSIONS)
+    now_unix_s = time.time()
+    try:
+        for name, stored in (document or {}).get("sessions", {}).items():
+            if name in controller.site.stations:
+                controller.recall(name, stored, now_s, now_unix_s)
+    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+        problem = store.put_aside(SESSIONS, repr(unusable))
+    if problem is not None:
+        logger.error("What was known of sessions is lost: %s", problem)
+
+
+# Running
+
+
+async def run_service(service: Service) -> None:
+    """Run until SIGTERM or SIGINT."""
+    agent = service.configuration.agent
+    logger.info(
+        "Orchestrator %s of gateway %s, depot %s: %d EVSEs on %d buses",
+        __version__,
+        agent.gateway,
+        service.site.depot.name,
+        len(service.site.evses),
+        len(service.engine.buses),
+    )
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_obey_signals, service, tasks.cancel_scope)
+        tasks.start_soon(service.engine.run)
+        tasks.start_soon(service.keep_sessions)
+        await service.engine.first_cycle.wait()
+        async with _listening(agent.socket) as listener:
+            notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
+            await api.serve(listener, service.verbs())
+    await service.save_sessions()
+    logger.info("Stopped at %s: setpoints stay in force as leases", stamp(time.time()))
+
+
+@asynccontextmanager
+async def _listening(path: Path) -> AsyncIterator[anyio.abc.Listener[anyio.abc.SocketStream]]:
+    """Listen on the socket; it is never open to more than the service's user and the depot's operators."""
+    before = os.umask(0o177)
+    try:
+        listener = await anyio.create_unix_listener(path)
+    finally:
+        os.umask(before)
+    async with listener:
+        try:
+            os.chown(path, -1, grp.getgrnam(OPERATORS).gr_gid)
+        except (KeyError, PermissionError) as problem:
+            logger.warning("%s is open to %s's user and root only: %s", path, "this service", problem)
+        path.chmod(0o660)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
+
+
+async def _obey_signals(service: Service, scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number is not signal.SIGHUP:
+                notify("STOPPING=1")
+                scope.cancel()
+                return
+            notify("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
+            _reload(service)
+            notify("READY=1")
+
+
+def _reload(service: Service) -> None:
+    """Take in changed limits and peers; what needs a restart is named."""
+    try:
+        fresh = settings.load(*service.paths)
+    except Mistakes as mistakes:
+        for mistake in str(mistakes).splitlines():
+            logger.error("Not reloaded: %s", mistake)
+        return
+    before = service.configuration
+    if (
+        replace(fresh.depot, site=before.depot.site) != before.depot
+        or replace(fresh.agent, control_peers=before.agent.control_peers) != before.agent
+    ):
+        logger.error("Not reloaded: found another depot file or agent.conf; that takes effect with a restart")
+        return
+    service.configuration = fresh
+    service.controller.policy = policy_of(fresh)
+    service.engine.wake()
+    logger.info("Reloaded: limits.conf is in force as it is now")
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb `orchestrator`."""
+    parser = verbs.add_parser("orchestrator", help="run the service that controls the depot")
+    parser.add_argument("--agent-conf", type=Path, default=settings.AGENT_CONF, metavar="F", help="%(default)s")
+    parser.add_argument("--limits-conf", type=Path, default=settings.LIMITS_CONF, metavar="F", help="%(default)s")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the service; return 1 where it refuses to start, with what is wrong on standard error and in the log."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    paths = (options.agent_conf, options.limits_conf)
+    try:
+        configuration = settings.load(*paths)
+        _log_to(configuration.agent.engine_log)
+        service = assemble(configuration, paths)
+    except (Mistakes, ValueError) as problem:
+        _log_to(settings.AgentConf(gateway="").engine_log)
+        for line in str(problem).splitlines():
+            logger.error("Refused to start: %s", line)
+        return REFUSED_TO_START
+    for warning in configuration.warnings:
+        logger.warning("%s", warning)
+    anyio.run(run_service, service)
+    return 0
+
+
+def _log_to(path: Path) -> None:
+    """Write engine.log besides the journal; without it the journal alone has to do."""
+    if any(isinstance(one, EngineLog) for one in logging.getLogger().handlers):
+        return
+    try:
+        logging.getLogger().addHandler(EngineLog(path))
+    except OSError as problem:
+        logger.warning("%s cannot be written, the journal has all: %s", path, problem)
