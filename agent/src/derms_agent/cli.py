@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from derms_agent import __version__, check_config, probe
+from derms_agent import __version__, check_config, probe, settings, status
 
 INTERRUPTED = 130
 
@@ -19,12 +21,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     probe.add_parser(verbs)
     check_config.add_parser(verbs)
+    status.add_parsers(verbs)
+    _add_orchestrator(verbs)
     options = parser.parse_args(arguments)
     try:
-        status: int = options.run(options)
+        ended: int = options.run(options)
     except KeyboardInterrupt:
         return INTERRUPTED
-    return status
+    return ended
+
+
+def _add_orchestrator(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = verbs.add_parser("orchestrator", help="run the service that controls the depot")
+    parser.add_argument("--agent-conf", type=Path, default=settings.AGENT_CONF, metavar="F", help="%(default)s")
+    parser.add_argument("--limits-conf", type=Path, default=settings.LIMITS_CONF, metavar="F", help="%(default)s")
+    parser.set_defaults(run=_orchestrate)
+
+
+def _orchestrate(options: argparse.Namespace) -> int:
+    # Control's packages are not there where only devices are asked, and take a second to import.
+    service = importlib.import_module("derms_agent.orchestrator.service")
+    ended: int = service.run(options)
+    return ended
 
 
 if __name__ == "__main__":

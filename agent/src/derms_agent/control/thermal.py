@@ -145,6 +145,9 @@ DEFAULTS: Mapping[SensorKind, Sensor] = {
         kind=SensorKind.CHARGER,
         cut_off_c=70.0,
         physics=Physics(tau_s=(240.0, 3600.0), rise_k=(5.0, 50.0), ambient_max_c=45.0, loss_exponent=2.0),
+        # Nobody measures the air around a wallbox, so nothing is learnt: far ahead, the worst of all that is possible
+        # would derate a cold one. Its board is read each second, and twice the reach is far enough.
+        horizon_s=120.0,
     ),
     SensorKind.BATTERY: Sensor(
         name="battery",

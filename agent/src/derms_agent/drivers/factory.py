@@ -37,9 +37,7 @@ def open_device(
     kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
     known = circuits or {}
     voltages = {evse.name: phase_voltage_v(known[evse.circuit]) for evse in device.evses if evse.circuit in known}
-    return kind(
-        device, profile, bus, phase_voltage_v=voltages, pace=pace, clock=clock, repeats_limits=repeats_limits
-    )
+    return kind(device, profile, bus, phase_voltage_v=voltages, pace=pace, clock=clock, repeats_limits=repeats_limits)
 
 
 def phase_voltage_v(circuit: Circuit) -> float:

@@ -18,18 +18,21 @@ from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.plan import Need, Plan
 from derms_agent.control.worst_case import BaseLoad
-from derms_agent.model import DeviceKind, Evse, Limit, LimitQuantity, Proof, ProofKind, Quality, Rank, Reading, Session
+from derms_agent.model import Evse, Limit, LimitQuantity, Proof, ProofKind, Quality, Rank, Reading, Session
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
+from derms_agent.profiles.profile import Quantity
 
 METER_FRESH_S = 5.0
 """How old a meter's reading may be and still count: its pace, the brackets around it, and for how long one stands."""
 READING_FRESH_S = 2.5
 GAP_S = 4.0
 """A device that was silent for longer may have been restarted: its settings are read again."""
+SETTLE_S = 20.0
+"""After a start: until writes that replace what was unknown are proven, and the first shares follow from that."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
@@ -106,9 +109,8 @@ class Controller:
     _meters: dict[str, MeterSample] = field(default_factory=dict)
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
-    _enclosures: dict[str, tuple[Evse, ...]] = field(default_factory=dict)
-    _air: dict[str, thermal.Temperature] = field(default_factory=dict)
     _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
+    _began_s: float | None = None
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
@@ -126,12 +128,6 @@ class Controller:
             spread_s=self.policy.spread_s,
         )
         self._by_name = {evse.name: evse for evse in site.evses}
-        # What stands in an enclosure and is no charger tells how warm it is there, for all that hangs on its circuit.
-        self._enclosures = {
-            name: self._reached(device.circuit) or site.evses
-            for name, device in site.devices.items()
-            if device.circuit is not None and device.kind is not DeviceKind.CHARGER and _has_temperature(site, name)
-        }
         # What a predecessor told each EVSE is what it has: a new process is no reason to change anything.
         self._previous = {
             name: allocate.Allocation(
@@ -166,9 +162,6 @@ class Controller:
         urgent = False
         for name, seen in evse_readings(site, device, reading).items():
             urgent |= self._take_evse(name, seen, now_s)
-        celsius = reading.values.get("temperature")
-        if device_name in self._enclosures and isinstance(celsius, int | float) and reading.quality is Quality.GOOD:
-            self._air[device_name] = thermal.Temperature(float(celsius), reading.asked_at_s)
         for circuit, meter in site.meters.items():
             if meter.device == device_name:
                 self._take_meter(circuit, reading)
@@ -311,6 +304,7 @@ class Controller:
         """Return what one cycle comes to; its ledger is to be stored before its writes leave."""
         self.asks = {name: ask for name, ask in self.asks.items() if not ask.over(now_s)}
         self._notice_outage(now_s)
+        self._settle(now_s)
         events, self._events = tuple(self._events), []
         image = {name: _aged(seen.image, now_s) for name, seen in self.readings.items()}
         inputs = Inputs(
@@ -325,6 +319,16 @@ class Controller:
         self.state = outcome.state
         self.outcome = outcome
         return outcome
+
+    def _settle(self, now_s: float) -> None:
+        """Let shares move freely while devices are still being heard of: those lowerings are no reason to hold."""
+        if self._began_s is None:
+            self._began_s = now_s
+        if now_s - self._began_s <= SETTLE_S:
+            self._previous = {
+                name: replace(one, lowered_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
+                for name, one in self._previous.items()
+            }
 
     def _notice_outage(self, now_s: float) -> None:
         """Say that power came back just now where it may have and nobody charges yet: then they start one by one."""
@@ -355,8 +359,6 @@ class Controller:
             found += self._own(evse)
             found += self._reserved(evse, now_s)
             self._heat[evse.name] = tuple(self._cooled(evse, now_s))
-        for limit in self._in_enclosures(now_s):
-            self._heat[limit.target] = (*self._heat[limit.target], limit)
         for heat in self._heat.values():
             found += heat
         found += self._frequency(now_s)
@@ -413,12 +415,18 @@ class Controller:
         return soc.reserve(battery, now_s, soc.Policy(reserve_percent=self.policy.soc_reserve_percent))
 
     def _cooled(self, evse: Evse, now_s: float) -> Iterable[Limit]:
-        """Return what the temperatures of the charger and of the vehicle's battery leave."""
+        """Return what the temperatures of the charger and of the vehicle's battery leave.
+
+        A DC charger is a cabinet, whose air is what its sensor tells of; an AC one shows its own board's.
+        """
         seen = self.readings.get(evse.name)
         rated_w = {evse.name: evse.limit_a * self.watts_per_a(evse.name)}
         told = self.told.get(evse.name)
+        control = self.site.profiles[evse.device].control
+        cabinet = control is not None and control.quantity is Quantity.POWER
+        own = self.policy.enclosure_sensor if cabinet else self.policy.charger_sensor
         sensors = (
-            (self.policy.charger_sensor, None if seen is None else seen.temperature),
+            (own, None if seen is None else seen.temperature),
             (self.policy.battery_sensor, None if told is None else told.battery),
         )
         for sensor, reading in sensors:
@@ -430,20 +438,6 @@ class Controller:
                 named, self._learnt.get(key) or thermal.fresh(named), reading, now_s
             )
             if derating.share < 1.0:
-                yield from thermal.limits(derating, rated_w)
-
-    def _in_enclosures(self, now_s: float) -> Iterable[Limit]:
-        """Return what the temperatures of enclosures leave to the EVSEs in them."""
-        for name, evses in self._enclosures.items():
-            reading = self._air.get(name)
-            if reading is None and not self.policy.enclosure_sensor.required:
-                continue
-            named = replace(self.policy.enclosure_sensor, name=f"enclosure of {name}")
-            derating, self._learnt[name] = thermal.derate(
-                named, self._learnt.get(name) or thermal.fresh(named), reading, now_s
-            )
-            if derating.share < 1.0:
-                rated_w = {evse.name: evse.limit_a * self.watts_per_a(evse.name) for evse in evses}
                 yield from thermal.limits(derating, rated_w)
 
     def _frequency(self, now_s: float) -> tuple[Limit, ...]:
@@ -572,11 +566,6 @@ def _informed(session: Session, told: Told | None) -> Session:
         if getattr(told, name) is not None
     }
     return replace(session, **known)
-
-
-def _has_temperature(site: Site, device: str) -> bool:
-    profile = site.profiles[device]
-    return "temperature" in profile.points or "temperature" in profile.sunspec_points
 
 
 def _aged(image: EvseImage, now_s: float) -> EvseImage:

@@ -311,4 +311,4 @@ def explanation(controller: Controller, outcome: Outcome, evse: str, now_s: floa
 
 
 def _round(value: float | None, digits: int = 1) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, digits)
+    return None if value is None or not math.isfinite(value) else round(value, digits) + 0.0

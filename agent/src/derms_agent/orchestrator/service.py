@@ -34,6 +34,7 @@ from derms_agent.control.cycle import Outcome, State
 from derms_agent.drivers.errors import BusError
 from derms_agent.drivers.factory import open_buses, open_devices
 from derms_agent.drivers.interface import Priority
+from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import EngineLog, Heartbeats, listen
 from derms_agent.model import OperatingState
@@ -43,7 +44,7 @@ from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
 from derms_agent.orchestrator.controller import Controller, Policy, Told
 from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
-from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, report, stamp, troubles
+from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, site_of
 from derms_agent.orchestrator.store import ASKS, LEDGER, SESSIONS, Store, boot_id
 from derms_agent.profiles.point import Table
@@ -123,14 +124,13 @@ class Service:
         for alarm in ended:
             logger.info("%s is well again", alarm.about)
         self._listen(now_s)
-        latest = self.report()
-        state = OperatingState(latest["state"])
-        if state is not self._state:
-            logger.info("State %s: %s", state.value, latest["reason"])
-            self._state = state
+        shown = operating(self.controller, outcome, now_s)
+        if shown.state is not self._state:
+            logger.info("State %s: %s", shown.state.value, shown.reason)
+            self._state = shown.state
         if self.leds is not None:
-            self.leds.show(pattern(state), now_s)
-        notify("WATCHDOG=1", f"STATUS={state.value}: {latest['reason']}")
+            self.leds.show(pattern(shown.state), now_s)
+        notify("WATCHDOG=1", f"STATUS={shown.state.value}: {shown.reason}")
 
     def _listen(self, now_s: float) -> None:
         began_s = self.engine.began_s
@@ -296,43 +296,27 @@ class Service:
         if len(jobs) > _MOST_JOBS:
             raise ProtocolError("argument", f"jobs: found {len(jobs)}, expected at most {_MOST_JOBS}")
         planned = [self._job(name, job) for job in jobs]
-        answers = []
-        for one in planned:
-            try:
-                if one.values is None:
-                    words = await bus.read(
-                        one.unit_id,
-                        one.table,
-                        one.address,
-                        one.count,
-                        priority=Priority.CONFIGURATION,
-                        deadline_s=deadline_s,
-                    )
-                    answers.append({"ok": True, "values": list(words)})
-                else:
-                    await bus.write(
-                        one.unit_id,
-                        one.table,
-                        one.address,
-                        one.values,
-                        priority=Priority.CONFIGURATION,
-                        deadline_s=deadline_s,
-                        function=one.function,
-                    )
-                    logger.info(
-                        "Bus %s unit %d %s %d written by %s", name, one.unit_id, one.table.value, one.address, user
-                    )
-                    answers.append({"ok": True})
-            except BusError as failure:
-                answers.append(
-                    {
-                        "ok": False,
-                        "kind": type(failure).__name__,
-                        "message": str(failure),
-                        "may_have_happened": failure.may_have_happened,
-                    }
-                )
-        return answers
+        return [await self._carried_out(name, bus, one, deadline_s, user) for one in planned]
+
+    async def _carried_out(self, name: str, bus: ModbusBus, one: _Job, deadline_s: float, user: str) -> object:
+        at = (one.unit_id, one.table, one.address)
+        priority = Priority.CONFIGURATION
+        try:
+            if one.values is None:
+                return {
+                    "ok": True,
+                    "values": list(await bus.read(*at, one.count, priority=priority, deadline_s=deadline_s)),
+                }
+            await bus.write(*at, one.values, priority=priority, deadline_s=deadline_s, function=one.function)
+        except BusError as failure:
+            return {
+                "ok": False,
+                "kind": type(failure).__name__,
+                "message": str(failure),
+                "may_have_happened": failure.may_have_happened,
+            }
+        logger.info("Bus %s unit %d %s %d written by %s", name, one.unit_id, one.table.value, one.address, user)
+        return {"ok": True}
 
     def _job(self, bus: str, found: object) -> _Job:
         if not isinstance(found, dict):
@@ -576,14 +560,6 @@ def _reload(service: Service) -> None:
     service.controller.policy = policy_of(fresh)
     service.engine.wake()
     logger.info("Reloaded: limits.conf is in force as it is now")
-
-
-def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb `orchestrator`."""
-    parser = verbs.add_parser("orchestrator", help="run the service that controls the depot")
-    parser.add_argument("--agent-conf", type=Path, default=settings.AGENT_CONF, metavar="F", help="%(default)s")
-    parser.add_argument("--limits-conf", type=Path, default=settings.LIMITS_CONF, metavar="F", help="%(default)s")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
