@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,8 @@ def _add_orchestrator(verbs: argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _orchestrate(options: argparse.Namespace) -> int:
+    # The matrices here are small: more threads cost more than they save, and the processors are others' too.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # Control's packages are not there where only devices are asked, and take a second to import.
     service = importlib.import_module("derms_agent.orchestrator.service")
     ended: int = service.run(options)

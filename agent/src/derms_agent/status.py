@@ -51,15 +51,15 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _add_limit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     limit = verbs.add_parser("limit", help="ask for a limit, take it back, or list those that were asked for")
     what = limit.add_subparsers(required=True, metavar="WHAT")
-    put = what.add_parser("put", help="ask for a limit; one with the same id is replaced")
-    put.add_argument("id")
+    put = what.add_parser("put", help="ask for a limit; one with the same name is replaced")
+    put.add_argument("name")
     put.add_argument("kw", type=float, help="the most that the target may draw, in kW")
     put.add_argument("--target", default="site", help="site, a circuit or an EVSE; default %(default)s")
     put.add_argument("--rank", choices=("grid", "operator", "price"), default="operator")
     put.add_argument("--for", dest="duration_s", type=float, metavar="S", help="for so many seconds; default: for good")
     put.set_defaults(run=_limit_put)
     remove = what.add_parser("remove", help="take a limit back")
-    remove.add_argument("id")
+    remove.add_argument("name")
     remove.set_defaults(run=_limit_remove)
     listed = what.add_parser("list", help="list them")
     listed.set_defaults(run=_limit_list)
@@ -112,7 +112,7 @@ def _limit_put(options: argparse.Namespace) -> int:
     status, found = _answer(
         options,
         "limit.put",
-        id=options.id,
+        name=options.name,
         rank=options.rank,
         target=options.target,
         high_w=1000 * options.kw,
@@ -122,12 +122,12 @@ def _limit_put(options: argparse.Namespace) -> int:
         can = "can be honoured" if found["can_honour"] else "CANNOT be honoured in full"
         reach = f"down to {found['reachable_w'] / 1000:.1f} kW within {found['within_s']:.0f} s"
         why = f" ({found['why']})" if found["why"] else ""
-        sys.stdout.write(f"{found['id']}: {can}; the depot can be brought {reach}{why}\n")
+        sys.stdout.write(f"{found['name']}: {can}; the depot can be brought {reach}{why}\n")
     return status
 
 
 def _limit_remove(options: argparse.Namespace) -> int:
-    return _answer(options, "limit.remove", id=options.id)[0]
+    return _answer(options, "limit.remove", name=options.name)[0]
 
 
 def _limit_list(options: argparse.Namespace) -> int:
@@ -135,7 +135,7 @@ def _limit_list(options: argparse.Namespace) -> int:
     if status == WELL:
         rows = [
             (
-                one["id"],
+                one["name"],
                 one["target"],
                 one["rank"],
                 f"{one['high_w'] / 1000:g} kW" if "high_w" in one else "",
@@ -144,7 +144,7 @@ def _limit_list(options: argparse.Namespace) -> int:
             )
             for one in found
         ]
-        sys.stdout.writelines(f"{line}\n" for line in table(("id", "target", "rank", "at most", "until", "by"), rows))
+        sys.stdout.writelines(f"{line}\n" for line in table(("name", "target", "rank", "at most", "until", "by"), rows))
     return status
 
 

@@ -201,7 +201,7 @@ def _wrong(name: str, found: object, expected: str) -> ProtocolError:
 def ask_of(found: Mapping[str, Any], user: str, targets: Mapping[str, Any], now_unix_s: float) -> Ask:
     """Return the ask that `limit.put` brings; its times are the wall's. Raises ProtocolError."""
     arguments = Arguments(found)
-    ask_id = arguments.text("id")
+    ask_id = arguments.text("name")
     source = arguments.optional_text("source") or f"{user}: {ask_id}"
     rank = RANKS[arguments.one_of("rank", RANKS, "operator")]
     target = arguments.optional_text("target") or limits.SITE

@@ -17,8 +17,8 @@ from derms_agent.control import allocate, demand, droop, guard, limits, metering
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.plan import Need, Plan
-from derms_agent.control.worst_case import BaseLoad
-from derms_agent.model import Evse, Limit, LimitQuantity, Proof, ProofKind, Quality, Rank, Reading, Session
+from derms_agent.control.worst_case import BaseLoad, Excess
+from derms_agent.model import Evse, Limit, LimitQuantity, Phase, Proof, ProofKind, Quality, Rank, Reading, Session
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
@@ -33,6 +33,8 @@ GAP_S = 4.0
 """A device that was silent for longer may have been restarted: its settings are read again."""
 SETTLE_S = 20.0
 """After a start: until writes that replace what was unknown are proven, and the first shares follow from that."""
+STAYS_OVER_S = 20.0
+"""A worst case over its limit for so long is a fault; vehicles that are being lowered are proven within less."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
@@ -80,7 +82,7 @@ class Controller:
     """One gateway's control.
 
     `energised_at_s`: power came back then after an outage; None: there was none; infinite: that is still to be seen.
-    `link_until_s`: until then the grid's link stands as far as is known; None: there never was one. `window_begin_s`:
+    `stays_over`: what could be over its limit although there was time to lower it. `link_until_s`: until then the grid's link stands as far as is known; None: there never was one. `window_begin_s`:
     when some aligned demand interval began, for which the caller looks at the wall's clock.
     """
 
@@ -97,6 +99,7 @@ class Controller:
     link_until_s: float | None = None
     outcome: Outcome | None = None
     base: Mapping[str, limits.BaseLoad] = field(default_factory=dict)
+    stays_over: tuple[Excess, ...] = ()
     energised_at_s: float | None = None
     window_begin_s: float | None = None
     params: allocate.Params = field(init=False)
@@ -111,6 +114,7 @@ class Controller:
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
     _began_s: float | None = None
+    _over_since_s: dict[tuple[str, Phase | None], float] = field(default_factory=dict)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
@@ -318,6 +322,11 @@ class Controller:
         outcome = self._cycle.run(self.state, inputs)
         self.state = outcome.state
         self.outcome = outcome
+        over = {(excess.circuit, excess.phase): excess for excess in outcome.admission.over}
+        self._over_since_s = {row: self._over_since_s.get(row, now_s) for row in over}
+        self.stays_over = tuple(
+            excess for row, excess in over.items() if now_s - self._over_since_s[row] >= STAYS_OVER_S
+        )
         return outcome
 
     def _settle(self, now_s: float) -> None:

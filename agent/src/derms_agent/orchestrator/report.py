@@ -67,7 +67,7 @@ def troubles(controller: Controller, outcome: Outcome, now_s: float) -> list[tup
         silent_s = outcome.state.ledger.entries[name].silent_for_s(now_s)
         words = "never answered" if math.isinf(silent_s) else f"has not answered for {silent_s:.0f} s"
         found.append((name, "silent", words))
-    for excess in outcome.admission.over:
+    for excess in controller.stays_over:
         where = excess.circuit if excess.phase is None else f"{excess.circuit} {excess.phase.value}"
         unit = "VA" if excess.phase is None else "A"
         found.append(
@@ -82,7 +82,7 @@ def operating(controller: Controller, outcome: Outcome, now_s: float) -> state.S
     """Return the depot's state in one word, and why."""
     known = state.Known(
         faults=outcome.faults
-        + tuple(f"{excess.circuit} could be over its limit" for excess in outcome.admission.over)
+        + tuple(f"{excess.circuit} could be over its limit" for excess in controller.stays_over)
         + tuple(f"{name} does not answer" for name in outcome.fallback if name in controller.sessions),
         out_of_sync=_out_of_sync(controller, now_s),
         fallback=_fallback(controller, outcome, now_s),
@@ -191,7 +191,8 @@ def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Ru
 
 def ask_json(ask: Ask, now_s: float) -> dict[str, Any]:
     """Return an ask as the socket shows it."""
-    found = {key: value for key, value in wishes.to_json(ask).items() if not key.endswith(("_s", "_unix_s"))}
+    stored = wishes.to_json(ask)
+    found = {"name": ask.id, **{key: value for key, value in stored.items() if key != "id" and not key.endswith("_s")}}
     for name, unix_s in (("start", ask.start_unix_s), ("end", ask.end_unix_s)):
         found[name] = None if unix_s is None else stamp(unix_s)
     return {**found, "in_force": ask.in_force(now_s)}

@@ -38,9 +38,11 @@ from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import EngineLog, Heartbeats, listen
 from derms_agent.model import OperatingState
+from derms_agent.mqtt import Outbox, Publisher, StoreError
 from derms_agent.notify import notify
 from derms_agent.orchestrator import api, asks
 from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
+from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, tls_files
 from derms_agent.orchestrator.controller import Controller, Policy, Told
 from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
@@ -107,6 +109,7 @@ class Service:
     engine: Engine
     alarms: Alarms = field(default_factory=Alarms)
     leds: Leds | None = None
+    broadcast: Broadcast | None = None
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
     _state: OperatingState | None = None
     _report: dict[str, Any] | None = None
@@ -121,16 +124,23 @@ class Service:
         began, ended = self.alarms.hold(troubles(self.controller, outcome, now_s), now_s)
         for alarm in began:
             logger.warning("%s %s", alarm.about, alarm.words)
+            self._happened("alarm", about=alarm.about, words=alarm.words)
         for alarm in ended:
             logger.info("%s is well again", alarm.about)
+            self._happened("alarm over", about=alarm.about)
         self._listen(now_s)
         shown = operating(self.controller, outcome, now_s)
         if shown.state is not self._state:
             logger.info("State %s: %s", shown.state.value, shown.reason)
+            self._happened("state", state=shown.state.value, reason=shown.reason)
             self._state = shown.state
         if self.leds is not None:
             self.leds.show(pattern(shown.state), now_s)
         notify("WATCHDOG=1", f"STATUS={shown.state.value}: {shown.reason}")
+
+    def _happened(self, kind: str, **what: Any) -> None:
+        if self.broadcast is not None:
+            self.broadcast.happened(kind, stamp(time.time()), **what)
 
     def _listen(self, now_s: float) -> None:
         began_s = self.engine.began_s
@@ -177,9 +187,9 @@ class Service:
                 "limit.list": self._limit_list,
             },
             changing={
-                "limit.put": self._limit_put,
+                "limit.put": self.limit_put,
                 "limit.remove": self._limit_remove,
-                "session.put": self._session_put,
+                "session.put": self.session_put,
                 "grid.link": self._grid_link,
                 "bus.transact": self._bus_transact,
             },
@@ -213,7 +223,8 @@ class Service:
         now_s = self.engine.clock()
         return [ask_json(ask, now_s) for ask in self.controller.asks.values()]
 
-    async def _limit_put(self, found: Mapping[str, Any], user: str) -> object:
+    async def limit_put(self, found: Mapping[str, Any], user: str) -> object:
+        """Take in a limit that is asked for; answer what can be honoured. Raises ProtocolError."""
         targets = {limits.SITE: None, **self.site.depot.circuits, **self.site.stations}
         now_s, now_unix_s = self.engine.clock(), time.time()
         ask = asks.placed(ask_of(found, user, targets, now_unix_s), now_s, now_unix_s)
@@ -225,8 +236,9 @@ class Service:
         self.engine.wake()
         await self.save_asks()
         logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
+        self._happened("limit put", **ask_json(ask, now_s))
         return {
-            "id": ask.id,
+            "name": ask.id,
             "can_honour": honour.can,
             "reachable_w": round(honour.reachable_w, 1),
             "within_s": max((one.follow_s for one in self.site.stations.values()), default=0.0),
@@ -235,16 +247,17 @@ class Service:
 
     async def _limit_remove(self, found: Mapping[str, Any], user: str) -> object:
         arguments = Arguments(found)
-        ask_id = arguments.text("id")
+        ask_id = arguments.text("name")
         arguments.end()
         if not self.controller.forget(ask_id):
-            raise ProtocolError("argument", f"id: found {ask_id!r}, expected one of limit.list")
+            raise ProtocolError("argument", f"name: found {ask_id!r}, expected one of limit.list")
         self.engine.wake()
         await self.save_asks()
         logger.info("Limit %s removed by %s", ask_id, user)
-        return {"id": ask_id}
+        return {"name": ask_id}
 
-    async def _session_put(self, found: Mapping[str, Any], user: str) -> object:
+    async def session_put(self, found: Mapping[str, Any], user: str) -> object:
+        """Take in what is said of a session. Raises ProtocolError."""
         arguments = Arguments(found)
         evse = arguments.text("evse")
         departure_unix_s = arguments.time("departure")
@@ -502,11 +515,34 @@ async def run_service(service: Service) -> None:
         tasks.start_soon(service.engine.run)
         tasks.start_soon(service.keep_sessions)
         await service.engine.first_cycle.wait()
+        tasks.start_soon(_broadcast, service)
         async with _listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
             await api.serve(listener, service.verbs())
     await service.save_sessions()
     logger.info("Stopped at %s: setpoints stay in force as leases", stamp(time.time()))
+
+
+async def _broadcast(service: Service) -> None:
+    """Publish over MQTT where there is a broker. Whatever goes wrong there is said, and control goes on without."""
+    agent = service.configuration.agent
+    if agent.mqtt is None:
+        return
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    tls = tls_files(None if credentials is None else Path(credentials)) if agent.mqtt.tls else None
+    if agent.mqtt.tls and tls is None:
+        logger.error("MQTT: found no certificate in the service's credentials, expected cert, key and ca")
+        return
+    depot = service.site.depot.name
+    try:
+        async with Outbox.open(agent.state_directory / "outbox.sqlite") as outbox:
+            publisher = Publisher(str(agent.mqtt), tls, CLIENT_ID, depot, outbox, takes_requests=True)
+            service.broadcast = Broadcast(publisher, depot, service.session_put, service.limit_put)
+            await service.broadcast.run(service.report)
+    except (StoreError, OSError, ValueError) as problem:
+        logger.error("MQTT: %s; control goes on without telemetry", problem)
+    finally:
+        service.broadcast = None
 
 
 @asynccontextmanager

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the orchestrator says over MQTT, and what it takes from there. Nothing of the safety path passes through here.
+
+| class/id | telemetry, every 5 s | state, on change | event | request |
+| --- | --- | --- | --- | --- |
+| site/DEPOT | power, limit, worst case, base load | operating state, and why | alarms, states, limits | as limit.put |
+| evse/EVSE | power, currents, setpoint, energy, SoC | vehicle, setpoint, whether it follows | | as session.put |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anyio
+
+from derms_agent.mqtt import Publisher, Request, TlsFiles
+from derms_agent.socket_protocol import ProtocolError
+
+TELEMETRY_S = 5.0
+SITE, EVSE = "site", "evse"
+CLIENT_ID = "derms-orchestrator"
+_OF_EVSE = ("power_w", "measured_a", "setpoint_a", "counted_a", "delivered_wh", "soc_percent")
+_STATE_OF_EVSE = ("state", "vehicle", "setpoint_a", "following")
+_MOST_EVENTS = 1000
+
+Verb: TypeAlias = "Callable[[Mapping[str, Any], str], Awaitable[object]]"
+
+
+def tls_files(credentials: Path | None) -> TlsFiles | None:
+    """Return the service's own certificate, key and authorities, as systemd hands them over (LoadCredential=)."""
+    if credentials is None or not (credentials / "cert").exists():
+        return None
+    return TlsFiles(credentials / "cert", credentials / "key", credentials / "ca")
+
+
+class Broadcast:
+    """What goes out and comes in. `depot` is the site's id; `session_put` and `limit_put` are the socket's verbs."""
+
+    def __init__(self, publisher: Publisher, depot: str, session_put: Verb, limit_put: Verb) -> None:
+        self._publisher, self._depot = publisher, depot
+        self._verbs: Mapping[str, Verb] = {EVSE: session_put, SITE: limit_put}
+        self._shown: dict[tuple[str, str], Mapping[str, Any]] = {}
+        self._events, self._waiting = anyio.create_memory_object_stream[dict[str, Any]](_MOST_EVENTS)
+
+    def happened(self, kind: str, at: str, **what: Any) -> None:
+        """Publish an event of the site. Whatever happens here, the cycle goes on: beyond 1,000 that wait it is lost."""
+        try:
+            self._events.send_nowait({"kind": kind, "at": at, **what})
+        except anyio.WouldBlock:
+            return
+
+    async def run(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        """Publish until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._publisher.run)
+            tasks.start_soon(self._take_requests)
+            tasks.start_soon(self._send_events)
+            while True:
+                await self._tell(report())
+                await anyio.sleep(TELEMETRY_S)
+
+    async def _tell(self, report: Mapping[str, Any]) -> None:
+        at = {"at": report["at"]}
+        await self._publisher.telemetry(SITE, self._depot, {**at, **report["site"]})
+        await self._state(SITE, self._depot, {"state": report["state"], "reason": report["reason"]}, at)
+        for evse in report["evses"]:
+            topic_id = id_of(evse["name"])
+            await self._publisher.telemetry(EVSE, topic_id, {**at, **{name: evse[name] for name in _OF_EVSE}})
+            await self._state(EVSE, topic_id, {name: evse[name] for name in _STATE_OF_EVSE}, at)
+
+    async def _state(self, class_: str, topic_id: str, body: Mapping[str, Any], at: Mapping[str, Any]) -> None:
+        if self._shown.get((class_, topic_id)) != body:
+            self._shown[class_, topic_id] = body
+            await self._publisher.state(class_, topic_id, {**at, **body})
+
+    async def _send_events(self) -> None:
+        async for event in self._waiting:
+            await self._publisher.event(SITE, self._depot, event)
+
+    async def _take_requests(self) -> None:
+        async for request in self._publisher.requests():
+            await self._answer(request)
+
+    async def _answer(self, request: Request) -> None:
+        """Carry a request out as the socket would; whom the broker lets publish it is its ACL's affair."""
+        verb = self._verbs.get(request.topic.class_)
+        if request.expired(anyio.current_time()):
+            await self._publisher.acknowledge(request, accepted=False, reason="it came too late")
+            return
+        if verb is None:
+            known = ", ".join(self._verbs)
+            await self._publisher.acknowledge(request, accepted=False, reason=f"expected a request of {known}")
+            return
+        asked = {key: value for key, value in request.body.items() if key not in {"id", "valid_for"}}
+        if request.topic.class_ == EVSE:
+            asked["evse"] = name_of(request.topic.id)
+        else:
+            asked |= {"name": request.id, "rank": "operator"}
+        try:
+            result = await verb(asked, "mqtt")
+        except ProtocolError as problem:
+            await self._publisher.acknowledge(request, accepted=False, reason=str(problem))
+        else:
+            await self._publisher.acknowledge(request, accepted=True, result=result)
+
+
+def id_of(evse: str) -> str:
+    """Return what an EVSE is called in a topic: levels are parted by "/", so a connector's number follows a dot."""
+    return evse.replace("/", ".")
+
+
+def name_of(topic_id: str) -> str:
+    """Return the EVSE that a topic names."""
+    head, dot, connector = topic_id.rpartition(".")
+    return f"{head}/{connector}" if dot and connector.isdigit() else topic_id
