@@ -82,8 +82,9 @@ class Controller:
     """One gateway's control.
 
     `energised_at_s`: power came back then after an outage; None: there was none; infinite: that is still to be seen.
-    `stays_over`: what could be over its limit although there was time to lower it. `link_until_s`: until then the grid's link stands as far as is known; None: there never was one. `window_begin_s`:
-    when some aligned demand interval began, for which the caller looks at the wall's clock.
+    `stays_over`: what could be over its limit although there was time to lower it. `link_until_s`: until then the
+    grid's link stands as far as is known; None: there never was one. `window_begin_s`: when some aligned demand
+    interval began, for which the caller looks at the wall's clock.
     """
 
     site: Site
