@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
-from derms_agent.control import allocate, limits, obedience
+from derms_agent.control import allocate, limits, obedience, uptake
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.ledger import Acknowledged, Armed, Event, Lost, Refreshed, Span, Station, started
 from derms_agent.control.network import Network
@@ -67,7 +67,7 @@ RATED = line_limit(40.0, "circuit main", Rank.PROTECTION)
 
 @dataclass
 class Depot:
-    """EVSEs that follow 6 s after a write, unless frozen; silent ones answer nothing."""
+    """EVSEs that follow 6 s after a write, unless frozen; silent ones answer nothing. `takes` bounds vehicles, in A."""
 
     cycle: Cycle
     state: State
@@ -75,6 +75,7 @@ class Depot:
     told: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     frozen: dict[str, float] = field(default_factory=dict)
+    takes: dict[str, float] = field(default_factory=dict)
     limits: tuple[Limit, ...] = (RATED,)
     events: list[Event] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
@@ -82,7 +83,8 @@ class Depot:
     def drawn_a(self, name: str) -> float:
         if name in self.frozen:
             return self.frozen[name]
-        return next((a for at_s, a in reversed(self.told.get(name, [])) if self.now_s - at_s >= 6), 0.0)
+        offered_a = next((a for at_s, a in reversed(self.told.get(name, [])) if self.now_s - at_s >= 6), 0.0)
+        return min(offered_a, self.takes.get(name, math.inf))
 
     def run(self, seconds: int) -> Outcome:
         for _ in range(seconds):
@@ -211,30 +213,63 @@ def test_the_same_inputs_give_the_same_outcome(make_depot: Callable[..., Depot])
     assert one.run(20) == other.run(20)
 
 
-def test_the_real_allocator_fits_in(make_depot: Callable[..., Depot]) -> None:
-    evses = {
-        one.name: Evse(name=one.name, device=one.name, connector=1, circuit="main", phases=THREE, rating_a=32.0)
-        for one in STATIONS
-    }
-    network = Network({"main": MAIN}, evses.values())
-    sessions = {name: Session(evse=name, started_at_s=0.0, energy_need_wh=40_000.0) for name in evses}
-    previous: dict[str, allocate.Allocation] = {}
+@pytest.fixture
+def make_real_depot(make_depot: Callable[..., Depot]) -> Callable[[], Depot]:
+    def make() -> Depot:
+        evses = {
+            one.name: Evse(name=one.name, device=one.name, connector=1, circuit="main", phases=THREE, rating_a=32.0)
+            for one in STATIONS
+        }
+        network = Network({"main": MAIN}, evses.values())
+        watts_per_a = {name: float(network.watts_per_a[network.place[name]]) for name in evses}
+        bound_a = dict.fromkeys(evses, math.inf)
+        previous: dict[str, allocate.Allocation] = {}
 
-    def shared(names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
-        found = allocate.allocate(
-            [evses[name] for name in names],
-            {name: sessions[name] for name in names},
-            bounds,
-            network,
-            now_s=now_s,
-            previous=previous,
-            plan=None,
-            params=allocate.Params(),
-        )
-        previous.update(found)
-        return found
+        def shared(names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
+            for name, verdict in depot.state.obedience.items():
+                offered_a = min((amount.active_a for _, amount in verdict.told), default=0.0)
+                bound_a[name] = uptake.learnt_a(bound_a[name], offered_a, verdict.drawn_a)
+            found = allocate.allocate(
+                [evses[name] for name in names],
+                {
+                    name: Session(
+                        evse=name, started_at_s=0.0, energy_need_wh=40_000.0, power_w=bound_a[name] * watts_per_a[name]
+                    )
+                    for name in names
+                },
+                bounds,
+                network,
+                now_s=now_s,
+                previous=previous,
+                plan=None,
+                params=allocate.Params(),
+            )
+            previous.update(found)
+            return found
 
-    depot = make_depot(functools.partial(shared))
+        depot: Depot = make_depot(shared)
+        return depot
+
+    return make
+
+
+def test_the_real_allocator_fits_in(make_real_depot: Callable[[], Depot]) -> None:
+    depot = make_real_depot()
     depot.run(90)
     assert sum(depot.told_a().values()) >= 34.0
+    assert sum(depot.told_a().values()) <= 40.0
+
+
+def test_room_that_a_vehicle_does_not_take_goes_to_the_others_until_it_takes_more(
+    make_real_depot: Callable[[], Depot],
+) -> None:
+    depot = make_real_depot()
+    depot.takes["one"] = 3.0
+    depot.run(400)
+    told_a = depot.told_a()
+    assert told_a["one"] == 6.0
+    assert told_a["two"] + told_a["three"] >= 33.0
+    del depot.takes["one"]
+    depot.run(400)
+    assert depot.told_a()["one"] >= 12.0
     assert sum(depot.told_a().values()) <= 40.0
