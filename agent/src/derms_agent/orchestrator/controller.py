@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal
+from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal, uptake
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.plan import Need, Plan
@@ -119,6 +119,8 @@ class Controller:
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
+    _offered: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _uptake_a: dict[str, float] = field(default_factory=dict)
     _fed_s: dict[str, float] = field(default_factory=dict)
     _by_name: dict[str, Evse] = field(default_factory=dict)
     _ratings: dict[str, tuple[tuple[float | None, float] | None, tuple[Limit, ...]]] = field(default_factory=dict)
@@ -184,9 +186,13 @@ class Controller:
         if session is None:
             self.sessions.pop(name, None)
             self.told.pop(name, None)
-            self._learnt.pop(name, None)
+            self._uptake_a.pop(name, None)
+            for key in [key for key in self._learnt if key.startswith(f"{name} ")]:
+                del self._learnt[key]
         else:
-            self.sessions[name] = _informed(session, self.told.get(name))
+            self.sessions[name] = replace(
+                _informed(session, self.told.get(name)), power_w=self._taken_w(name, seen.image)
+            )
         if seen.image.current_a is not None:
             high_a = seen.image.current_a
             low_a = high_a if self._shows_currents(name) else _three(DC_EFFICIENCY * current for current in high_a)
@@ -197,6 +203,21 @@ class Controller:
         told = self.state.ledger.entries[name].told_amount
         drawn = None if seen.image.current_a is None else max(seen.image.current_a)
         return told is not None and drawn is not None and drawn > max(told.active_a, 0.0) + _STEP_A
+
+    def _taken_w(self, name: str, image: EvseImage) -> float | None:
+        """Return the most that the vehicle at an EVSE is believed to take, in W; None where it never took less."""
+        bound_a = self._uptake_a.get(name, math.inf)
+        amount = self.state.ledger.entries[name].told_amount
+        offered_a = 0.0 if amount is None else amount.active_a
+        # A repetition for the watchdog is a new write of the same offer.
+        known_a, since_s = self._offered.get(name, (math.nan, math.inf))
+        if abs(offered_a - known_a) > book.SAME_A or math.isnan(known_a):
+            since_s = image.answered_s
+            self._offered[name] = (offered_a, since_s)
+        if image.current_a and image.sent_s - since_s >= self.site.stations[name].follow_s:
+            bound_a = uptake.learnt_a(bound_a, offered_a, max(image.current_a))
+            self._uptake_a[name] = bound_a
+        return bound_a * self.watts_per_a(name) if math.isfinite(bound_a) else None
 
     def _shows_currents(self, name: str) -> bool:
         profile = self.site.profiles[self._by_name[name].device]
