@@ -17,6 +17,7 @@ from derms_agent import profiles as built_in
 from derms_agent.depot import document
 from derms_agent.depot.checks import check
 from derms_agent.depot.document import Data
+from derms_agent.depot.plain import PLUGIN
 from derms_agent.depot.problem import Located, Problem, Severity, Vaulted
 from derms_agent.model import Depot, Device
 from derms_agent.profiles import Profile
@@ -36,10 +37,6 @@ __all__ = [
     "load",
     "read",
 ]
-
-
-PLUGIN = "derms.edge.depot"
-"""What a depot file names as its `plugin`, among the files of an inventory directory."""
 
 
 class NoDepotFile(ValueError):
