@@ -17,8 +17,8 @@ description:
   - A gateway has C(derms_depot), C(derms_buses) (the buses that it owns) and C(derms_devices) (what is on them) as host
     variables, and, where the file gives them, C(ansible_host), C(derms_vtn_url), and the network's blocks as
     C(derms_management_blocks) and its like. Files in C(host_vars) go over them, files in C(group_vars) do not.
-  - A depot's group has C(derms_circuits) and C(derms_totals) (devices, evses, installed_kw); regions and utilities have
-    C(derms_totals), too.
+  - A depot's group has C(derms_circuits), C(derms_totals) (devices, evses, installed_kw), C(derms_depot_document) (the
+    whole depot, written out) and C(derms_depot_holds_secrets); regions and utilities have C(derms_totals), too.
   - Every mistake in the file is named at once, with line, column, what was found and what was expected.
   - C(docs/depot-file.md) describes every key and every check.
 requirements:
@@ -109,7 +109,7 @@ from ansible.template import trust_as_template
 
 try:
     from derms_agent.depot import Vaulted, examine
-    from derms_agent.depot.plain import buses_of, circuits_of, devices_of, totals
+    from derms_agent.depot.plain import buses_of, circuits_of, depot_document, devices_of, totals
 
     MISSING = ""
 except ImportError:
@@ -202,6 +202,7 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
             self.inventory.add_child(parent, group)
         self._add_totals(depot, group, parents[1:])
         self.inventory.set_variable(group, "derms_circuits", circuits_of(depot))
+        self._add_document(depot, group)
         for name, gateway in depot.gateways.items():
             host = self.inventory.hosts.get(name)
             if host is not None and "derms_devices" in host.vars:
@@ -224,6 +225,13 @@ class InventoryModule(BaseInventoryPlugin, Constructable):  # type: ignore[misc]
         # Set on the host itself: the inventory would visit every value of every device to note that it came from this
         # file, which takes longer than all else.
         self.inventory.hosts[name].set_variable("derms_devices", Trust().of(devices_of(depot, name)))
+
+    def _add_document(self, depot: Depot, group: str) -> None:
+        """Give the depot's group the whole depot; set on the group itself for the same reason as the devices."""
+        trust = Trust()
+        variables = self.inventory.groups[group]
+        variables.set_variable("derms_depot_document", trust.of(depot_document(depot)))
+        variables.set_variable("derms_depot_holds_secrets", trust.opened_secrets)
 
     def _add_totals(self, depot: Depot, group: str, unions: list[str]) -> None:
         own = totals(depot)
@@ -255,12 +263,14 @@ class Trust:
 
     def __init__(self) -> None:
         self._texts: dict[str, Any] = {}
+        self.opened_secrets = False
 
     def of(self, value: Any) -> Any:
         """Return a value with its texts marked."""
         if isinstance(value, str):
             if value not in self._texts:
                 vaulted = isinstance(value, Vaulted)
+                self.opened_secrets |= vaulted
                 self._texts[value] = EncryptedString(ciphertext=str(value)) if vaulted else trust_as_template(value)
             return self._texts[value]
         if isinstance(value, dict):

@@ -1,0 +1,626 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, DERMS Edge developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: agent_release
+short_description: The agent's release on a gateway, installed beside the one in service, put in service, rolled back
+version_added: 0.1.0
+author: DERMS Edge developers (@derms-edge)
+description:
+  - A release is a virtual environment of its own in O(directory), named after its version, on the gateway's own Python.
+    The link C(current) beside them says which one is in service.
+  - With O(state=installed) the release is built beside the others, from wheels in C(wheels) of O(directory) alone, each
+    checked against its hash. The control node sends those that are not there. Nothing that runs is touched.
+  - With O(state=current) the link is switched in one step, the unit restarted, and asked for its health. If it does not
+    answer as the new version in time, link, configuration and unit go back to what they were, and the task fails with
+    the last lines of the journal.
+  - The release before is kept, for a roll-back by hand; older ones go.
+options:
+  state:
+    description:
+      - What is asked for.
+      - V(stored) is a step of V(installed) that only keeps the wheels in O(upload).
+    type: str
+    choices: [installed, current, stored]
+    required: true
+  directory:
+    description: Where releases are.
+    type: path
+    default: /opt/derms
+  interpreter:
+    description: The Python that releases are built on; a path or a name.
+    type: str
+    default: python3
+  source:
+    description: On the control node, the directory of the agent's source, with its locks. Used by O(state=installed).
+    type: path
+  cache:
+    description: On the control node, where wheels are kept. Used by O(state=installed).
+    type: path
+  releases:
+    description: Which version is wanted on which Python and processor. Set by the action plugin.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      python:
+        description: Python's minor version.
+        type: str
+        required: true
+      machine:
+        description: The processor, as C(uname -m) says it.
+        type: str
+        required: true
+      version:
+        description: The release.
+        type: str
+        required: true
+  requirements:
+    description: The release's wheels with their hashes, as pip reads them. Set by the action plugin.
+    type: str
+  upload:
+    description: A directory with wheels that have just been sent. Set by the action plugin.
+    type: path
+  version:
+    description: The release that is to be in service. Used by O(state=current).
+    type: str
+  unit:
+    description: The unit that runs the release.
+    type: str
+    default: derms-orchestrator.service
+  configuration:
+    description: Files that go back together with the release.
+    type: list
+    elements: path
+    default: []
+  health_timeout_s:
+    description: How long the unit may take until it answers, in s.
+    type: int
+    default: 60
+attributes:
+  check_mode:
+    description: Predicts the change; a Python that is not installed yet is taken at its name.
+    support: full
+  diff_mode:
+    description: Returns one entry for all that differs.
+    support: full
+  platform:
+    description: Where it works.
+    support: full
+    platforms: posix
+"""
+
+EXAMPLES = r"""
+- name: Have the release ready
+  derms.edge.agent_release:
+    state: installed
+    source: "{{ playbook_dir }}/../agent"
+    cache: ~/.cache/derms-edge/wheels
+  register: agent
+  notify: Put the release in service
+
+- name: Put the release in service
+  derms.edge.agent_release:
+    state: current
+    version: "{{ agent.version }}"
+"""
+
+RETURN = r"""
+version:
+  description: The release that is wanted on this gateway.
+  type: str
+  returned: success
+  sample: 0.1.0+h3f9c0a1b2d.py310
+before:
+  description: The release that was in service, or nothing.
+  type: str
+  returned: success
+python:
+  description: The gateway's Python, as far as the minor version.
+  type: str
+  returned: with O(state=installed)
+  sample: '3.10'
+machine:
+  description: The gateway's processor.
+  type: str
+  returned: with O(state=installed)
+  sample: aarch64
+to_build:
+  description: Whether the release has to be built.
+  type: bool
+  returned: with O(state=installed)
+wheels:
+  description: The hash of each wheel that the gateway has, where a release has to be built.
+  type: dict
+  returned: with O(state=installed)
+drift:
+  description: Every difference between what is declared and what was found.
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    - what: agent
+      is: 0.1.0+h3f9c0a1b2d.py310
+      should_be: 0.1.0+h77aa01c9e4.py310
+"""
+
+import base64
+import csv
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.derms.edge.plugins.module_utils.text_files import ABSENT, Drift, drift, drift_diff
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+# What a finished release holds, written last: a directory without it is one whose building was cut off.
+MARKER = "release.json"
+VERSION = re.compile(r"\d+(\.\d+)*\+h[0-9a-f]+\.py\d+")
+KEPT_RELEASES = 2
+# So many restarts of its own, and a unit will not come up any more.
+MOST_RESTARTS = 4
+JOURNAL_LINES = 20
+ASK_TIMEOUT_S = 10
+PAUSE_S = 0.5
+
+
+class RefusalError(Exception):
+    """Why the release could not be installed or put in service."""
+
+
+def python_in_name(interpreter: str) -> str:
+    """Return the minor version that an interpreter's name tells, such as 3.11 of python3.11; empty if it tells none."""
+    match = re.search(r"python(3\.\d+)$", interpreter)
+    return match[1] if match else ""
+
+
+def file_sha256(path: Path) -> bytes:
+    """Return a file's hash."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    return digest.digest()
+
+
+def altered_files(release: Path) -> list[str]:
+    """Return the files of the agent's own package that are no longer as its wheel brought them."""
+    records = sorted(release.glob("lib/python*/site-packages/derms_agent-*.dist-info/RECORD"))
+    if len(records) != 1:
+        return [str(release / "lib")]
+    site = records[0].parents[1]
+    altered = []
+    with records[0].open(newline="", encoding="utf-8") as stream:
+        for name, recorded, *_size in csv.reader(stream):
+            method, _, value = recorded.partition("=")
+            path = site / name
+            if method != "sha256":
+                continue
+            found = base64.urlsafe_b64encode(file_sha256(path)).decode().rstrip("=") if path.is_file() else ABSENT
+            if found != value:
+                altered.append(str(path.resolve() if path.exists() else path))
+    return altered
+
+
+class Releases:
+    """The releases in a directory, and the link that says which one is in service."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.link = directory / "current"
+        self.wheels = directory / "wheels"
+        # The configuration as it was before the release that is about to be put in service.
+        self.before = directory / "before"
+
+    def finished(self) -> list[str]:
+        """Return the releases that are whole, the newest first."""
+        markers = sorted(self.directory.glob(f"*/{MARKER}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        return [path.parent.name for path in markers if VERSION.fullmatch(path.parent.name)]
+
+    def in_service(self) -> str:
+        """Return the release that the link names; empty where it names none of them."""
+        if not self.link.is_symlink():
+            return ""
+        target = Path(os.path.normpath(self.directory / self.link.readlink()))
+        return target.name if target.parent == self.directory and target.name in self.finished() else ""
+
+    def link_words(self) -> str:
+        """Return what the link is, in words."""
+        if self.link.is_symlink():
+            return str(self.link.readlink())
+        return "no link" if self.link.exists() else ABSENT
+
+    def point_to(self, version: str) -> None:
+        """Switch the link in one step, so that at every instant there is one that leads to a whole release."""
+        if self.link.exists() and not self.link.is_symlink():
+            raise RefusalError(f"{self.link} is in the way: it is no link")
+        candidate = self.directory / ".current"
+        candidate.unlink() if candidate.is_symlink() else None
+        candidate.symlink_to(version)
+        candidate.replace(self.link)
+        # Newer than the start of a unit that still runs what was in service before: the restart that is owed shows.
+        os.utime(self.directory / version / MARKER)
+
+    def superfluous(self, version: str) -> list[Path]:
+        """Return the releases that are neither in service nor the one before, and what a cut-off building left."""
+        finished = [name for name in self.finished() if name != version]
+        kept = {version, *finished[: KEPT_RELEASES - 1]}
+        return [
+            path
+            for path in sorted(self.directory.iterdir() if self.directory.is_dir() else [])
+            if path.is_dir() and not path.is_symlink() and VERSION.fullmatch(path.name) and path.name not in kept
+        ]
+
+    def flaws(self, version: str) -> list[Drift]:
+        """Return what is wrong with a release that is wanted; nothing where it is whole and unaltered."""
+        release = self.directory / version
+        if not (release / MARKER).is_file():
+            return [drift(str(release), "cut off while it was built" if release.exists() else ABSENT, "built")]
+        if not os.access(release / "bin" / "python", os.X_OK):
+            return [drift(str(release), "without its Python", "built")]
+        return [drift(path, "not as released", "as released") for path in altered_files(release)]
+
+    def drift(self, version: str) -> list[Drift]:
+        """Return everything that differs, an upgrade as one line."""
+        flaws, now = self.flaws(version), self.in_service()
+        differences = []
+        if now and now != version:
+            differences.append(drift("agent", now, version))
+        elif not now and not self.link.is_symlink() and not self.finished():
+            differences.append(drift("agent", ABSENT, version))
+        else:
+            differences += flaws
+            if not now and Path(self.link_words()).name != version:
+                differences.append(drift(str(self.link), self.link_words(), version))
+        return differences + [drift(str(path), "present", ABSENT) for path in self.superfluous(version)]
+
+
+class Configuration:
+    """Copies of files as they were, to go back to together with the release that they belong to."""
+
+    def __init__(self, files: list[str], kept: Path) -> None:
+        self.files = [Path(file) for file in files]
+        self.kept = kept
+
+    def _copy(self, path: Path) -> Path:
+        return self.kept / str(path).lstrip("/")
+
+    def keep(self) -> None:
+        """Copy what there is, unless copies are there: those are from a run that was cut off after it changed files."""
+        if self.kept.is_dir():
+            return
+        work = self.kept.with_name(f".{self.kept.name}")
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir(mode=0o700)
+        for path in self.files:
+            if path.is_file():
+                self._duplicate(path, work / str(path).lstrip("/"))
+        work.rename(self.kept)
+
+    def put_back(self) -> None:
+        """Make the files what the copies are; what had no copy was not there."""
+        if not self.kept.is_dir():
+            return
+        for path in self.files:
+            copy = self._copy(path)
+            if copy.is_file():
+                beside = path.with_name(f".{path.name}.before")
+                self._duplicate(copy, beside)
+                beside.replace(path)
+            elif path.is_file():
+                path.unlink()
+        self.forget()
+
+    def forget(self) -> None:
+        """Remove the copies."""
+        if self.kept.is_dir():
+            shutil.rmtree(self.kept)
+
+    @staticmethod
+    def _duplicate(path: Path, place: Path) -> None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, place)
+        status = path.stat()
+        os.chown(place, status.st_uid, status.st_gid)
+
+
+class Gateway:
+    """What is asked of and done to this gateway."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.releases = Releases(Path(module.params["directory"]))
+        self.configuration = Configuration(module.params["configuration"], self.releases.before)
+        self.unit = str(module.params["unit"])
+        # pip must not be led elsewhere by what root's own settings or the calling environment say.
+        self.environment = {"LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": "", "PYTHONHOME": ""}
+
+    def _run(self, *words: str) -> str:
+        status, out, error = self.module.run_command(list(words), environ_update=self.environment, cwd="/")
+        if status != 0:
+            raise RefusalError(f"{' '.join(words[:4])} …: {(error.strip() or out.strip())[-2000:]}")
+        return str(out)
+
+    # --- building -------------------------------------------------------------------------------------------------
+
+    def python(self) -> str:
+        """Return the minor version of the Python that releases are built on."""
+        interpreter = self.module.params["interpreter"]
+        program = self.module.get_bin_path(interpreter)
+        if program is None:
+            if named := python_in_name(interpreter):
+                return named
+            raise RefusalError(f"{interpreter}: there is no such Python, and its name does not say which it is to be")
+        return self._run(program, "-Ic", "import sys; print('%d.%d' % sys.version_info[:2])").strip()
+
+    def wanted(self, python: str, machine: str) -> str:
+        """Return the release that is wanted here."""
+        for one in self.module.params["releases"]:
+            if (one["python"], one["machine"]) == (python, machine):
+                return str(one["version"])
+        offered = ", ".join(sorted({f"{one['python']} on {one['machine']}" for one in self.module.params["releases"]}))
+        raise RefusalError(f"found Python {python} on {machine}; the agent runs on {offered}. See agent_python.")
+
+    def store(self) -> None:
+        """Keep the wheels that were sent; a name shows only once the file is whole."""
+        self.releases.wheels.mkdir(mode=0o755, parents=True, exist_ok=True)
+        for path in sorted(Path(self.module.params["upload"]).glob("*.whl")):
+            beside = self.releases.wheels / f".{path.name}"
+            shutil.copyfile(path, beside)
+            beside.chmod(0o644)
+            beside.replace(self.releases.wheels / path.name)
+
+    def build(self, version: str, requirements: str) -> None:
+        """Build a release from the wheels that are here, by their hashes; a directory that is not whole is replaced."""
+        release = self.releases.directory / version
+        if release.exists():
+            shutil.rmtree(release)
+        old_mask = os.umask(0o022)
+        try:
+            self._run(
+                self.module.get_bin_path(self.module.params["interpreter"], required=True), "-m", "venv", str(release)
+            )
+            listed = release / "requirements.txt"
+            listed.write_text(requirements, encoding="utf-8")
+            self._run(
+                *(str(release / "bin" / "python"), "-m", "pip", "--isolated", "--disable-pip-version-check", "install"),
+                *("--quiet", "--no-cache-dir", "--no-index", f"--find-links={self.releases.wheels}"),
+                *("--require-hashes", "--only-binary=:all:", f"--requirement={listed}"),
+            )
+            said = self._run(str(release / "bin" / "derms-agent"), "--version").strip()
+            if not said.endswith(f" {version}"):
+                raise RefusalError(f"the release that was built says {said!r}, expected version {version}")
+            if self.module.selinux_enabled() and (restorecon := self.module.get_bin_path("restorecon")):
+                self._run(restorecon, "-RF", str(release))
+            with (release / MARKER).open("w", encoding="utf-8") as stream:
+                json.dump({"version": version, "python": python_in_name(self.module.params["interpreter"])}, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+        except (RefusalError, OSError):
+            shutil.rmtree(release, ignore_errors=True)
+            raise
+        finally:
+            os.umask(old_mask)
+
+    def stored_wheels(self) -> dict[str, str]:
+        """Return the hash of each wheel that is here."""
+        return {path.name: file_sha256(path).hex() for path in sorted(self.releases.wheels.glob("*.whl"))}
+
+    # --- in service -----------------------------------------------------------------------------------------------
+
+    def _systemctl(self, *words: str) -> str:
+        return self._run(self.module.get_bin_path("systemctl", required=True), *words)
+
+    def restart(self) -> None:
+        """Restart the unit, with its file on disk; whether it comes up is asked apart from this."""
+        self._systemctl("daemon-reload")
+        # A unit that has failed too often would refuse to start.
+        self.module.run_command([self.module.get_bin_path("systemctl", required=True), "reset-failed", self.unit])
+        self._systemctl("restart", "--no-block", self.unit)
+
+    def ailment(self, version: str) -> str:
+        """Wait until the unit answers as a version that is ready; return what it did instead, empty if it is well."""
+        program = self.releases.link / "bin" / "derms-agent"
+        deadline_s = time.monotonic() + self.module.params["health_timeout_s"]
+        said = "nothing"
+        while time.monotonic() < deadline_s:
+            shown = self._systemctl("show", "--property=ActiveState,NRestarts", self.unit)
+            state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+            if int(state.get("NRestarts") or 0) >= MOST_RESTARTS or state.get("ActiveState") == "failed":
+                return (
+                    f"{self.unit} does not stay up: {state.get('ActiveState')} after {state.get('NRestarts')} restarts"
+                )
+            if state.get("ActiveState") == "active":
+                said = self._answer(program)
+                if said == "":
+                    said = "no status"
+                elif said == f"{version} ready":
+                    return ""
+            else:
+                said = f"{self.unit} is {state.get('ActiveState')}"
+            time.sleep(PAUSE_S)
+        return f"no answer as {version} within {self.module.params['health_timeout_s']} s; last: {said}"
+
+    def _answer(self, program: Path) -> str:
+        """Return version and readiness as the unit tells them over its socket, or why it does not."""
+        timeout = self.module.get_bin_path("timeout", required=True)
+        status, out, error = self.module.run_command(
+            [timeout, str(ASK_TIMEOUT_S), str(program), "status", "--json"], environ_update=self.environment, cwd="/"
+        )
+        if status != 0:
+            return str(error.strip() or out.strip() or f"exit status {status}").splitlines()[-1]
+        try:
+            told = json.loads(out)
+            return f"{told['version']} {'ready' if told['ready'] else 'not ready'}"
+        except (ValueError, KeyError, TypeError):
+            return "a status that is not understood"
+
+    def journal(self) -> str:
+        """Return the last lines of the unit's journal."""
+        program = self.module.get_bin_path("journalctl", required=True)
+        words = ["--namespace=derms", f"--unit={self.unit}", f"--lines={JOURNAL_LINES}", "--no-pager", "--output=cat"]
+        _status, out, error = self.module.run_command([program, *words])
+        return str((out.strip() or error.strip())[-4000:])
+
+    def put_in_service(self, version: str) -> None:
+        """Switch to a release and restart the unit; go back to what was before if it does not come up."""
+        if flaws := self.releases.flaws(version):
+            raise RefusalError(f"{flaws[0]['what']} is {flaws[0]['is']}, so it was not put in service")
+        before = self.releases.in_service()
+        self.releases.point_to(version)
+        self.restart()
+        ailment = self.ailment(version)
+        if not ailment:
+            self.configuration.forget()
+            self.tidy(version)
+            return
+        lines = self.journal()
+        raise RefusalError(f"{ailment}. {self._gone_back(before, version)}\nThe journal's last lines:\n{lines}")
+
+    def _gone_back(self, before: str, version: str) -> str:
+        """Go back to the release that was in service; return how that went."""
+        if before == version:
+            return f"{version} was in service before as well, so there is nothing to go back to."
+        self.configuration.put_back()
+        if not before:
+            self.releases.link.unlink()
+            self._systemctl("daemon-reload")
+            self._systemctl("stop", self.unit)
+            return f"There was no release before {version}: the unit is stopped."
+        self.releases.point_to(before)
+        self.restart()
+        ailment = self.ailment(before)
+        if ailment:
+            return f"Went back to {before}, which is not well either: {ailment}."
+        return f"Went back to {before}, which is in service again."
+
+    def tidy(self, version: str) -> None:
+        """Remove the releases before the last one, and the wheels that no release needs."""
+        for path in self.releases.superfluous(version):
+            shutil.rmtree(path)
+        needed = "".join(
+            (self.releases.directory / name / "requirements.txt").read_text(encoding="utf-8")
+            for name in self.releases.finished()
+        )
+        for wheel in self.releases.wheels.glob("*.whl"):
+            if wheel.name not in needed:
+                wheel.unlink()
+
+
+def installed(gateway: Gateway) -> dict[str, Any]:
+    """Compare, and outside check mode build the release once its requirements are known."""
+    module, releases = gateway.module, gateway.releases
+    python, machine = gateway.python(), platform.machine()
+    version = gateway.wanted(python, machine)
+    differences = releases.drift(version)
+    flaws = releases.flaws(version)
+    result = {
+        "changed": bool(differences),
+        "version": version,
+        "before": releases.in_service(),
+        "python": python,
+        "machine": machine,
+        "to_build": bool(flaws),
+        "wheels": gateway.stored_wheels() if flaws else {},
+        "drift": differences,
+        "diff": drift_diff(differences),
+    }
+    if module.check_mode or (flaws and module.params["requirements"] is None):
+        return result
+    if releases.in_service() == version:
+        gateway.configuration.forget()
+    elif releases.in_service():
+        gateway.configuration.keep()
+    if flaws:
+        gateway.build(version, module.params["requirements"])
+    if releases.in_service() == version:
+        gateway.tidy(version)
+    return result
+
+
+def current(gateway: Gateway) -> dict[str, Any]:
+    """Put a release in service, or in check mode say that it would be."""
+    version = gateway.module.params["version"]
+    before = gateway.releases.in_service()
+    differences = [drift(gateway.unit, f"runs {before or 'no release'}", "restarted")]
+    if not gateway.module.check_mode:
+        gateway.put_in_service(version)
+    return {
+        "changed": True,
+        "version": version,
+        "before": before,
+        "drift": differences,
+        "diff": drift_diff(differences),
+    }
+
+
+def stored(gateway: Gateway) -> dict[str, Any]:
+    """Keep what was sent."""
+    if not gateway.module.check_mode:
+        gateway.store()
+    return {"changed": True, "drift": []}
+
+
+def argument_spec() -> dict[str, Any]:
+    """Return what the module takes."""
+    return {
+        "state": {"type": "str", "choices": ["installed", "current", "stored"], "required": True},
+        "directory": {"type": "path", "default": "/opt/derms"},
+        "interpreter": {"type": "str", "default": "python3"},
+        "source": {"type": "path"},
+        "cache": {"type": "path"},
+        "releases": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "python": {"type": "str", "required": True},
+                "machine": {"type": "str", "required": True},
+                "version": {"type": "str", "required": True},
+            },
+        },
+        "requirements": {"type": "str"},
+        "upload": {"type": "path"},
+        "version": {"type": "str"},
+        "unit": {"type": "str", "default": "derms-orchestrator.service"},
+        "configuration": {"type": "list", "elements": "path", "default": []},
+        "health_timeout_s": {"type": "int", "default": 60},
+    }
+
+
+REQUIRED: Iterable[tuple[str, str, list[str]]] = [
+    ("state", "current", ["version"]),
+    ("state", "stored", ["upload"]),
+]
+
+
+def main() -> None:
+    """Do what is asked for."""
+    module = AnsibleModule(argument_spec=argument_spec(), required_if=REQUIRED, supports_check_mode=True)
+    gateway = Gateway(module)
+    verb = {"installed": installed, "current": current, "stored": stored}[module.params["state"]]
+    try:
+        result = verb(gateway)
+    except (RefusalError, OSError) as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
