@@ -112,6 +112,26 @@ def test_one_that_was_killed_is_cleared_away_by_the_next(tmp_path: Path) -> None
 
 
 @as_root
+def test_it_can_be_joined_to_a_gateways_namespace(make_depot: MakeDepot) -> None:
+    gateway = f"{NAME}-gw"
+    bus = make_depot("keba_p30")
+    depot = replace(bus, buses={"bus-1": replace(bus.buses["bus-1"], host=DEVICE)})
+    ip("netns", "add", gateway)
+    try:
+        connect = f"import socket; socket.create_connection(({DEVICE!r}, 502), timeout=2)"
+        with namespace(NAME, depot, gateway) as listen, listen(DEVICE, 502):
+            assert HOST in ip("-n", gateway, "address", "show")
+            assert HOST not in ip("address", "show")
+            ip("netns", "exec", gateway, sys.executable, "-c", connect)
+        assert HOST not in ip("-n", gateway, "address", "show")
+        with pytest.raises(NamespaceError, match="found no network namespace nobody"), namespace(NAME, depot, "nobody"):
+            pass
+    finally:
+        ip("netns", "delete", gateway)
+    assert not left_behind()
+
+
+@as_root
 def test_a_second_one_and_a_network_in_use_are_refused(tmp_path: Path, make_depot: MakeDepot) -> None:
     depot = tmp_path / "field.yml"
     depot.write_text(DEPOT)

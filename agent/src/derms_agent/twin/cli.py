@@ -57,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("depot", type=Path, help="a depot file, or an inventory directory with one")
     parser.add_argument("--depot", dest="name", help="which depot, where the directory has several files")
     parser.add_argument("--namespace", metavar="NAME", help="serve in a network namespace of that name (as root)")
+    parser.add_argument(
+        "--gateway-namespace", metavar="NAME", help="join it to this namespace, instead of to the machine itself"
+    )
     parser.add_argument("--control", type=Path, metavar="SOCKET", help="answer commands at this Unix socket")
     parser.add_argument("--scenario", type=Path, metavar="FILE", help="what happens, and when (YAML)")
     parser.add_argument(
@@ -108,7 +111,7 @@ def _run(given: argparse.Namespace) -> int:
         listen: server.Listen = server.listen
         try:
             if given.namespace is not None:
-                listen = stack.enter_context(namespace(given.namespace, depot))
+                listen = stack.enter_context(namespace(given.namespace, depot, given.gateway_namespace))
             asyncio.run(_serve(twin, given, listen))
         except KeyboardInterrupt:
             return 0

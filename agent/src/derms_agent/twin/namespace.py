@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A network namespace of the twin's own, in which every bus has the address that the depot file gives it.
 
-A veth pair joins it to this machine, which gets one address in each of the devices' networks. The process itself stays
-where it is: only its sockets are opened inside. What a killed twin left behind is known by the alias on the link, and
-removed by the next one of that name; a name in the abstract socket space, which dies with its process, tells the two
-apart. Linux only, as root, with `ip` of iproute2.
+A veth pair joins it to this machine, or to another namespace that stands for a gateway, which gets one address in each
+of the devices' networks. The process itself stays where it is: only its sockets are opened inside. What a killed twin
+left behind is known by the alias on the link, and removed by the next one of that name; a name in the abstract socket
+space, which dies with its process, tells the two apart. Linux only, as root, with `ip` of iproute2.
 """
 
 from __future__ import annotations
@@ -76,25 +76,29 @@ def plan(depot: Depot) -> Plan:
 
 
 @contextmanager
-def namespace(name: str, depot: Depot) -> Iterator[server.Listen]:
+def namespace(name: str, depot: Depot, gateway: str | None = None) -> Iterator[server.Listen]:
     """Make a namespace with a depot's addresses, yield what listens in it, and take all of it away again.
 
-    Raises `NamespaceError`.
+    :param gateway: the network namespace that it is joined to; None: this machine itself
+    :raises NamespaceError: it cannot be made
     """
     if not name or len(name) > _LONGEST_NAME or not name.replace("-", "").replace("_", "").isalnum():
         raise NamespaceError(f"found the name {name!r}, expected letters, digits, - and _")
     if os.geteuid() != 0:
         raise NamespaceError("a namespace takes root; run this with sudo, or without --namespace")
     wanted = plan(depot)
+    if gateway is not None and not (_NAMED / gateway).exists():
+        raise NamespaceError(f"found no network namespace {gateway}, expected that of a gateway")
+    at = () if gateway is None else ("-n", gateway)
     with _only_one(name):
         link = _link(name)
-        _remove_remains(name, link)
-        _refuse_networks_in_use(wanted)
+        _remove_remains(name, link, at)
+        _refuse_networks_in_use(wanted, at)
         try:
-            _make(name, link, wanted)
+            _make(name, link, wanted, at, gateway)
             yield lambda host, port: _listen_inside(name, host, port)
         finally:
-            _remove(name, link)
+            _remove(name, link, at if gateway is None or (_NAMED / gateway).exists() else None)
 
 
 @contextmanager
@@ -139,14 +143,14 @@ def _json(*arguments: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _remove_remains(name: str, link: str) -> None:
+def _remove_remains(name: str, link: str, at: tuple[str, ...]) -> None:
     """Remove what a killed twin left; refuse a namespace or a link of that name that somebody else made."""
-    ours = [row for row in _json("-details", "link", "show") if row.get("ifname") == link]
+    ours = [row for row in _json(*at, "-details", "link", "show") if row.get("ifname") == link]
     if ours and ours[0].get("ifalias") != _alias(name):
         raise NamespaceError(f"the link {link} exists and is not of a twin; remove it, or take another name")
     if (_NAMED / name).exists() and not ours and not _is_bare(name):
         raise NamespaceError(f"the namespace {name} exists and is not of a twin; remove it, or take another name")
-    _remove(name, link)
+    _remove(name, link, at)
 
 
 def _is_bare(name: str) -> bool:
@@ -154,39 +158,43 @@ def _is_bare(name: str) -> bool:
     return [row.get("ifname") for row in _json("-n", name, "link", "show")] == ["lo"]
 
 
-def _remove(name: str, link: str) -> None:
-    if any(row.get("ifname") == link for row in _json("link", "show")):
-        _ip("link", "delete", link)
+def _remove(name: str, link: str, at: tuple[str, ...] | None) -> None:
+    """Remove both ends; `at` is where the other end is, None where that has gone, and its end with it."""
+    if at is not None and any(row.get("ifname") == link for row in _json(*at, "link", "show")):
+        _ip(*at, "link", "delete", link)
     if (_NAMED / name).exists():
         _ip("netns", "delete", name)
 
 
-def _refuse_networks_in_use(wanted: Plan) -> None:
+def _refuse_networks_in_use(wanted: Plan, at: tuple[str, ...]) -> None:
     for network in wanted.devices:
-        for row in _json(f"-{network.version}", "route", "show", "table", "all"):
+        for row in _json(*at, f"-{network.version}", "route", "show", "table", "all"):
             where = str(row.get("dst", "default"))
             if where == "default" or row.get("type") in ("multicast", "anycast", "broadcast"):
                 continue
             if network.overlaps(ipaddress.ip_network(where, strict=False)):
                 via = row.get("dev", "?")
+                who = at[1] if at else "this machine"
                 raise NamespaceError(
-                    f"this machine already reaches {where} by {via}: the devices' network {network} is in use"
+                    f"{who} already reaches {where} by {via}: the devices' network {network} is in use"
                 )
 
 
-def _make(name: str, link: str, wanted: Plan) -> None:
+def _make(name: str, link: str, wanted: Plan, at: tuple[str, ...], gateway: str | None) -> None:
     inner = "devices"
     _ip("netns", "add", name)
     _ip("link", "add", link, "type", "veth", "peer", "name", inner, "netns", name)
-    _ip("link", "set", link, "alias", _alias(name))
+    if gateway is not None:
+        _ip("link", "set", link, "netns", gateway)
+    _ip(*at, "link", "set", link, "alias", _alias(name))
     _ip("-n", name, "link", "set", "lo", "up")
     _ip("-n", name, "link", "set", inner, "up")
     for network, addresses in wanted.devices.items():
         without_check = ("nodad",) if network.version == 6 else ()  # noqa: PLR2004 - IPv6
         for address in addresses:
             _ip("-n", name, "address", "add", f"{address}/{network.prefixlen}", "dev", inner, *without_check)
-        _ip("address", "add", f"{wanted.host[network]}/{network.prefixlen}", "dev", link, *without_check)
-    _ip("link", "set", link, "up")
+        _ip(*at, "address", "add", f"{wanted.host[network]}/{network.prefixlen}", "dev", link, *without_check)
+    _ip(*at, "link", "set", link, "up")
 
 
 def _listen_inside(name: str, host: str, port: int) -> socket.socket:
