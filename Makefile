@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup setup-dev demo demo-down test test-all lint types unit agent molecule sanity soak collection bench campaign mutants generate lock
+.PHONY: help setup setup-dev demo demo-watch demo-down test test-all lint types unit agent molecule sanity soak collection bench campaign mutants generate lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,6 +16,9 @@ setup-dev: ## … and with what tests and lint need
 
 demo: setup ## Raise the demo depot's gateway and converge it
 	@tools/demo up
+
+demo-watch: ## Show the demo depot live, until interrupted
+	@tools/demo watch
 
 demo-down: ## Take the demo depot down
 	@tools/demo down

@@ -32,7 +32,7 @@ READING_FRESH_S = 2.5
 GAP_S = 4.0
 """A device that was silent for longer may have been restarted: its settings are read again."""
 SETTLE_S = 20.0
-"""After a start: until writes that replace what was unknown are proven, and the first shares follow from that."""
+"""After a start, or an ask: until writes that replace what was before are proven, and shares follow from that."""
 STAYS_OVER_S = 20.0
 """A worst case over its limit for so long is a fault; vehicles that are being lowered are proven within less."""
 _STEP_A = 1.0
@@ -114,7 +114,8 @@ class Controller:
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
-    _began_s: float | None = None
+    _settled_s: float | None = None
+    _in_force: frozenset[Ask] = frozenset()
     _over_since_s: dict[tuple[str, Phase | None], float] = field(default_factory=dict)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
@@ -352,10 +353,12 @@ class Controller:
         return outcome
 
     def _settle(self, now_s: float) -> None:
-        """Let shares move freely while devices are still being heard of: those lowerings are no reason to hold."""
-        if self._began_s is None:
-            self._began_s = now_s
-        if now_s - self._began_s <= SETTLE_S:
+        """Let shares move freely after a start, and when an ask begins, ends or changes: that is news, and no noise."""
+        in_force = frozenset(ask for ask in self.asks.values() if ask.in_force(now_s))
+        if in_force != self._in_force or self._settled_s is None:
+            self._in_force = in_force
+            self._settled_s = now_s + SETTLE_S
+        if now_s <= self._settled_s:
             self._previous = {
                 name: replace(one, lowered_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
                 for name, one in self._previous.items()
