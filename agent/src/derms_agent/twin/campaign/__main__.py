@@ -3,6 +3,7 @@
 
 python -m derms_agent.twin.campaign test [--count 300]      the seeds that once failed, then as many episodes
 python -m derms_agent.twin.campaign run --count 100000      the long one; goes on where it was stopped
+python -m derms_agent.twin.campaign play SEED …             these
 python -m derms_agent.twin.campaign show SEED               one episode, line by line
 python -m derms_agent.twin.campaign mutants                 plants faults in the control code; each has to be found
 
@@ -142,20 +143,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command.add_argument(
                 "--state", type=Path, default=Path("build/campaign.json"), help="where it goes on from"
             )
+    played = commands.add_parser("play")
+    played.add_argument("seeds", type=int, nargs="*")
+    played.add_argument("--jobs", type=int, default=jobs)
+    played.add_argument("--stop", action="store_true")
     shown = commands.add_parser("show")
     shown.add_argument("seed", type=int)
     planted = commands.add_parser("mutants")
     planted.add_argument("--count", type=int, default=200, help="within how many episodes each has to be found")
     planted.add_argument("--jobs", type=int, default=jobs)
     planted.add_argument("--only", default="", help="those whose name contains this")
+    planted.add_argument("--quick", action="store_true", help="each by the seed that found it once, alone")
     chosen = parser.parse_args(arguments)
     match chosen.command:
         case "show":
             return _show(chosen.seed)
         case "mutants":
-            return mutants.main(chosen.count, chosen.jobs, chosen.only)
+            return mutants.main(chosen.count, chosen.jobs, chosen.only, quick=chosen.quick)
+        case "play":
+            return _play_all(chosen.seeds, chosen.jobs, stop=chosen.stop)
         case "test":
-            return _test(chosen.first, chosen.count, chosen.jobs, stop=chosen.stop)
+            old = regression_seeds()
+            known = set(old)
+            new = (seed for seed in range(chosen.first, chosen.first + chosen.count) if seed not in known)
+            return _play_all([*old, *new], chosen.jobs, stop=chosen.stop)
         case _:
             return _run(chosen)
 
@@ -169,17 +180,15 @@ def _show(seed: int) -> int:
     return 1 if outcome.violations else 0
 
 
-def _test(first: int, count: int, jobs: int, *, stop: bool) -> int:
+def _play_all(seeds: Iterable[int], jobs: int, *, stop: bool) -> int:
     began_s = time.monotonic()
     tally = Tally()
-    old = regression_seeds()
-    for outcomes in play(itertools.chain(old, range(first, first + count)), jobs):
+    for outcomes in play(seeds, jobs):
         for outcome in outcomes:
             tally.add(outcome)
-            if stop and tally.failed:
-                _say(*tally.lines())
-                return 1
-    _say(*tally.lines(), f"{len(old)} of them failed once; {time.monotonic() - began_s:.0f} s")
+        if stop and tally.failed:
+            break
+    _say(*tally.lines(), f"{time.monotonic() - began_s:.0f} s")
     return 1 if tally.failed else 0
 
 

@@ -281,10 +281,12 @@ def _summed(found: Sequence[PerPhase]) -> PerPhase:
 def stations_of(scene: Scene) -> tuple[book.Station, ...]:
     """Return the stations that the agent is told of."""
     found = []
+    # The twin's chargers keep their settings through a restart; in every other scene the agent may rely on that.
+    settings_last = Random(f"settings {scene.depot.site.limit_va}").random() < 0.5  # noqa: PLR2004, S311
     for device in scene.depot.devices.values():
         profile = scene.profile(device.name)
         for evse in device.evses:
-            known: dict[str, Any] = {"shows_in_force": shows_in_force(profile)}
+            known: dict[str, Any] = {"shows_in_force": shows_in_force(profile), "settings_last": settings_last}
             settings = stage.known_settings(device, profile)
             if evse.name in scene.hidden:
                 known["phases"] = ()

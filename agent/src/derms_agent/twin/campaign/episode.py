@@ -65,10 +65,11 @@ class _Episode:
         self.sampled: dict[str, tuple[float, tuple[float, float, float]]] = {}
         self.agent: Agent | None = None
         self.link: Link | None = None
+        self.closed: list[Link] = []
+        self.urgent = False
         self.pending = list(self.course.happenings)
         self.restarts: list[float] = []
         self.writes = 0
-        self.base = dict.fromkeys(self.scene.depot.circuits, (0.0, 0.0, 0.0))
 
     def run(self) -> Outcome:
         self._warm_up()
@@ -82,10 +83,13 @@ class _Episode:
             if self.restarts and self.restarts[0] <= self.twin.now_s:
                 self.restarts.pop(0)
                 self._start()
+            for link in self.closed:
+                link.step()  # what was on the wire when its process died
+                self.judge.reached(link.taken, {})
             if self.link is not None and self.agent is not None:
                 self.link.step()
-                urgent = self._hear()
-                self.judge.missed(self.link.losses)
+                urgent = self._hear() or self.urgent
+                self.judge.reached(self.link.taken, self.link.losses)
                 if step % 10 == due or urgent:
                     self._cycle(self.agent, self.link)
             self.judge.look()
@@ -134,6 +138,7 @@ class _Episode:
                 if known is None or max(map(abs, map(float.__sub__, item.currents_a, known[1]))) > _STEPPED_A:
                     urgent = True
                 self.sampled[item.circuit] = (sent_s, item.currents_a)
+                self.judge.sampled(item.circuit, sent_s)
             elif isinstance(item, book.Lost | book.NotExecuted):
                 self._say(f"{type(item).__name__} {item.evse} {item.write}")
         return urgent
@@ -143,6 +148,7 @@ class _Episode:
         plugged = [evse.name for evse in self.scene.depot.evses() if self.twin.outlet(evse.name).vehicle is not None]
         writes = agent.run(self.heard, now_s, self.asked, plugged)
         self.heard = []
+        self.urgent = False
         self.judge.accounts(agent.spans(now_s))
         if writes:
             self.judge.wrote(writes, self._known_base())
@@ -168,7 +174,7 @@ class _Episode:
         while self.pending and self.pending[0][0] <= self.twin.now_s:
             self._do(self.pending.pop(0)[1])
 
-    def _do(self, what: Happening) -> None:  # noqa: C901, PLR0912 - one branch for each
+    def _do(self, what: Happening) -> None:  # noqa: C901 - one branch for each
         self._say(str(what))
         match what:
             case Break(device, fault):
@@ -185,14 +191,11 @@ class _Episode:
                         self.twin.fault(device, Fault(kind=FaultKind.REBOOT, for_s=dark_s))
                 self._kill(dark_s + gateway_s, boot=True, clock_s=-1e5)
             case LimitSite(watts):
-                if watts < self.judge.limit_w:
-                    self.judge.cause()
-                self.judge.limit_w = watts
+                self.judge.limit_moved(watts)
                 self.asked = Asked(watts)
+                self.urgent = True  # a cycle at once on an event
             case StepBase(circuit, amperes):
-                if any(new > old for new, old in zip(amperes, self.base[circuit], strict=True)):
-                    self.judge.cause()
-                self.base[circuit] = amperes
+                self.judge.base_stepped(circuit, amperes)
                 self.twin.do(SetBaseLoad(circuit, amperes))
             case Plug(evse, soc):
                 self.twin.plug_in(evse, self.scene.vehicles[evse], soc)
@@ -202,6 +205,7 @@ class _Episode:
     def _kill(self, after_s: float, *, boot: bool, clock_s: float) -> None:
         if self.link is not None:
             self.link.close()
+            self.closed.append(self.link)
         self.link = None
         self.agent = None
         self.judge.died()
@@ -215,5 +219,5 @@ class _Episode:
             self.trace.append(f"{self.twin.now_s:7.1f}  {line}")
 
 
-_FRESH_S = 3.5
+_FRESH_S = 2.6
 _HOT_C = 30.0

@@ -1,33 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is looked at every 100 ms, in what physically happens, and at each write. It shares no code with the guard.
 
-- **Circuits.** The current of each line, and the site's power, against rating and limit. Above is a violation unless
-  within the last 6 s (12 s with slow cars) base load rose, the limit fell or a pilot froze so as to draw more than its
-  limit. That time starts anew for what nobody could have done sooner: a device that did not take requests, and control
-  that was not running, at the end of that; a frozen pilot only shows once it disobeys, which obedience may take 15 s to
-  prove. While whatever could be reached draws nothing any more, nothing is left to be done and it is no violation.
+A *row* is a line of a circuit, or the site's power against its own limit or what the grid asks for.
+
+- **Rows.** Above the limit is a violation unless within the last 6 s (12 s with slow cars; the *window*) base load rose
+  in that row, its limit fell, or an EVSE in it began to draw more than it was told for a cause of its own (below).
 - **Trip curves**, at all times, with no excuse: the lower edge of a circuit breaker's (IEC 60898-1, table 7: 1.13 times
   the rating for an hour; 2.55 times for 1 s; type B not below 3 times for 0.1 s), straight between them in logarithms.
-- **Writes.** What each EVSE could draw at that moment (limit in force, pilot, what its car still may do, writes of ours
-  that may still arrive, and what holds after its start) is added up; no write raises that where it is or would be over.
-- **The ledger** contains what flows and what is in force.
-- **Watchdogs**: after the link or the agent died, the limit in force is the fallback within time-out + 1 s; where there
-  is no watchdog the ledger holds the rating.
+- **Writes.** What each EVSE and the storage could draw at that moment (limit in force, pilot, what its car still may
+  do, writes of ours that may still arrive, and what holds after its start) makes each row's flow; no write tells one
+  more than that, and than it was told, where a row is or would be over. Discharge is no headroom.
+- **The ledger** contains what flows and what is in force; an EVSE without a watchdog that is mute for 5 s is in it at
+  its rating.
+- **Watchdogs**: 1 s after its time-out the limit in force is the fallback.
 - **Heat**: nothing flows above the enclosure's cut-off, nor once a sensor has been lost for as long as its reading may
-  be old and a car needs to follow; devices that could not be told are left out.
-- **Discharge**: none at or below the reserve.
+  be old and a car needs to follow.
+- **Discharge**: none at or below the reserve, nor with a state of charge that is unknown or old.
+
+What it allows, each for what nobody could have done sooner:
+
+1. *Resolution*: 0.3 A and 0.3 % of a row, 0.8 A of an EVSE in the ledger (a meter's 0.5 A in it), 0.1 K.
+2. *A meter that does not answer* while base load rises: its last reading stands for the 2.5 s that it may be old, and
+   1 s until the next cycle; the window begins then. Only for the rows above that meter.
+3. *A device that does not take requests* (silent, refusing, slow, restarting, or its requests lost) draws more than it
+   was told. Only what it draws beyond that is excused, by working out the flow without it, and only for 8 s (5 s until
+   control no longer relies on it, a time-out of 1 s, a cycle, a poll) and the window. The others are to be lowered.
+4. *A frozen pilot*: the same, for 16 s (the 15 s that obedience has, and a cycle) and the window. As long the ledger
+   need not hold what it draws; on a device that answers nothing either, never more than its rating.
+5. *Nothing left*: past that no excess is a violation while all that could be told, beneath that row, draws less than
+   1 A.
+6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then.
+7. *Control that is dead* lowers nothing: what rose the base load since a window before its death is excused until the
+   slowest watchdog beneath that row, 1 s and the window are over; from then on all must fit as the depot's check says,
+   for every circuit. What the site and the grid ask for is not in that check, and is not asked of the dead. Nor is what
+   a pilot that is frozen, or a device that starts, draws beyond what it was told.
+8. *A request in flight* when its process dies may still feed a watchdog; its time counts from the last one taken.
+9. *Heat* is asked only of devices that took requests, from a control that ran, for the last window and 8 s; of cars
+   at a frozen pilot not at all.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from derms_agent.control.guard import Write
 from derms_agent.control.ledger import Span
-from derms_agent.model import Connection, Evse, Phase
+from derms_agent.model import Connection, Evse, PerPhase, Phase
+from derms_agent.profiles.profile import AfterBoot
+from derms_agent.twin import network
 from derms_agent.twin.campaign.agent import SENSOR
 from derms_agent.twin.campaign.scene import (
     STORAGE,
@@ -36,29 +59,38 @@ from derms_agent.twin.campaign.scene import (
     after_boot_a,
     has_watchdog,
     known_settings,
+    storage_a,
     unattended_a,
 )
-from derms_agent.twin.faults import FaultKind
+from derms_agent.twin.faults import Fault, FaultKind
 from derms_agent.twin.rehearsal import Rehearsal
 
 STEP_S = 0.1
 PROMPT_S, SLOW_S = 6.0, 12.0
-PROOF_S = 15.0
-GRACE_S = 8.0
+STALE_S, CYCLE_S = 2.5, 1.0
+PROOF_S = 15.0 + CYCLE_S
+UNRELIABLE_S = 8.0
+START_S = 2.0
 LATE_S = 3.0
-TOLD_S = 60.0
 BOOT_S = 7.0
+MUTE_S = 5.5
+SOC_STALE_S, STORAGE_FOLLOWS_S = 10.0, 4.0
+_SAMPLED_S = 1.0
 _NEAR_A = 0.3
+_METER_A = 0.5
 _NEAR_C = 0.1
+_NEAR_W = 10.0
 _SLACK = 1.003
 _HELD_BACK_A = 1.0
 _SQRT3 = math.sqrt(3)
+_NEUTRAL_V = VOLTAGE_V / _SQRT3
 _PHASES = tuple(Phase)
 _TRIP = ((1.13, 3600.0), (2.55, 1.0), (3.0, 0.1))
-_MUTE = frozenset({FaultKind.SILENT, FaultKind.REBOOT})
 _UNREACHABLE = frozenset(
     {FaultKind.SILENT, FaultKind.REBOOT, FaultKind.EXCEPTION, FaultKind.DISCONNECT, FaultKind.SLOW}
 )
+_NO_KINDS: frozenset[FaultKind] = frozenset()
+_MUTE = frozenset({FaultKind.SILENT, FaultKind.REBOOT, FaultKind.EXCEPTION, FaultKind.DISCONNECT})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +111,21 @@ class Worst:
     trip: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of a circuit (`line` counts from 0), or with None the site's power; `asked`: what the grid asks for it."""
+
+    circuit: str
+    line: int | None
+    asked: bool = False
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        if self.line is not None:
+            return f"{self.circuit} {_PHASES[self.line].value}"
+        return "grid" if self.asked else "site"
+
+
 def trips_after_s(ratio: float) -> float:
     """Return for how long a breaker surely carries so many times its rating."""
     if ratio < _TRIP[0][0]:
@@ -91,6 +138,32 @@ def trips_after_s(ratio: float) -> float:
 
 
 @dataclass(slots=True)
+class _Doings:
+    """What one EVSE, or the storage, was told and did.
+
+    `told_a` is what was last written; `pending` what may still arrive, each with until when. `beyond_since_s`: since
+    when it has drawn more than it was told; `frozen_since_s`: since when it has done so for a frozen pilot.
+    """
+
+    told_a: float = math.inf
+    pending: list[tuple[float, float]] = field(default_factory=list)
+    beyond_since_s: float | None = None
+    frozen_since_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Reach:
+    """When a device last took a request, did not take one, started; since when that has been so."""
+
+    taken_s: float = -math.inf
+    missed_s: float = -math.inf
+    missing_since_s: float = -math.inf
+    mute_since_s: float | None = None
+    off_since_s: float | None = None
+    booted_s: float = -math.inf
+
+
+@dataclass(slots=True)
 class Judge:
     """Watches one episode. `limit_w` is what the grid asks for; `alive`: control runs."""
 
@@ -100,29 +173,63 @@ class Judge:
     alive: bool = True
     violations: list[Violation] = field(default_factory=list)
     worst: Worst = field(default_factory=Worst)
-    _cause_s: float = 0.0
-    _proof_s: float = -math.inf
-    _unreachable_s: dict[str, float] = field(default_factory=dict)
-    _died_s: float | None = None
-    _off_since_s: dict[str, float] = field(default_factory=dict)
-    _lost_since_s: dict[str, float] = field(default_factory=dict)
-    _running_s: float = 0.0
-    _silent_since_s: dict[str, float] = field(default_factory=dict)
-    _pending: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    _disobeying: set[str] = field(default_factory=set)
-    _over_since_s: dict[str, float] = field(default_factory=dict)
-    _trip: dict[tuple[str, int], float] = field(default_factory=dict)
-    _seen: set[tuple[str, str]] = field(default_factory=set)
     _evses: tuple[Evse, ...] = ()
     _window_s: float = PROMPT_S
+    _died_s: float = -math.inf
+    _started_s: float = 0.0
+    _limit_fell_s: float = -math.inf
+    _base: dict[str, PerPhase] = field(default_factory=dict)
+    _rose_s: dict[str, float] = field(default_factory=dict)
+    _seen_s: dict[str, float] = field(default_factory=dict)
+    _sampled_s: dict[str, float] = field(default_factory=dict)
+    _doings: dict[str, _Doings] = field(default_factory=dict)
+    _reach: dict[str, _Reach] = field(default_factory=dict)
+    _lost_since_s: dict[str, float] = field(default_factory=dict)
+    _over_since_s: dict[Row, float] = field(default_factory=dict)
+    _trip: dict[Row, float] = field(default_factory=dict)
+    _seen: set[tuple[str, str]] = field(default_factory=set)
+    _rows: dict[Row, frozenset[str]] = field(default_factory=dict)
+    _mixed: frozenset[str] = frozenset()
+    _falls_back: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._evses = self.scene.depot.evses()
+        depot = self.scene.depot
+        self._evses = depot.evses()
         self._window_s = SLOW_S if self.scene.slow else PROMPT_S
+        self._doings = {name: _Doings() for name in (*(evse.name for evse in self._evses), STORAGE)}
+        self._reach = {name: _Reach() for name in depot.devices}
+        self._base = dict.fromkeys(depot.circuits, (0.0, 0.0, 0.0))
+        self._mixed = frozenset(
+            name
+            for name in depot.circuits
+            if any(depot.circuits[each].connection is Connection.DELTA_WYE for each in _beneath(self.scene, name))
+        )
+        for name, circuit in depot.circuits.items():
+            beneath = frozenset(_beneath(self.scene, name))
+            for line in range(len(_PHASES)):
+                self._rows[Row(name, line)] = beneath
+            if circuit.parent is None:
+                self._rows[Row(name, None)] = self._rows[Row(name, None, asked=True)] = beneath
+        for evse in self._evses:
+            device, profile = depot.devices[evse.device], self.scene.profile(evse.device)
+            watchdog_s = profile.watchdog_s(known_settings(device, profile))
+            if has_watchdog(device, profile) and profile.fallback is not None and watchdog_s is not None:
+                alone = replace(profile, fallback=replace(profile.fallback, after_boot=AfterBoot.OFF))
+                self._falls_back[evse.name] = (watchdog_s, unattended_a(evse, device, alone))
 
-    def cause(self) -> None:
-        """Take note that base load rose or the limit fell."""
-        self._cause_s = self.twin.now_s
+    # What it is told
+
+    def base_stepped(self, circuit: str, amperes: PerPhase) -> None:
+        """Take note of a circuit's own base load."""
+        if any(new > old for new, old in zip(amperes, self._base[circuit], strict=True)):
+            self._rose_s[circuit] = self._seen_s[circuit] = self.twin.now_s
+        self._base[circuit] = amperes
+
+    def limit_moved(self, watts: float) -> None:
+        """Take note of what the grid asks for."""
+        if watts < self.limit_w:
+            self._limit_fell_s = self.twin.now_s
+        self.limit_w = watts
 
     def died(self) -> None:
         """Take note that control was killed."""
@@ -132,246 +239,335 @@ class Judge:
     def started(self) -> None:
         """Take note that control runs again: it begins to be answerable for what it found."""
         self.alive = True
-        self._died_s = None
-        self._running_s = self.twin.now_s
-        self._cause_s = self.twin.now_s + GRACE_S
+        self._started_s = self.twin.now_s
+        self._sampled_s.clear()
 
-    def missed(self, losses: Mapping[str, float]) -> None:
-        """Take note of when devices last did not take a request."""
+    def sampled(self, circuit: str, sent_s: float) -> None:
+        """Take note of when a circuit's meter was last asked and answered."""
+        self._sampled_s[circuit] = sent_s
+
+    def reached(self, taken: Mapping[str, float], losses: Mapping[str, float]) -> None:
+        """Take note of when devices last took a request, and last did not."""
+        for device, at_s in taken.items():
+            reach = self._reach[device]
+            reach.taken_s = max(reach.taken_s, at_s)
         for device, at_s in losses.items():
-            if at_s > self._unreachable_s.get(device, -math.inf):
-                self._unreachable_s[device] = at_s
+            self._miss(device, at_s)
+
+    def _miss(self, device: str, at_s: float) -> None:
+        reach = self._reach[device]
+        if at_s > reach.missed_s:
+            if at_s - reach.missed_s > self._window_s + UNRELIABLE_S:
+                reach.missing_since_s = at_s
+            reach.missed_s = at_s
+
+    # Every step
 
     def look(self) -> None:
         """Look at what is so now."""
         now_s = self.twin.now_s
-        self._look_at_faults(now_s)
-        self._look_at_circuits(now_s)
+        faults = self.twin.faults()
+        self._look_at_meters(now_s)
+        self._look_at_devices(now_s, faults)
+        self._look_at_evses(now_s, faults)
+        self._look_at_rows(now_s)
         self._look_at_watchdogs(now_s)
         self._look_at_storage(now_s)
         self._look_at_heat(now_s)
 
-    def _look_at_faults(self, now_s: float) -> None:
-        faults = self.twin.faults()
-        off = {device for device, kinds in faults.items() if any(fault.kind is FaultKind.REBOOT for fault in kinds)}
-        for device, kinds in faults.items():
-            if any(fault.kind in _UNREACHABLE for fault in kinds):
-                self._unreachable_s[device] = now_s
-        silent = {device for device, kinds in faults.items() if any(fault.kind in _MUTE for fault in kinds)}
-        for device in silent:
-            self._silent_since_s.setdefault(device, now_s)
-        for device in [device for device in self._silent_since_s if device not in silent]:
-            del self._silent_since_s[device]
-        for device in off:
-            self._off_since_s.setdefault(device, now_s)
-        for device in [device for device in self._off_since_s if device not in off]:
-            del self._off_since_s[device]
-            self._unreachable_s[device] = now_s
+    def _look_at_meters(self, now_s: float) -> None:
+        """Let the window of a rise begin later while its meter does not answer and its last reading still stands."""
+        for circuit, rose_s in self._rose_s.items():
+            sampled_s = self._sampled_s.get(circuit, self._started_s)
+            if sampled_s < rose_s < now_s - _SAMPLED_S and now_s <= sampled_s + STALE_S + CYCLE_S:
+                self._seen_s[circuit] = now_s
+
+    def _look_at_devices(self, now_s: float, faults: Mapping[str, tuple[Fault, ...]]) -> None:
+        for device, reach in self._reach.items():
+            kinds = {fault.kind for fault in faults[device]} if device in faults else _NO_KINDS
+            if kinds & _UNREACHABLE:
+                self._miss(device, now_s)
+            if not kinds & _MUTE:
+                reach.mute_since_s = None
+            elif reach.mute_since_s is None:
+                reach.mute_since_s = now_s
+            if FaultKind.REBOOT in kinds:
+                reach.off_since_s = now_s if reach.off_since_s is None else reach.off_since_s
+            elif reach.off_since_s is not None:
+                reach.off_since_s, reach.booted_s = None, now_s
+            if FaultKind.SENSOR_LOST in kinds:
+                self._lost_since_s.setdefault(device, now_s)
+            else:
+                self._lost_since_s.pop(device, None)
+
+    def _look_at_evses(self, now_s: float, faults: Mapping[str, tuple[Fault, ...]]) -> None:
         for evse in self._evses:
+            does = self._doings[evse.name]
+            drawn_a = self.twin.outlet(evse.name).current_a
+            if drawn_a <= does.told_a + _NEAR_A:
+                does.beyond_since_s = None
+            elif does.beyond_since_s is None:
+                does.beyond_since_s = now_s
             frozen = any(fault.kind is FaultKind.FROZEN_DUTY for fault in faults.get(evse.device, ()))
-            state = self.twin.outlet(evse.name)
-            more = state.current_a > self.twin.limit_a(evse.name) + _NEAR_A
-            if frozen and more and evse.name not in self._disobeying:
-                self._disobeying.add(evse.name)
-                self._proof_s = now_s
-            elif not more and not frozen:
-                self._disobeying.discard(evse.name)
+            if drawn_a <= self.twin.limit_a(evse.name) + _NEAR_A and does.beyond_since_s is None:
+                does.frozen_since_s = None
+            elif frozen and does.frozen_since_s is None:
+                does.frozen_since_s = now_s
 
-    # Circuits
+    # Rows
 
-    def _look_at_circuits(self, now_s: float) -> None:
-        over: set[str] = set()
-        for name, circuit in self.scene.depot.circuits.items():
-            for line, current in enumerate(self.twin.currents[name]):
-                amperes = abs(current)
-                rating = circuit.rating_a[line]
-                if amperes > rating * 1.1:
-                    self._wear((name, line), amperes / rating)
-                if amperes > rating * _SLACK + _NEAR_A:
-                    what = f"{name} {_PHASES[line].value}"
-                    over.add(what)
-                    self._over(what, amperes, rating, "A", now_s)
-            if circuit.parent is None:
-                volts = VOLTAGE_V / _SQRT3
-                currents = self.twin.currents[name]
-                powers = [
-                    volts * (current * (turn.conjugate())).real for current, turn in zip(currents, _TURNS, strict=True)
-                ]
-                watts = sum(powers)
-                site_va = self.scene.depot.site.limit_va
-                for what, limit in (("site", site_va), ("grid", self.limit_w)):
-                    if watts > limit * _SLACK + 3 * volts * _NEAR_A:
-                        over.add(what)
-                        self._over(what, watts, limit, "W", now_s)
-        for what in [what for what in self._over_since_s if what not in over]:
-            del self._over_since_s[what]
+    def _look_at_rows(self, now_s: float) -> None:
+        over: set[Row] = set()
+        flows: list[Mapping[str, network.Phasors]] = []
+        for row, found, limit in self._found(self.twin.currents):
+            if row.line is not None and found > limit * 1.1:
+                self._wear(row, found / limit)
+            if found > _most(row, limit):
+                over.add(row)
+                if not flows:
+                    flows.append(self._flows(self._excused_draws(now_s)))
+                self._over(row, found, limit, flows[0], now_s)
+        for row in [row for row in self._over_since_s if row not in over]:
+            del self._over_since_s[row]
 
-    def _over(self, what: str, found: float, limit: float, unit: str, now_s: float) -> None:
-        since_s = self._over_since_s.setdefault(what, now_s)
+    def _found(self, currents: Mapping[str, network.Phasors]) -> Iterator[tuple[Row, float, float]]:
+        """Yield each row with what flows and what may: A of lines, W of the site."""
+        for row in self._rows:
+            found = _flow(row, currents)
+            circuit = self.scene.depot.circuits[row.circuit]
+            if row.line is not None:
+                yield row, found, circuit.rating_a[row.line]
+            else:
+                yield row, found, self.limit_w if row.asked else self.scene.depot.site.limit_va
+
+    def _over(self, row: Row, found: float, limit: float, excused: Mapping[str, network.Phasors], now_s: float) -> None:
+        since_s = self._over_since_s.setdefault(row, now_s)
         self.worst.over_s = max(self.worst.over_s, now_s - since_s)
         self.worst.over_share = max(self.worst.over_share, found / limit - 1 if limit > 0 else 1.0)
-        if not self.alive or self._excused(now_s):
+        if self._lately(row, now_s) or _flow(row, excused) <= _most(row, limit) or not self._is_left(row, now_s):
             return
-        left_a = [
-            self.twin.outlet(evse.name).current_a
-            for evse in self._evses
-            if evse.name not in self._disobeying and not self._unreachable(evse.device, now_s)
-        ]
-        if sum(left_a) <= _HELD_BACK_A:
-            return
-        detail = f"{what}: found {found:.1f} {unit}, expected at most {limit:.1f}, over for {now_s - since_s:.1f} s"
-        self._report("above the limit", what, now_s, f"{detail}; {self._situation()}")
+        unit = "W" if row.line is None else "A"
+        detail = f"{row}: found {found:.1f} {unit}, expected at most {limit:.1f}, over for {now_s - since_s:.1f} s"
+        detail = f"{detail}, {_flow(row, excused):.1f} {unit} without what is excused"
+        self._report("above the limit", str(row), now_s, f"{detail}; {self._situation()}")
 
-    def _excused(self, now_s: float) -> bool:
+    def _lately(self, row: Row, now_s: float) -> bool:
+        """Whether within the window base load rose in a row, its limit fell, or control began to run."""
         window_s = self._window_s
-        lately_s = max(self._unreachable_s.values(), default=-math.inf)
-        if now_s - lately_s <= window_s + GRACE_S:
-            return True
-        return now_s - self._cause_s <= window_s or now_s - self._proof_s <= PROOF_S + window_s
+        caused_s = [self._seen_s.get(circuit, -math.inf) for circuit in self._rows[row]]
+        if row.asked:
+            caused_s.append(self._limit_fell_s)
+        latest_s = max(caused_s)
+        if not self.alive:
+            if latest_s < self._died_s - window_s:
+                return False
+            return row.line is None or now_s <= self._fallen_back_s(row) + window_s
+        return now_s - latest_s <= window_s or now_s - self._started_s <= START_S + window_s
 
-    def _unreachable(self, device: str, now_s: float) -> bool:
-        return now_s - self._unreachable_s.get(device, -math.inf) <= GRACE_S
+    def _fallen_back_s(self, row: Row) -> float:
+        """Return by when all beneath a row have fallen back, if nobody feeds them since control died."""
+        beneath = [evse.name for evse in self._evses if evse.circuit in self._rows[row]]
+        slowest_s = max((self._falls_back[name][0] for name in beneath if name in self._falls_back), default=0.0)
+        return self._died_s + slowest_s + 1
 
-    def _wear(self, line: tuple[str, int], ratio: float) -> None:
-        self._trip[line] = self._trip.get(line, 0.0) + STEP_S / trips_after_s(ratio)
-        self.worst.trip = max(self.worst.trip, self._trip[line])
-        if self._trip[line] >= 1:
-            self._report("trip curve", line[0], self.twin.now_s, f"{line[0]}: {ratio:.2f} times its rating")
+    def _excused_draws(self, now_s: float) -> dict[str, float]:
+        """Return what each EVSE draws, in A, without what it draws for a cause of its own beyond what it was told."""
+        drawn = {}
+        for evse in self._evses:
+            does = self._doings[evse.name]
+            amperes = self.twin.outlet(evse.name).current_a
+            if does.beyond_since_s is not None and self._excuses(evse, does, does.beyond_since_s, now_s):
+                amperes = min(amperes, does.told_a)
+            drawn[evse.name] = amperes
+        return drawn
+
+    def _excuses(self, evse: Evse, does: _Doings, beyond_since_s: float, now_s: float) -> bool:
+        reach = self._reach[evse.device]
+        if not self.alive:
+            return does.frozen_since_s is not None or reach.booted_s > beyond_since_s - self._window_s
+        if does.frozen_since_s is not None:
+            since_s = max(beyond_since_s, does.frozen_since_s, self._started_s)
+            return now_s - since_s <= PROOF_S + self._window_s
+        if not self._is_stuck(reach, now_s):
+            return False
+        since_s = max(beyond_since_s, reach.missing_since_s, self._started_s)
+        return now_s - since_s <= UNRELIABLE_S + self._window_s
+
+    def _is_stuck(self, reach: _Reach, now_s: float) -> bool:
+        """Whether a device lately did not take a request, so that it may draw more than it was told."""
+        return now_s - reach.missed_s <= UNRELIABLE_S + self._window_s
+
+    def _is_left(self, row: Row, now_s: float) -> bool:
+        """Whether something beneath a row still draws that could be lowered."""
+        left_a = 0.0
+        for evse in self._evses:
+            does = self._doings[evse.name]
+            stuck = does.frozen_since_s is not None or self._is_stuck(self._reach[evse.device], now_s)
+            if evse.circuit in self._rows[row] and not (does.beyond_since_s is not None and stuck):
+                left_a += self.twin.outlet(evse.name).current_a
+        return left_a > _HELD_BACK_A
+
+    def _flows(
+        self,
+        drawn: Mapping[str, float],
+        base: Mapping[str, PerPhase] | None = None,
+        storage_a: float | None = None,
+    ) -> dict[str, network.Phasors]:
+        """Return what flows in each circuit with what EVSEs draw, and the storage takes, in A per conductor.
+
+        With a base load as known, on all conductors an EVSE is wired to; else as it is, on those its car loads.
+        """
+        circuits = self.scene.depot.circuits
+        loads: dict[str, network.Phasors] = {}
+        for name, amperes in (self._base if base is None else base).items():
+            one, two, three = network.ANGLES
+            loads[name] = (one * amperes[0], two * amperes[1], three * amperes[2])
+        for evse in self._evses:
+            loaded = self.twin.outlet(evse.name).conductors if base is None else len(evse.phases)
+            each = network.currents_of(circuits[evse.circuit], evse.phases, loaded)
+            flow = (each[0] * drawn[evse.name], each[1] * drawn[evse.name], each[2] * drawn[evse.name])
+            loads[evse.circuit] = network.add(loads[evse.circuit], flow)
+        if self.scene.storage:
+            state = self.twin.inverters[STORAGE].state
+            at = str(self.scene.depot.devices[STORAGE].circuit)
+            watts = state.power_w if storage_a is None else storage_a * 3 * _NEUTRAL_V
+            loads[at] = network.add(loads[at], network.power_currents(circuits[at], watts, state.reactive_var))
+        return network.circuit_currents(circuits, loads)
+
+    def _wear(self, row: Row, ratio: float) -> None:
+        self._trip[row] = self._trip.get(row, 0.0) + STEP_S / trips_after_s(ratio)
+        self.worst.trip = max(self.worst.trip, self._trip[row])
+        if self._trip[row] >= 1:
+            self._report("trip curve", row.circuit, self.twin.now_s, f"{row.circuit}: {ratio:.2f} times its rating")
 
     # Writes and the ledger
 
-    def wrote(self, writes: Sequence[Write], base: Mapping[str, Sequence[float]]) -> None:
+    def wrote(self, writes: Sequence[Write], base: Mapping[str, PerPhase]) -> None:
         """Judge writes as they leave. `base` is each circuit's base load as far as control can know it, in A."""
         now_s = self.twin.now_s
         could = {evse.name: self._could(evse, now_s) for evse in self._evses}
+        could[STORAGE] = self._could_take(now_s)
         for write in writes:
-            if write.evse != STORAGE:
-                amperes = write.amount.active_a
-                if amperes > could[write.evse] + _NEAR_A:
-                    could[write.evse] = amperes
-                    self._judge_raise(write.evse, could, base, now_s)
-                self._pending.setdefault(write.evse, []).append((now_s + LATE_S, amperes))
+            does, amperes = self._doings[write.evse], write.amount.active_a
+            told_a = does.told_a if does.told_a < math.inf else 0.0  # the ledger still has it: that again is no raise
+            if amperes > max(could[write.evse], told_a) + _NEAR_A:
+                could[write.evse] = amperes
+                self._judge_raise(write.evse, could, base, now_s)
+            does.told_a = amperes
+            does.pending.append((now_s + LATE_S, amperes))
 
     def _could(self, evse: Evse, now_s: float) -> float:
         """Return what an EVSE could draw now, from the twin's own state, in A per conductor."""
         state = self.twin.outlet(evse.name)
-        limits = [self.twin.limit_a(evse.name), state.current_a]
-        if evse.name not in self._disobeying and not self._frozen(evse.device):
+        reach, does = self._reach[evse.device], self._doings[evse.name]
+        limits = [self.twin.limit_a(evse.name), state.current_a, *self._pending(evse.name, now_s)]
+        if does.frozen_since_s is None and not self._frozen(evse.device):
             vehicle = state.vehicle
             if vehicle is not None:
                 limits += [vehicle.allowed_a, *(amperes for _due, amperes in vehicle.pending)]
             limits.append(state.pilot_a)
-        pending = [entry for entry in self._pending.get(evse.name, ()) if entry[0] > now_s]
-        self._pending[evse.name] = pending
-        limits += [amperes for _until_s, amperes in pending]
-        if now_s - self._off_since_s.get(evse.device, math.inf) > BOOT_S:
+        if reach.off_since_s is not None and now_s - reach.off_since_s > BOOT_S:
             device = self.scene.depot.devices[evse.device]
             limits.append(after_boot_a(evse, device, self.scene.profile(evse.device)))
         return min(max(limits), max(evse.rating_a, state.current_a))
 
+    def _could_take(self, now_s: float) -> float:
+        """Return what the storage could take now, in A per conductor: what it gives is no headroom."""
+        if not self.scene.storage:
+            return 0.0
+        now_a = self.twin.inverters[STORAGE].state.power_w / (3 * _NEUTRAL_V)
+        return min(max(now_a, self._doings[STORAGE].told_a, *self._pending(STORAGE, now_s), 0.0), storage_a())
+
+    def _pending(self, name: str, now_s: float) -> list[float]:
+        does = self._doings[name]
+        does.pending = [entry for entry in does.pending if entry[0] > now_s]
+        return [amperes for _until_s, amperes in does.pending]
+
     def _frozen(self, device: str) -> bool:
         return any(fault.kind is FaultKind.FROZEN_DUTY for fault in self.twin.faults().get(device, ()))
 
-    def _judge_raise(
-        self, raised: str, could: Mapping[str, float], base: Mapping[str, Sequence[float]], now_s: float
-    ) -> None:
-        circuits = self.scene.depot.circuits
-        at: str | None = next(evse.circuit for evse in self._evses if evse.name == raised)
-        own = next(evse for evse in self._evses if evse.name == raised)
-        while at is not None:
-            circuit = circuits[at]
-            beneath = self._beneath(at)
-            if not any(circuits[name].connection is Connection.DELTA_WYE for name in beneath):
-                for line, phase in enumerate(_PHASES):
-                    if phase not in own.phases:
-                        continue
-                    amperes = sum(base[name][line] for name in beneath) + sum(
-                        could[evse.name] for evse in self._evses if evse.circuit in beneath and phase in evse.phases
-                    )
-                    if amperes > circuit.rating_a[line] * _SLACK + _NEAR_A:
-                        detail = (
-                            f"{at} {phase.value}: could carry {amperes:.1f} A, expected {circuit.rating_a[line]:.0f}"
-                        )
-                        drawing = ", ".join(f"{name} {value:.1f}" for name, value in could.items())
-                        self._report("raised while over", raised, now_s, f"{raised} raised; {detail}; {drawing}")
-            at = circuit.parent
-
-    def _beneath(self, name: str) -> set[str]:
-        circuits = self.scene.depot.circuits
-        found = {name}
-        grown = True
-        while grown:
-            more = {other.name for other in circuits.values() if other.parent in found} - found
-            found |= more
-            grown = bool(more)
-        return found
+    def _judge_raise(self, raised: str, could: Mapping[str, float], base: Mapping[str, PerPhase], now_s: float) -> None:
+        own = next((evse for evse in self._evses if evse.name == raised), None)
+        at = str(self.scene.depot.devices[STORAGE].circuit) if own is None else own.circuit
+        phases = _PHASES if own is None else own.phases
+        after = self._flows(could, base, could[STORAGE])
+        for row, found, limit in self._found(after):
+            beneath = at in self._rows[row]
+            # A transformer's line is of two windings; which of them an EVSE loads is not looked at.
+            loaded = row.line is None or _PHASES[row.line] in phases or row.circuit in self._mixed
+            if beneath and loaded and found > _most(row, limit):
+                drawing = ", ".join(f"{name} {value:.1f}" for name, value in could.items())
+                detail = f"{raised} raised; {row}: could be {found:.1f}, expected at most {limit:.1f}; {drawing}"
+                self._report("raised while over", raised, now_s, detail)
 
     def accounts(self, spans: Mapping[str, tuple[Span, Span, Span]]) -> None:
         """Judge the ledger: it holds what flows and what is in force."""
         now_s = self.twin.now_s
         for evse in self._evses:
-            if self._frozen(evse.device) or evse.name in self._disobeying:
-                continue
-            device = self.scene.depot.devices[evse.device]
-            profile = self.scene.profile(evse.device)
+            does, reach = self._doings[evse.name], self._reach[evse.device]
             state = self.twin.outlet(evse.name)
             high = min(spans[evse.name][_PHASES.index(phase)].high for phase in evse.phases[: max(state.conductors, 1)])
-            for what, amperes in (("draws", state.current_a), ("may draw", self.twin.limit_a(evse.name))):
-                if what == "may draw" and evse.device in self._off_since_s:
+            if reach.mute_since_s is not None and evse.name not in self._falls_back:
+                mute_s = now_s - max(reach.mute_since_s, self._started_s)
+                if mute_s > MUTE_S and high < evse.rating_a - _NEAR_A:
+                    self._report("no watchdog", evse.name, now_s, f"{evse.name}: the ledger holds {high:.1f} A")
+            since_s = now_s if self._frozen(evse.device) else -math.inf
+            unproven = now_s - (since_s if does.frozen_since_s is None else does.frozen_since_s) <= PROOF_S
+            # A pilot that is frozen above its EVSE's rating, on a device that is mute, cannot be known of.
+            stuck = does.frozen_since_s is not None and self._is_stuck(reach, now_s)
+            drawn_a = min(state.current_a, evse.rating_a) if stuck else state.current_a
+            for what, amperes in (("draws", drawn_a), ("may draw", self.twin.limit_a(evse.name))):
+                if unproven or (what == "may draw" and reach.off_since_s is not None):
                     continue
-                if amperes > high + _NEAR_A + 0.5:
+                if amperes > high + _NEAR_A + _METER_A:
                     detail = f"{evse.name} {what} {amperes:.1f} A, the ledger holds {high:.1f}"
                     self._report("ledger", evse.name, now_s, f"{detail}; {self._situation()}")
-            silent_s = now_s - self._silent_since_s.get(evse.device, now_s)
-            if silent_s > BOOT_S + 1 and not has_watchdog(device, profile) and high < evse.rating_a - _NEAR_A:
-                self._report("no watchdog", evse.name, now_s, f"{evse.name}: the ledger holds {high:.1f} A")
 
     # What devices do
 
     def _look_at_watchdogs(self, now_s: float) -> None:
-        if self._died_s is None:
-            return
         for evse in self._evses:
-            device, profile = self.scene.depot.devices[evse.device], self.scene.profile(evse.device)
-            if not has_watchdog(device, profile) or evse.device in self._off_since_s:
+            if evse.name not in self._falls_back or self._reach[evse.device].off_since_s is not None:
                 continue
-            watchdog_s = profile.watchdog_s(known_settings(device, profile))
-            if watchdog_s is None or now_s - self._died_s <= watchdog_s + 1 + LATE_S:
-                continue
-            allowed_a = unattended_a(evse, device, profile)
-            if self.twin.limit_a(evse.name) > allowed_a + _NEAR_A:
-                detail = (
-                    f"{evse.name}: {self.twin.limit_a(evse.name):.1f} A {now_s - self._died_s:.1f} s after control died"
-                )
-                self._report("watchdog", evse.name, now_s, detail)
+            watchdog_s, fallback_a = self._falls_back[evse.name]
+            reach = self._reach[evse.device]
+            alone_s = now_s - max(reach.taken_s, reach.booted_s, 0.0)
+            if alone_s > watchdog_s + 1 and self.twin.limit_a(evse.name) > fallback_a + _NEAR_A:
+                detail = f"{evse.name}: {self.twin.limit_a(evse.name):.1f} A {alone_s:.1f} s after its last request"
+                self._report("watchdog", evse.name, now_s, f"{detail}, expected {fallback_a:.1f} A")
 
     def _look_at_storage(self, now_s: float) -> None:
         if not self.scene.storage:
             return
         state = self.twin.inverters[STORAGE].state
-        if state.power_w < -100 and state.soc * 100 <= self.scene.depot.site.soc_reserve_percent:  # noqa: PLR2004
-            self._report("reserve", STORAGE, now_s, f"{-state.power_w:.0f} W discharged at {state.soc * 100:.2f} %")
+        if state.power_w >= -_NEAR_W:
+            return
+        if state.soc * 100 <= self.scene.depot.site.soc_reserve_percent:
+            self._report("reserve", STORAGE, now_s, f"{-state.power_w:.0f} W discharged at {state.soc * 100:.3f} %")
+        lost_s = now_s - self._lost_since_s.get(STORAGE, now_s)
+        if lost_s > SOC_STALE_S + CYCLE_S + STORAGE_FOLLOWS_S and self._told_lately(STORAGE, now_s):
+            detail = f"{-state.power_w:.0f} W discharged {lost_s:.0f} s after its state of charge was lost"
+            self._report("reserve", STORAGE, now_s, detail)
+
+    def _told_lately(self, device: str, now_s: float) -> bool:
+        """Whether control ran, and a device took requests, for long enough that it has done what it was told."""
+        patience_s = self._window_s + UNRELIABLE_S
+        return self.alive and now_s - max(self._started_s, self._reach[device].missed_s) > patience_s
 
     def _look_at_heat(self, now_s: float) -> None:
-        faults = self.twin.faults()
         for evse in self._evses:
             if "temperature" not in self.scene.profile(evse.device).points:
                 continue
-            lost = any(fault.kind is FaultKind.SENSOR_LOST for fault in faults.get(evse.device, ()))
-            if not lost:
-                self._lost_since_s.pop(evse.device, None)
-            lost_s = now_s - self._lost_since_s.setdefault(evse.device, now_s) if lost else 0.0
             state = self.twin.outlet(evse.name)
-            if state.current_a <= _HELD_BACK_A:
+            if state.current_a <= _HELD_BACK_A or self._doings[evse.name].frozen_since_s is not None:
                 continue
-            told = self.alive and now_s - self._running_s > TOLD_S
-            told = told and now_s - self._unreachable_s.get(evse.device, -math.inf) > TOLD_S
-            if not told or evse.name in self._disobeying or self._frozen(evse.device):
+            if not self._told_lately(evse.device, now_s):
                 continue
             if state.temperature_c > SENSOR.cut_off_c + _NEAR_C:
                 detail = f"{evse.name}: {state.current_a:.1f} A at {state.temperature_c:.2f} degC"
                 self._report("cut-off", evse.name, now_s, detail)
-            if lost_s > SENSOR.reach_s + GRACE_S:
+            lost_s = now_s - self._lost_since_s.get(evse.device, now_s)
+            if lost_s > SENSOR.reach_s + CYCLE_S:
                 detail = f"{evse.name}: {state.current_a:.1f} A {lost_s:.0f} s after its sensor was lost"
                 self._report("sensor lost", evse.name, now_s, detail)
 
@@ -380,10 +576,11 @@ class Judge:
     def _situation(self) -> str:
         drawing = ", ".join(
             f"{evse.name} {self.twin.outlet(evse.name).current_a:.1f}/{self.twin.limit_a(evse.name):.1f}"
+            f"/{self._doings[evse.name].told_a:.1f}"
             for evse in self._evses
         )
         faults = ", ".join(f"{on}: {'+'.join(f.kind.value for f in kinds)}" for on, kinds in self.twin.faults().items())
-        return f"drawing/limit {drawing}; faults {faults or 'none'}"
+        return f"drawing/limit/told {drawing}; faults {faults or 'none'}; control {'runs' if self.alive else 'is dead'}"
 
     def _report(self, rule: str, about: str, at_s: float, detail: str) -> None:
         """Take note of a violation; of each kind once for each thing."""
@@ -392,9 +589,23 @@ class Judge:
             self.violations.append(Violation(rule, round(at_s, 1), detail))
 
 
-_TURNS = (1 + 0j, complex(-0.5, -_SQRT3 / 2), complex(-0.5, _SQRT3 / 2))
+def _beneath(scene: Scene, name: str) -> set[str]:
+    """Return a circuit and all beneath it."""
+    found = {name}
+    for other in scene.depot.circuits.values():
+        if other.parent == name:
+            found |= _beneath(scene, other.name)
+    return found
 
 
-def first(violations: Iterable[Violation]) -> Violation | None:
-    """Return the earliest violation."""
-    return min(violations, key=lambda violation: violation.at_s, default=None)
+def _flow(row: Row, currents: Mapping[str, network.Phasors]) -> float:
+    """Return what flows in a row: A of a line, W of the site."""
+    lines = currents[row.circuit]
+    if row.line is not None:
+        return abs(lines[row.line])
+    return sum(_NEUTRAL_V * (line * turn.conjugate()).real for line, turn in zip(lines, network.ANGLES, strict=True))
+
+
+def _most(row: Row, limit: float) -> float:
+    """Return up to what a row is taken to be within its limit."""
+    return limit * _SLACK + _NEAR_A * (1 if row.line is not None else 3 * _NEUTRAL_V)

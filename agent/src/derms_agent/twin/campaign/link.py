@@ -114,6 +114,8 @@ class Link:
         self._offset_s = offset_s
         self.losses: dict[str, float] = {}
         """When a device was last seen not to take a request, by device."""
+        self.taken: dict[str, float] = {}
+        """When a device last took one."""
         self._twin, self._scene, self._rng = twin, scene, rng
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -426,6 +428,7 @@ class Link:
                 return
             try:
                 outcome.append(job.steps[step]())
+                self.taken[job.device] = self._twin.now_s
             except (Silence, Refusal) as failure:
                 outcome.append(failure)
 
