@@ -23,7 +23,7 @@ demo-watch: ## Show the demo depot live, until interrupted
 demo-down: ## Take the demo depot down
 	@tools/demo down
 
-test: setup-dev ## Lint, types, unit tests, the built collection, molecule; ALLOW_SKIP=1 lets a part be left out
+test: setup-dev ## Lint, types, unit tests, fault campaign, the built collection, molecule; ALLOW_SKIP=1 lets a part be left out
 	@$(BIN)/python -m tests.run
 
 test-all: setup-dev ## … and what does not fit there: fifty dry runs amid bans, the virtual machine with a kernel of its own

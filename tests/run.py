@@ -42,6 +42,14 @@ PARTS = (
     Part("types", "computing", ((f"{BIN}/mypy",), (f"{BIN}/mypy", "--scripts-are-modules", "deploy"))),
     Part("unit", "computing", (("tests/check_unit",),)),
     Part("agent", "computing", (("tests/check_agent",),)),
+    Part(
+        "campaign",
+        "computing",
+        (
+            (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "test", "--count", "300"),
+            (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "mutants", "--quick"),
+        ),
+    ),
     Part("sanity", "computing", (("tests/check_sanity",),)),
     Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),
     Part("e2e", "hosts", (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", "--dist", "loadfile", "tests/e2e"),)),

@@ -10,16 +10,20 @@ from random import Random
 
 import pytest
 
+from derms_agent.control.guard import Purpose, Write
+from derms_agent.control.ledger import Amount
 from derms_agent.model import Connection, Phase
+from derms_agent.profiles.profile import AfterBoot
 from derms_agent.twin import Fault, FaultKind, Rehearsal, Scenario
 from derms_agent.twin.actions import SetBaseLoad
 from derms_agent.twin.campaign import course, episode, mutants, scene
 from derms_agent.twin.campaign.__main__ import Tally, regression_seeds
-from derms_agent.twin.campaign.judge import Judge, trips_after_s
+from derms_agent.twin.campaign.judge import Judge, Violation, trips_after_s
 from derms_agent.twin.physics import VehicleType
 from derms_agent.twin.scenario import Arrivals
 
 SOME_SEEDS = range(40)
+NONE = (0.0, 0.0, 0.0)
 
 
 def drawn(seed: int) -> scene.Scene:
@@ -89,11 +93,30 @@ def overloaded(seed: int, seconds: float, *, slow: bool | None = None) -> Judge:
     for evse in here.depot.evses():
         twin.plug_in(evse.name, VehicleType(name="car", capacity_wh=60_000, power_w=22_000), 0.2)
     root = next(circuit for circuit in here.depot.circuits.values() if circuit.parent is None)
-    twin.do(SetBaseLoad(root.name, root.rating_a))
-    for _ in range(round(seconds * 10)):
-        twin.advance(0.1)
-        judge.look()
+    charged(judge, 30)
+    step_base(judge, root.name, root.rating_a)
+    charged(judge, seconds)
     return judge
+
+
+def charged(judge: Judge, seconds: float) -> None:
+    """Let time pass with all devices fed, and the meter of the root read."""
+    for _ in range(round(seconds * 10)):
+        judge.twin.advance(0.1)
+        now_s = judge.twin.now_s
+        judge.reached(dict.fromkeys(judge.scene.depot.devices, now_s), {})
+        for circuit in judge.scene.depot.circuits:
+            judge.sampled(circuit, now_s)
+        judge.look()
+
+
+def step_base(judge: Judge, circuit: str, amperes: tuple[float, float, float]) -> None:
+    judge.base_stepped(circuit, amperes)
+    judge.twin.do(SetBaseLoad(circuit, amperes))
+
+
+def over(judge: Judge) -> list[Violation]:
+    return [violation for violation in judge.violations if violation.rule == "above the limit"]
 
 
 def test_what_stays_above_the_limit_is_a_violation() -> None:
@@ -104,7 +127,48 @@ def test_what_stays_above_the_limit_is_a_violation() -> None:
 def test_a_moment_above_it_is_not(slow: bool, window_s: float) -> None:
     judge = overloaded(1, window_s - 0.5, slow=slow)
     assert judge.worst.over_s > 0
-    assert not [violation for violation in judge.violations if violation.rule == "above the limit"]
+    assert not over(judge)
+    charged(judge, 1)
+    assert over(judge)
+
+
+def test_a_device_that_cannot_be_told_excuses_what_it_draws_itself_and_no_more() -> None:
+    judge = overloaded(1, 0)
+    for evse in judge.scene.depot.evses():
+        judge.wrote([Write(1, evse.name, Amount(0.0), Purpose.LOWER)], dict.fromkeys(judge.scene.depot.circuits, NONE))
+    mute = judge.scene.depot.evses()[0]
+    judge.twin.fault(mute.device, Fault(kind=FaultKind.SILENT))
+    charged(judge, 10)
+    assert over(judge)
+
+
+def test_control_that_is_dead_is_excused_until_all_have_fallen_back() -> None:
+    judge = overloaded(1, 1)
+    judge.died()
+    charged(judge, 15)
+    assert not over(judge)
+    charged(judge, 90)
+    assert over(judge)  # somebody still feeds them
+
+
+def starts_at_its_rating(here: scene.Scene, profile: str) -> bool:
+    fallback = here.profiles[profile].fallback
+    rated = fallback is not None and fallback.after_boot is AfterBoot.RATING
+    return rated and here.depot.devices["evse-1"].profile == profile
+
+
+def test_a_watchdog_has_one_second() -> None:
+    here = next(one for one in map(drawn, SOME_SEEDS) if starts_at_its_rating(one, "heidelberg_energy_control"))
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    judge = Judge(twin, here)
+    judge.reached({"evse-1": 0.0}, {})
+    due = round(10 * float(here.depot.devices["evse-1"].settings["failsafe_timeout"])) + 10
+    for step in range(due + 5):
+        twin.chargers["evse-1"].requested(twin.now_s)  # as if it were fed after all
+        twin.advance(0.1)
+        judge.look()
+        found = {violation.rule for violation in judge.violations if "evse-1" in violation.detail}
+        assert found == {"watchdog"} if step > due + 2 else not found or step >= due - 2, step
 
 
 def test_the_trip_curve_knows_no_excuse() -> None:
@@ -112,6 +176,7 @@ def test_the_trip_curve_knows_no_excuse() -> None:
     twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
     judge = Judge(twin, here)
     judge.died()
+    judge.reached(dict.fromkeys(here.depot.devices, 1e9), {})
     root = next(circuit for circuit in here.depot.circuits.values() if circuit.parent is None)
     a, b, c = (2.6 * amperes for amperes in root.rating_a)
     twin.do(SetBaseLoad(root.name, (a, b, c)))
@@ -147,3 +212,10 @@ def test_a_fault_whose_text_is_gone_is_an_error() -> None:
     gone = mutants.Mutant("gone", "control/guard.py", "no such text in it", "anything")
     with pytest.raises(ValueError, match="found its text 0 times"):
         mutants.planted(gone)
+
+
+def test_a_hunt_begins_with_the_seed_that_found_it_and_is_of_the_same_seeds() -> None:
+    known = mutants.Mutant("known", "control/guard.py", "", "", found_by=3)
+    assert mutants.seeds(known, 6, quick=False) == (3, 0, 1, 2, 4, 5)
+    assert mutants.seeds(known, 6, quick=True) == (3,)
+    assert all(mutant.found_by is not None and 0 <= mutant.found_by < 200 for mutant in mutants.MUTANTS)

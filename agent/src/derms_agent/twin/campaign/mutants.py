@@ -41,18 +41,21 @@ MUTANTS = (
         "control/ledger.py",
         "        claims.append(dataclasses.replace(claim, ended_s=event.answered_s) if over else claim)\n",
         "        claims.extend([] if over else [claim])\n",
+        found_by=0,
     ),
     Mutant(
         "raise let through while over",
         "control/guard.py",
         "        amount, excess = self._most(asked, rows)  ",
         "        amount, excess = asked.target, None  ",
+        found_by=0,
     ),
     Mutant(
         "write in flight not counted",
         "control/ledger.py",
         "claim = Claim(span=span_of(amount), cause=Cause.SETPOINT, since_s=now_s, write=write)",
         "claim = Claim(span=NOTHING, cause=Cause.SETPOINT, since_s=now_s, write=write)",
+        found_by=0,
     ),
     Mutant(
         "indeterminate write forgotten",
@@ -60,6 +63,7 @@ MUTANTS = (
         "            return _lost(entry, station, event)",
         "            kept = tuple(claim for claim in entry.claims if claim.write != event.write)\n"
         "            return entry._replace(claims=kept)",
+        found_by=157,
     ),
     Mutant(
         "write in flight forgotten by the successor",
@@ -69,92 +73,106 @@ MUTANTS = (
         "        if claim.executed_by_s is None:\n"
         "            continue\n"
         "        executed_by_s = now_s + station.late_s",
+        found_by=167,
     ),
     Mutant(
         "watchdog ignored",
         "control/ledger.py",
         "        watchdog_s is not None\n        and (entry.refreshed_s is None",
         "        watchdog_s is not None\n        and now_s < 0\n        and (entry.refreshed_s is None",
+        found_by=197,
     ),
     Mutant(
         "boot rule missing",
         "control/ledger.py",
         "        if not _open(entry, Cause.AFTER_BOOT):",
         "        if now_s < 0 and not _open(entry, Cause.AFTER_BOOT):",
+        found_by=116,
     ),
     Mutant(
         "silent device counted at its setpoint",
         "control/ledger.py",
-        "    if silent_s >= station.silent_s and (",
-        "    if now_s < 0 and (",
+        "    silent_s = entry.silent_for_s(now_s)\n    added",
+        "    silent_s = 0.0\n    added",
+        found_by=116,
     ),
     Mutant(
         "ledger not adopted after a restart",
         "control/ledger.py",
-        '            name: _adopted(_entry_from(stored["entries"][name]), station, known_age, now_s)\n',
-        "            name: Entry(claims=(_timeless(NOTHING, Cause.UNKNOWN, now_s),))\n",
+        "    entry = entry._replace(claims=tuple(claims), watchdog_s=None",
+        "    claims = [_timeless(NOTHING, Cause.UNKNOWN, now_s)]\n"
+        "    entry = entry._replace(claims=tuple(claims), watchdog_s=None",
+        found_by=167,
     ),
     Mutant(
         "phase unknown loads one",
         "control/worst_case.py",
         "    loaded = phases if phases is not None else (station.phases or PHASES)",
         "    loaded = phases if phases is not None else (station.phases or PHASES[:1])",
+        found_by=57,
     ),
     Mutant(
         "discharge as headroom",
         "control/worst_case.py",
         "        high[_ACTIVE], low[_ACTIVE] = box.high * known, box.low * known",
         "        high[_ACTIVE], low[_ACTIVE] = (box.high + box.low) * known, box.low * known",
+        found_by=57,
     ),
     Mutant(
         "base load forgotten",
         "control/worst_case.py",
         "            known = base.get(name)\n            if known is None:\n",
         "            known = BaseLoad()\n            if known is None:\n",
+        found_by=73,
     ),
     Mutant(
         "stale meter taken",
         "control/limits.py",
         "    if reading.quality is not Quality.GOOD or not 0 <= now_s - reading.read_at_s <= fresh_s:\n",
         "    if reading.quality is not Quality.GOOD:\n",
+        found_by=29,
     ),
     Mutant(
         "limit's fall ignored",
         "control/limits.py",
         "    return tuple(asked(ask, Rank.GRID, base) for ask in asks)",
         "    return ()",
+        found_by=57,
     ),
     Mutant(
-        "decrease not sent at once",
+        "decrease not sent",
         "control/guard.py",
-        "        if told is None or not base.is_near(amount_of(told.span)):\n",
-        "        if told is not None and not base.is_near(amount_of(told.span)) and self.now_s - told.since_s < 60:\n"
-        "            return\n"
-        "        if told is None or not base.is_near(amount_of(told.span)):\n",
+        "            if told is None or not self._waits(told.since_s, entry):\n",
+        "            if told is None:\n",
+        found_by=57,
     ),
     Mutant(
         "obedience's draw not taken off",
         "control/guard.py",
         "        if not spans[line].holds(flowing, station.tolerance_a):\n",
         "        if spans[line] is None:\n",
+        found_by=59,
     ),
     Mutant(
         "reserve ignored",
         "control/soc.py",
         "    above_wh = (soc - policy.reserve_percent) / _FULL_PERCENT * capacity_wh",
         "    above_wh = soc / _FULL_PERCENT * capacity_wh",
+        found_by=74,
     ),
     Mutant(
         "cut-off ignored",
         "control/thermal.py",
         "    left = share(sensor, learnt.estimate, reading.celsius, ambient_c)",
         "    left = 1.0",
+        found_by=141,
     ),
     Mutant(
         "lost sensor ignored",
         "control/thermal.py",
         "        if sensor.required:",
         "        if sensor.required and now_s < 0:",
+        found_by=93,
     ),
 )
 
