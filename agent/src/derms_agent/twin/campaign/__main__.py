@@ -17,14 +17,15 @@ import hashlib
 import itertools
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import derms_agent
 from derms_agent.twin.campaign import mutants
@@ -113,15 +114,18 @@ def play(seeds: Iterable[int], jobs: int) -> Iterator[list[Outcome]]:
         for chunk in chunks:
             yield _play(chunk)
         return
-    with ProcessPoolExecutor(jobs) as pool:
+    pool = ProcessPoolExecutor(jobs)
+    try:
         waiting: list[Future[list[Outcome]]] = []
         for chunk in chunks:
             waiting.append(pool.submit(_play, chunk))
             while len(waiting) > 2 * jobs:
-                wait(waiting[:1], return_when=FIRST_COMPLETED)
                 yield waiting.pop(0).result()
         for future in waiting:
             yield future.result()
+    finally:
+        # Who is told to stop does not begin what still waits, and leaves no process behind.
+        pool.shutdown(cancel_futures=True)
 
 
 def _play(seeds: Sequence[int]) -> list[Outcome]:
@@ -155,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     planted.add_argument("--only", default="", help="those whose name contains this")
     planted.add_argument("--quick", action="store_true", help="each by the seed that found it once, alone")
     chosen = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
     match chosen.command:
         case "show":
             return _show(chosen.seed)
@@ -169,6 +174,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _play_all([*old, *new], chosen.jobs, stop=chosen.stop)
         case _:
             return _run(chosen)
+
+
+def _stop(number: int, _frame: object) -> NoReturn:
+    """End as an interrupt does: with what is open closed."""
+    sys.exit(128 + number)
 
 
 def _show(seed: int) -> int:

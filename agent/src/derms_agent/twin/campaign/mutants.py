@@ -144,7 +144,7 @@ MUTANTS = (
         "control/guard.py",
         "            if told is None or not self._waits(told.since_s, entry):\n",
         "            if told is None:\n",
-        found_by=57,
+        found_by=82,
     ),
     Mutant(
         "obedience's draw not taken off",
