@@ -28,6 +28,8 @@ class Phase(str, Enum):
     L2 = "L2"
     L3 = "L3"
 
+    __hash__ = str.__hash__  # by value, and not worked out anew each time: places are looked up by the thousand
+
 
 class Transport(str, Enum):
     """How Modbus frames reach a bus's units."""
@@ -304,6 +306,8 @@ class LimitQuantity(str, Enum):
     REACTIVE_POWER = "reactive_power"
     APPARENT_POWER = "apparent_power"
     CURRENT = "current"
+
+    __hash__ = str.__hash__  # as for `Phase`
 
 
 class Rank(IntEnum):

@@ -38,7 +38,6 @@ from derms_agent.control.ledger import (
     Span,
     Station,
     advance,
-    amount_of,
     fresh,
     record,
 )
@@ -248,13 +247,13 @@ class Cycle:
         events: list[Event] = []
         for name, place in self._places.items():
             entry = book.entries[name]
-            told = entry.told
+            claims = entry.claims
             seen = entry.measured is not None and fresh(entry, place.station, now_s)
             sample = Sample(
-                told=None if told is None else amount_of(told.span),
-                currents_a=entry.measured or (),
-                sampled_s=entry.measured_s if seen else None,
-                proven=told is not None and told.acknowledged,
+                claims.told_amount,
+                entry.measured or (),
+                entry.measured_s if seen else None,
+                claims.told is not None and claims.told.acknowledged,
             )
             verdict = obedience.judge(before.get(name) or obedience.unproven(now_s), sample, now_s, place.allowance)
             verdicts[name] = verdict

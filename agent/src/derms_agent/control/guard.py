@@ -45,10 +45,12 @@ stands in `ledger.py`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -65,13 +67,13 @@ from derms_agent.control.ledger import (
     amount_of,
     fresh,
     issued,
-    measured_span,
     span_of,
 )
 from derms_agent.control.worst_case import BaseLoad, Bound, Box, Caps, Circuits, Excess, Sums, loaded, spans_of
 
 _Fits: TypeAlias = "Callable[[NDArray[np.float64]], bool]"
 _NONE = Amount(0.0)
+_UNITY = (0.0, 0.0, 0.0)
 _ROUNDING = 1e-6
 _HALVINGS = 18
 
@@ -140,18 +142,20 @@ def reliable(entry: Entry, station: Station, now_s: float, rules: Rules = Rules(
         return False
     if entry.unproven_s is not None and now_s - entry.unproven_s >= rules.grace_s:
         return False
-    patience_s = station.follow_s + rules.grace_s
-    return not any(claim.ended_s is not None and now_s - claim.ended_s >= patience_s for claim in entry.claims)
+    return now_s - entry.claims.ended_s < station.follow_s + rules.grace_s
 
 
 def phase_spans(entry: Entry, station: Station, now_s: float) -> tuple[Span, Span, Span]:
     """Return what an EVSE may do on L1, L2 and L3. `entry` is `advanced` to now."""
-    span = entry.span
-    known = spans_of(station, span, entry.phases)
+    known = spans_of(station, entry.claims.span, entry.phases)
     if entry.measured is None or not fresh(entry, station, now_s):
         return known
-    if known[0] is known[1] is known[2] and span.holds(measured_span(entry), station.tolerance_a):
-        return known
+    if entry.measured_reactive == _UNITY and (entry.phases is None or len(station.phases) != len(known) - 1):
+        for span, active in zip(known, entry.measured, strict=True):
+            if not span.low - station.tolerance_a <= active <= span.high + station.tolerance_a:
+                break
+        else:
+            return known
     spans = list(known)
     for line, (active, reactive) in enumerate(zip(entry.measured, entry.measured_reactive, strict=True)):
         if active == reactive == 0.0:
@@ -217,7 +221,7 @@ class _Admitting:
         self.stations = circuits.stations
         self.entries = [advanced(ledger.entries[station.name], station, now_s) for station in self.stations]
         self.spans = [phase_spans(e, s, now_s) for e, s in zip(self.entries, self.stations, strict=True)]
-        self.told = [entry.told for entry in self.entries]
+        self.told = [entry.claims.told for entry in self.entries]
         self.reliable = [reliable(e, s, now_s, rules) for e, s in zip(self.entries, self.stations, strict=True)]
         self.bounds: list[Bound] = circuits.bounds(caps, base)
         self.box: Box = circuits.box(self.spans)
@@ -262,9 +266,9 @@ class _Admitting:
     def _reference(self, place: int) -> Amount:
         """Return what an EVSE was told; where that is unknown, what it is seen to draw, so surely may."""
         entry, station = self.entries[place], self.stations[place]
-        told = self.told[place]
+        told = entry.claims.told_amount
         if told is not None:
-            return amount_of(told.span)
+            return told
         if entry.measured is None or not fresh(entry, station, self.now_s):
             return _NONE
         return Amount(_stepped(max(0.0, max(entry.measured) - station.tolerance_a), station))
@@ -297,8 +301,9 @@ class _Admitting:
 
     def _ahead(self, places: Iterable[int], box: Box, *, grown: bool) -> Box:
         """Return a box with the targets of reliable EVSEs: instead of what they may do now, or `grown` by it."""
-        chosen = np.fromiter((place for place in places if self.reliable[place]), dtype=np.intp)
-        targets = np.array([self.targets[place] for place in chosen], dtype=np.float64).reshape(-1, 2)
+        chosen = np.array([place for place in places if self.reliable[place]], dtype=np.intp)
+        flat = itertools.chain.from_iterable([self.targets[place] for place in chosen])
+        targets = np.fromiter(flat, dtype=np.float64, count=2 * len(chosen)).reshape(-1, 2)
         loaded = self.loaded[chosen]
         values = []
         for part, bound in zip(box, (0, 0, 1, 1), strict=True):
@@ -502,10 +507,15 @@ def _growth(before: Sequence[Span], after: Sequence[Span]) -> float | None:
 
 def _stepped(active_a: float, station: Station) -> float:
     """Return the next amount towards zero that an EVSE can hold."""
+    return _on_step(active_a, station.step_a, station.least_a)
+
+
+@lru_cache(maxsize=4096)  # few currents come again and again
+def _on_step(active_a: float, step_a: float, least_a: float) -> float:
     size = abs(active_a)
-    if station.step_a > 0:
-        size = min(size, math.floor(size / station.step_a + _ROUNDING) * station.step_a)
-    if size < station.least_a - _ROUNDING:
+    if step_a > 0:
+        size = min(size, math.floor(size / step_a + _ROUNDING) * step_a)
+    if size < least_a - _ROUNDING:
         return 0.0
     return math.copysign(size, active_a)
 

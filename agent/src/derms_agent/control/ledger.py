@@ -47,6 +47,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from derms_agent.model import Evse, PerPhase, Phase, Value
@@ -210,6 +211,8 @@ class Cause(str, Enum):
     DISOBEYS = "disobeys"  # it was seen to draw more than its limit
     LOST_SIGHT = "lost_sight"  # it drew more than its claims when last measured
 
+    __hash__ = str.__hash__  # of the same value, and not worked out anew each time
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
@@ -228,6 +231,48 @@ class Claim:
     acknowledged: bool = False
 
 
+class Claims(tuple[Claim, ...]):
+    """All claims on one EVSE. What follows from them is worked out once, for they stay the same for many cycles."""
+
+    @cached_property
+    def span(self) -> Span:
+        """The hull of all claims."""
+        found = NOTHING
+        for claim in self:
+            span = claim.span
+            if not found.holds(span):
+                found = span if span.holds(found) else found.hull(span)
+        return found
+
+    @cached_property
+    def told(self) -> Claim | None:
+        """The claim of what the device was last told, as far as that may be in force; None: nothing is known."""
+        newest: Claim | None = None
+        for claim in self:
+            if (
+                claim.cause is Cause.SETPOINT
+                and claim.ended_s is None
+                and (newest is None or claim.since_s >= newest.since_s)
+            ):
+                newest = claim
+        return newest
+
+    @cached_property
+    def told_amount(self) -> Amount | None:
+        """What the device was last told."""
+        return None if self.told is None else amount_of(self.told.span)
+
+    @cached_property
+    def open(self) -> frozenset[Cause]:
+        """Why there are claims that are not over."""
+        return frozenset(claim.cause for claim in self if claim.ended_s is None)
+
+    @cached_property
+    def ended_s(self) -> float:
+        """When the first of those that are over ended; infinite: none is over."""
+        return min((claim.ended_s for claim in self if claim.ended_s is not None), default=math.inf)
+
+
 class Entry(NamedTuple):
     """What the ledger knows of one EVSE.
 
@@ -237,7 +282,7 @@ class Entry(NamedTuple):
     measured was more than the claims. `unproven_s`: since then writes leave, and none is known to have got there.
     """
 
-    claims: tuple[Claim, ...]
+    claims: Claims
     heard_s: float | None = None
     refreshed_s: float | None = None
     measured: PerPhase | None = None
@@ -252,36 +297,22 @@ class Entry(NamedTuple):
     @property
     def span(self) -> Span:
         """The hull of all claims."""
-        found = NOTHING
-        for claim in self.claims:
-            span = claim.span
-            if not found.holds(span):
-                found = span if span.holds(found) else found.hull(span)
-        return found
+        return self.claims.span
 
     @property
     def told(self) -> Claim | None:
         """The claim of what the device was last told, as far as that may be in force; None: nothing is known."""
-        newest: Claim | None = None
-        for claim in self.claims:
-            if (
-                claim.cause is Cause.SETPOINT
-                and claim.ended_s is None
-                and (newest is None or claim.since_s >= newest.since_s)
-            ):
-                newest = claim
-        return newest
+        return self.claims.told
 
     @property
     def told_amount(self) -> Amount | None:
         """What the device was last told."""
-        told = self.told
-        return None if told is None else amount_of(told.span)
+        return self.claims.told_amount
 
     @property
     def distrusted(self) -> bool:
         """Whether it was seen to draw more than its limit, and not yet to follow again."""
-        return _open(self, Cause.DISOBEYS)
+        return Cause.DISOBEYS in self.claims.open
 
     def silent_for_s(self, now_s: float) -> float:
         """Return for how long nothing has been heard of the device, in s."""
@@ -296,7 +327,8 @@ def amount_of(span: Span) -> Amount:
 def unknown(station: Station, now_s: float) -> Entry:
     """Return the entry of an EVSE of which nothing is known: it may do all that it can."""
     by_s = now_s + station.late_s  # somebody else's last write may still arrive
-    return Entry(claims=(Claim(span=station.rating, cause=Cause.UNKNOWN, since_s=now_s, executed_by_s=by_s),))
+    claim = Claim(span=station.rating, cause=Cause.UNKNOWN, since_s=now_s, executed_by_s=by_s)
+    return Entry(claims=Claims((claim,)))
 
 
 # What can happen
@@ -458,7 +490,7 @@ def issued(entry: Entry, write: int, amount: Amount, now_s: float) -> Entry:
     """Return the entry with the claim of a write that is about to leave."""
     claim = Claim(span=span_of(amount), cause=Cause.SETPOINT, since_s=now_s, write=write)
     unproven_s = now_s if entry.unproven_s is None else entry.unproven_s
-    return entry._replace(claims=(*entry.claims, claim), unproven_s=unproven_s)
+    return entry._replace(claims=Claims((*entry.claims, claim)), unproven_s=unproven_s)
 
 
 def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
@@ -485,7 +517,7 @@ def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
     stale = entry.measured_s is not None and now_s - entry.measured_s > station.fresh_s
     if stale and entry.overrun and not _open(entry, Cause.LOST_SIGHT):
         added.append(_timeless(station.rating, Cause.LOST_SIGHT, now_s))
-    return entry._replace(claims=(*entry.claims, *added)) if added else entry
+    return entry._replace(claims=Claims((*entry.claims, *added))) if added else entry
 
 
 def fresh(entry: Entry, station: Station, now_s: float) -> bool:
@@ -504,28 +536,24 @@ def _timeless(span: Span, cause: Cause, since_s: float) -> Claim:
 
 
 def _open(entry: Entry, cause: Cause) -> bool:
-    for claim in entry.claims:  # noqa: SIM110 - a generator costs more than all of the rest
-        if claim.cause is cause and claim.ended_s is None:
-            return True
-    return False
+    return cause in entry.claims.open
 
 
 def measured_span(entry: Entry) -> Span:
     """Return what was measured last, all phases together."""
-    if entry.measured is None:
-        return NOTHING
-    low, high = min(0.0, *entry.measured), max(0.0, *entry.measured)
-    if entry.measured_reactive == _UNITY:
+    return NOTHING if entry.measured is None else _flowing(entry.measured, entry.measured_reactive)
+
+
+def _flowing(active_a: PerPhase, reactive_a: PerPhase) -> Span:
+    low, high = min(0.0, *active_a), max(0.0, *active_a)
+    if reactive_a == _UNITY:
         return Span(low, high)
-    return Span(low, high, min(0.0, *entry.measured_reactive), max(0.0, *entry.measured_reactive))
+    return Span(low, high, min(0.0, *reactive_a), max(0.0, *reactive_a))
 
 
 def _ended(entry: Entry, causes: Sequence[Cause], at_s: float) -> Entry:
     """Return an entry in which open claims of these causes are over."""
-    for cause in causes:
-        if _open(entry, cause):
-            break
-    else:
+    if entry.claims.open.isdisjoint(causes):
         return entry
     return _with(
         entry,
@@ -546,10 +574,10 @@ def _with(entry: Entry, claims: Iterable[Claim]) -> Entry:
 
     That one ends later. A write in flight covers nothing, for it may turn out not to have happened.
     """
-    kept = tuple(claims)
+    kept = Claims(claims)
     openly = [claim.span for claim in kept if claim.ended_s is None and claim.acknowledged]
     if openly and any(claim.ended_s is not None for claim in kept):
-        kept = tuple(
+        kept = Claims(
             claim for claim in kept if claim.ended_s is None or not any(span.holds(claim.span) for span in openly)
         )
     return entry._replace(claims=kept)
@@ -568,7 +596,7 @@ def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901
         case Lost():
             return _lost(entry, station, event)
         case NotExecuted():
-            return entry._replace(claims=tuple(c for c in entry.claims if c.write != event.write))
+            return entry._replace(claims=Claims(c for c in entry.claims if c.write != event.write))
         case Refreshed():
             entry = advanced(entry, station, event.at_s)  # it may have run out before
             return entry._replace(refreshed_s=_latest(entry.refreshed_s, event.at_s))
@@ -580,7 +608,7 @@ def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901
             if entry.distrusted:
                 return entry
             claim = _timeless(station.rating, Cause.DISOBEYS, event.at_s)
-            return entry._replace(claims=(*entry.claims, claim))
+            return entry._replace(claims=Claims((*entry.claims, claim)))
         case Loads():
             return entry._replace(phases=event.phases)
         case Replaced():
@@ -643,7 +671,7 @@ def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
 
 def _lost(entry: Entry, station: Station, event: Lost) -> Entry:
     return entry._replace(
-        claims=tuple(
+        claims=Claims(
             dataclasses.replace(claim, executed_by_s=max(event.at_s, claim.since_s + station.late_s))
             if claim.write == event.write
             else claim
@@ -666,6 +694,15 @@ def _read_back(entry: Entry, station: Station, event: ReadBack) -> Entry:
 
 def _shown(entry: Entry, event: ReadBack) -> Entry:
     """Return an entry whose setpoints are what the device shows, and what may still arrive."""
+    told = entry.claims.told
+    if (
+        told is not None
+        and len(entry.claims) == 1
+        and told.acknowledged
+        and told.executed_by_s is not None
+        and amount_of(told.span).is_near(event.amount)
+    ):
+        return entry if entry.unproven_s is None else entry._replace(unproven_s=None)
     claims: list[Claim] = []
     found = changed = False
     for claim in entry.claims:
@@ -699,22 +736,24 @@ def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
     """Return an entry with what was measured, rid of what was over `follow_s` before and does not show any more."""
     if entry.measured_s is not None and event.sent_s < entry.measured_s:
         return entry
-    seen = Entry._make((*entry[:3], event.active_a, event.reactive_a, event.sent_s, *entry[6:]))
-    sample = measured_span(seen)
-    rest = tuple(
-        [
-            claim
-            for claim in entry.claims
-            if claim.cause is not Cause.LOST_SIGHT
-            and (claim.ended_s is None or event.sent_s < claim.ended_s + station.follow_s)
-        ]
-    )
-    if rest and len(rest) < len(entry.claims):
-        left = seen._replace(claims=rest, overrun=False)
-        if left.span.holds(sample, station.tolerance_a):
-            return left
-    overrun = not entry.span.holds(sample, station.tolerance_a)
-    return seen if overrun == seen.overrun else seen._replace(overrun=overrun)
+    claims = entry.claims
+    sample = _flowing(event.active_a, event.reactive_a)
+    if event.sent_s >= claims.ended_s + station.follow_s or Cause.LOST_SIGHT in claims.open:
+        rest = Claims(
+            [
+                claim
+                for claim in claims
+                if claim.cause is not Cause.LOST_SIGHT
+                and (claim.ended_s is None or event.sent_s < claim.ended_s + station.follow_s)
+            ]
+        )
+        if rest and rest.span.holds(sample, station.tolerance_a):
+            claims = rest
+    overrun = not claims.span.holds(sample, station.tolerance_a)
+    # A new entry as a whole: by `_replace` it would take three times as long, for each EVSE in each cycle.
+    _claims, heard_s, refreshed_s, _measured, _reactive, _measured_s, watchdog_s, fallback, phases, _, unproven_s = entry
+    flows = event.active_a, event.reactive_a, event.sent_s
+    return Entry(claims, heard_s, refreshed_s, *flows, watchdog_s, fallback, phases, overrun, unproven_s)
 
 
 def _excluded(entry: Entry, up_since_s: float | None) -> Entry:
@@ -722,7 +761,7 @@ def _excluded(entry: Entry, up_since_s: float | None) -> Entry:
     if up_since_s is None or not _open(entry, Cause.AFTER_BOOT):
         return entry
     return entry._replace(
-        claims=tuple(
+        claims=Claims(
             claim
             for claim in entry.claims
             if claim.cause is not Cause.AFTER_BOOT or claim.ended_s is not None or claim.since_s < up_since_s
@@ -737,7 +776,7 @@ def _armed(entry: Entry, station: Station, event: Armed) -> Entry:
         claim.cause is Cause.FALLBACK and claim.span.holds(event.fallback) for claim in entry.claims
     ):
         claim = _timeless(event.fallback, Cause.FALLBACK, event.sent_s)
-        entry = entry._replace(claims=(*entry.claims, claim))
+        entry = entry._replace(claims=Claims((*entry.claims, claim)))
     return advanced(entry, station, event.sent_s)
 
 
@@ -803,7 +842,7 @@ def from_json(stored: Mapping[str, Any], stations: Iterable[Station], boot_id: s
 def _entry_from(stored: Mapping[str, Any]) -> Entry:
     measured, fallback, phases = stored["measured"], stored["fallback"], stored["phases"]
     reactive = stored["measured_reactive"]
-    claims = tuple(
+    claims = Claims(
         Claim(
             span=Span(*claim["span"]),
             cause=Cause(claim["cause"]),
@@ -848,10 +887,10 @@ def _adopted(entry: Entry, station: Station, known_age: bool, now_s: float) -> E
                 ended_s=None if claim.ended_s is None else now_s,
             )
         )
-    entry = entry._replace(claims=tuple(claims), watchdog_s=None, fallback=None, phases=None)
+    entry = entry._replace(claims=Claims(claims), watchdog_s=None, fallback=None, phases=None)
     if not known_age:
         entry = entry._replace(heard_s=None, refreshed_s=None, measured_s=None, measured=None, unproven_s=None)
         if entry.overrun:
             lost = _timeless(station.rating, Cause.LOST_SIGHT, now_s)
-            entry = entry._replace(claims=(*entry.claims, lost), overrun=False)
+            entry = entry._replace(claims=Claims((*entry.claims, lost)), overrun=False)
     return advanced(entry, station, now_s)

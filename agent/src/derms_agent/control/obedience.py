@@ -149,10 +149,10 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     told = _told(before.told, sample.told, now_s, allowance.follow_s)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
         return _unseen(before._replace(told=told), now_s, allowance)
-    currents = tuple(sample.currents_a) or (0.0,)
+    currents = sample.currents_a or (0.0,)
     drawn_a = max(currents, key=abs)
-    limits = NOTHING
-    for _since_s, amount in told:
+    limits = span_of(told[0][1]) if told else NOTHING
+    for _since_s, amount in told[1:]:
         span = span_of(amount)
         limits = span if span.holds(limits) else limits.hull(span)
     good = not told or _within(currents, limits, allowance)
@@ -160,7 +160,8 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
         good_s = now_s if before.good_s is None else before.good_s
         same = before.clear_s, drawn_a, before.limit_a, before.checks
         after = Obedience(before.state, before.since_s, told, sample.sampled_s, good_s, None, 0, *same)
-        return _pardoned(after, now_s, allowance)
+        settled = before.state is Following.FOLLOWING and before.clear_s == 0.0
+        return after if settled else _pardoned(after, now_s, allowance)
     after = before._replace(
         told=told,
         sampled_s=sample.sampled_s,

@@ -61,7 +61,7 @@ MUTANTS = (
         "indeterminate write forgotten",
         "control/ledger.py",
         "            return _lost(entry, station, event)",
-        "            kept = tuple(claim for claim in entry.claims if claim.write != event.write)\n"
+        "            kept = Claims(claim for claim in entry.claims if claim.write != event.write)\n"
         "            return entry._replace(claims=kept)",
         found_by=157,
     ),
