@@ -110,7 +110,7 @@ class Site:
             for evse in self.evses
         ]
         self.stations = {station.name: station for station in stations}
-        self.cycle = Cycle(circuits=Circuits(self.circuits, stations), combine=limits.combine, allocate=self._allocate)
+        self.cycle = Cycle(circuits=Circuits(self.circuits, stations), combine=limits.Combining(), allocate=self._allocate)
         self.state = State(started(stations, 0.0))
         self.previous: Mapping[str, Allocation] = {}
         self.told = {evse.name: deque([0.0] * self.FOLLOW, self.FOLLOW) for evse in self.evses}

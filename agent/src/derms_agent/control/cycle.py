@@ -235,7 +235,11 @@ class Cycle:
             Reasons(self._places, admission, allocated, bounds, verdicts),
             bounds,
             admission,
-            tuple(filter(None, (obedience.advice(name, verdict) for name, verdict in verdicts.items()))),
+            tuple(
+                words
+                for name, verdict in verdicts.items()
+                if verdict.state is not Following.FOLLOWING and (words := obedience.advice(name, verdict))
+            ),
             tuple(one.name for one in stations if entries[one.name].silent_for_s(now_s) >= one.silent_s),
         )
 
@@ -399,7 +403,8 @@ def _within(place: _Place, current_a: float, bounds: Bounds) -> float:
     for each in place.currents:
         bound = bounds.get(each)
         if bound is not None:
-            low, high = max(low, bound.low), min(high, bound.high)
+            low = bound.low if bound.low > low else low  # quicker than `max`, for each EVSE in each cycle
+            high = bound.high if bound.high < high else high
     bound = bounds.get(place.power)
     if bound is not None:
         low, high = max(low, bound.low / place.watts_per_a), min(high, bound.high / place.watts_per_a)

@@ -373,8 +373,8 @@ class _Admitting:
 
     def _lower(self, place: int) -> _Raise | None:
         """Write at once what is no raise; return what is left of the way to the target, where that is one."""
-        entry, claim = self.entries[place], self.told[place]
-        told, target = None if claim is None else amount_of(claim.span), self.targets[place]
+        entry = self.entries[place]
+        told, target = entry.claims.told_amount, self.targets[place]
         base = _no_more(self.references[place], target)
         in_flight = [claim.span for claim in entry.claims if claim.write is not None and claim.executed_by_s is None]
         if in_flight:
@@ -403,8 +403,9 @@ class _Admitting:
                 self._write(place, base, Purpose.LOWER)
             return
         since_s = self.now_s - told.since_s
-        doubtful = entry.unproven_s is not None or any(
-            claim.ended_s is None and claim is not told and claim.cause in _REWRITTEN for claim in entry.claims
+        doubtful = entry.unproven_s is not None or (
+            len(entry.claims) > 1
+            and any(claim.ended_s is None and claim is not told and claim.cause in _REWRITTEN for claim in entry.claims)
         )
         if doubtful and since_s >= self.rules.retry_s:
             self._write(place, base, Purpose.REPEAT)

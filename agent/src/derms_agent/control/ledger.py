@@ -44,10 +44,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
 
 from derms_agent.model import Evse, PerPhase, Phase, Value
@@ -214,8 +214,7 @@ class Cause(str, Enum):
     __hash__ = str.__hash__  # of the same value, and not worked out anew each time
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class Claim(NamedTuple):
     """A span that may be in force. `since_s`: from when on; for a write its issue.
 
     `write` is a write's id. `executed_by_s`: it is executed by then or never; None while it is in flight. `ended_s`: it
@@ -232,45 +231,38 @@ class Claim:
 
 
 class Claims(tuple[Claim, ...]):
-    """All claims on one EVSE. What follows from them is worked out once, for they stay the same for many cycles."""
+    """All claims on one EVSE, and what follows from them, worked out once: they stay the same for many cycles.
 
-    @cached_property
-    def span(self) -> Span:
-        """The hull of all claims."""
+    `span` is their hull. `told`, None where nothing is known, is the claim of what the device was last told, as far as
+    that may be in force, and `told_amount` what that is. `open` is why there are claims that are not over; `ended_s`
+    when the first of those that are over ended, infinite where none is.
+    """
+
+    span: Span
+    told: Claim | None
+    told_amount: Amount | None
+    open: frozenset[Cause]
+    ended_s: float
+
+    def __init__(self, _claims: Iterable[Claim]) -> None:
         found = NOTHING
+        told: Claim | None = None
+        causes: list[Cause] = []
+        first_s = math.inf
         for claim in self:
-            span = claim.span
-            if not found.holds(span):
+            span, cause, since_s, _write, _executed_by_s, ended_s, _acknowledged = claim
+            if found is NOTHING:
+                found = span
+            elif span is not found and not found.holds(span):
                 found = span if span.holds(found) else found.hull(span)
-        return found
-
-    @cached_property
-    def told(self) -> Claim | None:
-        """The claim of what the device was last told, as far as that may be in force; None: nothing is known."""
-        newest: Claim | None = None
-        for claim in self:
-            if (
-                claim.cause is Cause.SETPOINT
-                and claim.ended_s is None
-                and (newest is None or claim.since_s >= newest.since_s)
-            ):
-                newest = claim
-        return newest
-
-    @cached_property
-    def told_amount(self) -> Amount | None:
-        """What the device was last told."""
-        return None if self.told is None else amount_of(self.told.span)
-
-    @cached_property
-    def open(self) -> frozenset[Cause]:
-        """Why there are claims that are not over."""
-        return frozenset(claim.cause for claim in self if claim.ended_s is None)
-
-    @cached_property
-    def ended_s(self) -> float:
-        """When the first of those that are over ended; infinite: none is over."""
-        return min((claim.ended_s for claim in self if claim.ended_s is not None), default=math.inf)
+            if ended_s is not None:
+                first_s = min(first_s, ended_s)
+                continue
+            causes.append(cause)
+            if cause is Cause.SETPOINT and (told is None or since_s >= told.since_s):
+                told = claim
+        self.span, self.told, self.open, self.ended_s = found, told, frozenset(causes), first_s
+        self.told_amount = None if told is None else amount_of(told.span)
 
 
 class Entry(NamedTuple):
@@ -361,8 +353,7 @@ class NotExecuted:
     at_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReadBack:
+class ReadBack(NamedTuple):  # as `Measured`, made for each EVSE in each cycle: in a third of a dataclass's time
     """The device holds this value as its limit. It was asked at `sent_s` and answered at `answered_s`."""
 
     evse: str
@@ -371,8 +362,7 @@ class ReadBack:
     answered_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """What flows, on L1, L2 and L3 of the supply, in A; sampled between `sent_s` and `answered_s`."""
 
     evse: str
@@ -558,7 +548,7 @@ def _ended(entry: Entry, causes: Sequence[Cause], at_s: float) -> Entry:
     return _with(
         entry,
         (
-            dataclasses.replace(claim, ended_s=at_s) if claim.cause in causes and claim.ended_s is None else claim
+            claim._replace(ended_s=at_s) if claim.cause in causes and claim.ended_s is None else claim
             for claim in entry.claims
         ),
     )
@@ -574,13 +564,15 @@ def _with(entry: Entry, claims: Iterable[Claim]) -> Entry:
 
     That one ends later. A write in flight covers nothing, for it may turn out not to have happened.
     """
-    kept = Claims(claims)
-    openly = [claim.span for claim in kept if claim.ended_s is None and claim.acknowledged]
-    if openly and any(claim.ended_s is not None for claim in kept):
-        kept = Claims(
+    kept = tuple(claims)
+    openly = [claim.span for claim in kept if claim.acknowledged and claim.ended_s is None]
+    if openly and len(openly) < len(kept):
+        kept = tuple(
             claim for claim in kept if claim.ended_s is None or not any(span.holds(claim.span) for span in openly)
         )
-    return entry._replace(claims=kept)
+    if len(kept) == len(entry.claims) and all(map(operator.is_, kept, entry.claims)):
+        return entry
+    return entry._replace(claims=Claims(kept))
 
 
 def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901, PLR0911, PLR0912 - a table
@@ -646,33 +638,39 @@ def _watched(entry: Entry, station: Station, at_s: float) -> bool:
 
 
 def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
-    written = next((claim for claim in entry.claims if claim.write == event.write), None)
-    if written is None:
+    for written in entry.claims:
+        if written.write == event.write:
+            break
+    else:
         return entry
     issued_s = written.since_s
     if entry.heard_s is None or issued_s > entry.heard_s:
         entry = _heard(entry, station, issued_s, event.answered_s)
-    if station.refreshed_by in {Refresh.WRITE, Refresh.REQUEST}:
-        entry = entry._replace(refreshed_s=_latest(entry.refreshed_s, issued_s))
+    if station.refreshed_by is Refresh.WRITE or station.refreshed_by is Refresh.REQUEST:
+        refreshed_s = _latest(entry.refreshed_s, issued_s)
+    else:
+        refreshed_s = entry.refreshed_s
+    entry = Entry._make((*entry[:2], refreshed_s, *entry[3:10], None))
     watched = _watched(entry, station, event.answered_s)
     claims = []
     for claim in entry.claims:
         if claim.write == event.write:
-            claims.append(dataclasses.replace(claim, executed_by_s=event.answered_s, acknowledged=True))
+            claims.append(Claim(*claim[:4], event.answered_s, claim.ended_s, True))
             continue
+        cause = claim.cause
         over = claim.ended_s is None and (
-            claim.cause is Cause.AFTER_BOOT
-            or (claim.cause is Cause.FALLBACK and watched)
-            or (claim.cause in {Cause.SETPOINT, Cause.UNKNOWN} and _arrived(claim, issued_s))
+            cause is Cause.AFTER_BOOT
+            or (cause is Cause.FALLBACK and watched)
+            or ((cause is Cause.SETPOINT or cause is Cause.UNKNOWN) and _arrived(claim, issued_s))
         )
-        claims.append(dataclasses.replace(claim, ended_s=event.answered_s) if over else claim)
-    return _with(entry, claims)._replace(unproven_s=None)
+        claims.append(claim._replace(ended_s=event.answered_s) if over else claim)
+    return _with(entry, claims)
 
 
 def _lost(entry: Entry, station: Station, event: Lost) -> Entry:
     return entry._replace(
         claims=Claims(
-            dataclasses.replace(claim, executed_by_s=max(event.at_s, claim.since_s + station.late_s))
+            claim._replace(executed_by_s=max(event.at_s, claim.since_s + station.late_s))
             if claim.write == event.write
             else claim
             for claim in entry.claims
@@ -710,9 +708,9 @@ def _shown(entry: Entry, event: ReadBack) -> Entry:
         if claim.cause is Cause.SETPOINT and claim.ended_s is None and claim.executed_by_s is not None:
             if amount_of(claim.span).is_near(event.amount):
                 found = True
-                after = claim if claim.acknowledged else dataclasses.replace(claim, acknowledged=True)
+                after = claim if claim.acknowledged else claim._replace(acknowledged=True)
             elif _arrived(claim, event.sent_s):
-                after = dataclasses.replace(claim, ended_s=event.answered_s)
+                after = claim._replace(ended_s=event.answered_s)
         changed = changed or after is not claim or claim.ended_s is not None
         claims.append(after)
     if not found:
@@ -876,12 +874,11 @@ def _adopted(entry: Entry, station: Station, known_age: bool, now_s: float) -> E
     for claim in entry.claims:
         executed_by_s = now_s + station.late_s if claim.executed_by_s is None else claim.executed_by_s
         if known_age:
-            claims.append(dataclasses.replace(claim, executed_by_s=executed_by_s))
+            claims.append(claim._replace(executed_by_s=executed_by_s))
             continue
         in_flight = claim.cause is Cause.SETPOINT and not claim.acknowledged
         claims.append(
-            dataclasses.replace(
-                claim,
+            claim._replace(
                 since_s=now_s,
                 executed_by_s=now_s + station.late_s if in_flight else now_s,
                 ended_s=None if claim.ended_s is None else now_s,

@@ -30,6 +30,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from operator import is_
 from typing import NamedTuple, TypeAlias
 
 from derms_agent.model import (
@@ -106,6 +107,39 @@ def combine(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
 
     :raises ValueError: a limit's low or high is not a number, or its low is above its high
     """
+    return Combining()(limits, now_s)
+
+
+class Combining:
+    """`combine` for one cycle after another: what the same limits leave of a target is not worked out again."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[list[Limit], Mapping[Place, Bound]]] = {}
+
+    def __call__(self, limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
+        """Return what `combine` does."""
+        on: dict[str, list[Limit]] = {}
+        for limit in limits:
+            found = on.get(limit.target)
+            if found is None:
+                on[limit.target] = [limit]
+            else:
+                found.append(limit)
+        bounds: dict[Place, Bound] = {}
+        known: dict[str, tuple[list[Limit], Mapping[Place, Bound]]] = {}
+        for target, found in on.items():
+            entry = self._known.get(target)
+            if entry is None or len(entry[0]) != len(found) or not all(map(is_, entry[0], found)):
+                entry = found, _bounds(found, now_s)
+            if all([limit.start_s is limit.end_s is None for limit in found]):
+                known[target] = entry  # it holds at any time
+            bounds.update(entry[1])
+        self._known = known
+        return bounds
+
+
+def _bounds(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
+    """Return what limits on one target leave at each of its places."""
     at: dict[Place, list[Limit]] = {}
     for limit in limits:
         if not limit.low <= limit.high:
@@ -116,19 +150,7 @@ def combine(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
         if in_force(limit, now_s):
             for phase in limit.phases or (None,):
                 at.setdefault((limit.target, limit.quantity, phase), []).append(limit)
-    alone: dict[int, Bound] = {}
-    """What a limit leaves that is alone at its places, by its identity: the same at each."""
-    bounds: dict[Place, Bound] = {}
-    for place, found in at.items():
-        if len(found) > 1:
-            bounds[place] = _meet(found)
-            continue
-        limit = found[0]
-        bound = alone.get(id(limit))
-        if bound is None:
-            bound = alone[id(limit)] = _meet(found)
-        bounds[place] = bound
-    return bounds
+    return {place: _meet(found) for place, found in at.items()}
 
 
 def _meet(limits: list[Limit]) -> Bound:

@@ -150,8 +150,7 @@ class Capped:
     """One row, and what of it can be taken back. `fits(caps)`: with these caps, in A, one for each load or for all."""
 
     row: _Row
-    terms: NDArray[np.intp]
-    factors: Floats
+    parts: _Parts
     high: Floats
     low: Floats
     loads: NDArray[np.intp]
@@ -162,13 +161,41 @@ class Capped:
         limits = caps if isinstance(caps, float) else caps[self.loads]
         high = np.where(self.capped, np.minimum(self.high, limits), self.high)
         low = np.where(self.capped, np.maximum(self.low, -limits), self.low)
-        sums = _row_sums(len(self.row.directions), self.terms, self.factors, high, low)
+        sums = self.parts.sums(len(self.row.directions), high, low)
         return all(excess.side != side for excess in _excesses(self.row, sums, bound))
 
     @property
     def members(self) -> NDArray[np.intp]:
         """The places of the loads that can be capped, each once."""
         return np.unique(self.loads[self.capped])
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What adds to the terms of rows, those that add and those that take away apart: places in `_vectors`, factors."""
+
+    up: NDArray[np.intp]
+    up_terms: NDArray[np.intp]
+    up_factors: Floats
+    down: NDArray[np.intp]
+    down_terms: NDArray[np.intp]
+    down_factors: Floats
+
+    @classmethod
+    def of(cls, places: NDArray[np.intp], terms: NDArray[np.intp], factors: Floats) -> _Parts:
+        """Return the parts in these places."""
+        up = factors > 0
+        return cls(places[up], terms[up], factors[up], places[~up], terms[~up], factors[~up])
+
+    def sums(self, terms: int, high: Floats, low: Floats) -> Sums:
+        """Return what so many terms add up to, of the highest and lowest of each part."""
+        columns = (
+            np.bincount(self.up_terms, self.up_factors * high[self.up], terms).tolist(),
+            np.bincount(self.down_terms, self.down_factors * high[self.down], terms).tolist(),
+            np.bincount(self.down_terms, self.down_factors * low[self.down], terms).tolist(),
+            np.bincount(self.up_terms, self.up_factors * low[self.up], terms).tolist(),
+        )
+        return [list(term) for term in zip(*columns, strict=True)]
 
 
 class Circuits:
@@ -203,12 +230,14 @@ class Circuits:
         for row in self._rows:
             self._firsts.append(self._firsts[-1] + len(row.directions))
         self._arrays = [_arrays(row, self.loads, 0) for row in self._rows]
+        self._of_row = [_Parts.of(np.arange(len(places)), terms, factors) for places, terms, factors in self._arrays]
+        self._loads_of_row = [np.array(row.loads, dtype=np.intp) for row in self._rows]
         whole = [_arrays(row, self.loads, first) for row, first in zip(self._rows, self._firsts, strict=False)]
-        self._all = (
-            np.concatenate([places for places, _terms, _factors in whole]),
-            np.concatenate([terms for _places, terms, _factors in whole]),
-            np.concatenate([factors for _places, _terms, factors in whole]),
-        )
+        loads = np.concatenate(self._loads_of_row)
+        places, terms, factors = (np.concatenate(columns) for columns in zip(*whole, strict=True))
+        evses = loads < len(self.stations)
+        self._of_evses = _Parts.of(places[evses], terms[evses], factors[evses])
+        self._of_base = _Parts.of(places[~evses], terms[~evses], factors[~evses])
         self.touched = _touched(self._rows, self.loads)
 
     # Building
@@ -297,7 +326,7 @@ class Circuits:
 
     def sums(self, box: Box) -> list[Sums]:
         """Return what the EVSEs may add up to in each term of each row."""
-        return self._summed(*self._vectors(box))
+        return self._summed(self._of_evses, *self._vectors(box))
 
     def base_sums(self, base: Mapping[str, BaseLoad]) -> list[Sums]:
         """Return what the base load may add up to in each term of each row."""
@@ -312,11 +341,10 @@ class Circuits:
             high[_REACTIVE, place] = np.maximum(known.reactive_a, 0.0)
             low[_REACTIVE, place] = np.minimum(known.reactive_a, 0.0)
             high[_LOOSE, place] = known.spread_a
-        return self._summed(high.reshape(-1), low.reshape(-1))
+        return self._summed(self._of_base, high.reshape(-1), low.reshape(-1))
 
-    def _summed(self, high: Floats, low: Floats) -> list[Sums]:
-        places, terms, factors = self._all
-        found = _row_sums(self._firsts[-1], terms, factors, high[places], low[places])
+    def _summed(self, parts: _Parts, high: Floats, low: Floats) -> list[Sums]:
+        found = parts.sums(self._firsts[-1], high, low)
         return [found[first:last] for first, last in itertools.pairwise(self._firsts)]
 
     def _vectors(self, box: Box) -> tuple[Floats, Floats]:
@@ -374,9 +402,8 @@ class Circuits:
     def capped(self, row: int, box: Box, capped: NDArray[np.bool_]) -> Capped:
         """Return a row as a function of what some loads are capped to, in A."""
         high, low = self._vectors(box)
-        places, terms, factors = self._arrays[row]
-        loads = np.array(self._rows[row].loads, dtype=np.intp)
-        return Capped(self._rows[row], terms, factors, high[places], low[places], loads, capped[loads])
+        places, loads = self._arrays[row][0], self._loads_of_row[row]
+        return Capped(self._rows[row], self._of_row[row], high[places], low[places], loads, capped[loads])
 
     def grown(self, load: int, row: int, sums: Sums, before: Sequence[Span], after: Sequence[Span]) -> Sums:
         """Return a row's sums when an EVSE's spans on L1, L2 and L3 change."""
@@ -491,19 +518,6 @@ def _arrays(row: _Row, loads: int, first: int) -> tuple[NDArray[np.intp], NDArra
     parts = np.array(row.parts, dtype=np.intp)
     places = (parts // 3 * loads + np.array(row.loads, dtype=np.intp)) * 3 + parts % 3
     return places, np.array(row.terms, dtype=np.intp) + first, np.array(row.factors, dtype=np.float64)
-
-
-def _row_sums(terms: int, index: NDArray[np.intp], factors: Floats, high: Floats, low: Floats) -> Sums:
-    up = factors > 0
-    down = ~up
-    taken, given = factors * high, factors * low
-    columns = (
-        np.bincount(index, np.where(up, taken, 0.0), terms).tolist(),
-        np.bincount(index, np.where(down, taken, 0.0), terms).tolist(),
-        np.bincount(index, np.where(down, given, 0.0), terms).tolist(),
-        np.bincount(index, np.where(up, given, 0.0), terms).tolist(),
-    )
-    return [list(term) for term in zip(*columns, strict=True)]
 
 
 def _kinds(spans: Sequence[Span], loose: bool) -> list[list[tuple[float, float]]]:

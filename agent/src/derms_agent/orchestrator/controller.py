@@ -128,7 +128,7 @@ class Controller:
 
     def __post_init__(self) -> None:
         site = self.site
-        self._cycle = Cycle(circuits=site.circuits, combine=limits.combine, allocate=self._allocate)
+        self._cycle = Cycle(circuits=site.circuits, combine=limits.Combining(), allocate=self._allocate)
         self.params = allocate.Params(
             steps={
                 one.name: allocate.Steps(minimum_a=one.least_a, step_a=one.step_a) for one in site.stations.values()

@@ -107,7 +107,7 @@ class Agent:
         )
         self._wild = self.rng if chance.random() < 0.5 else None  # noqa: PLR2004 - every other scene
         self.cycle = Cycle(
-            circuits=Circuits(scene.depot.circuits, stations), combine=limits.combine, allocate=self._allocate
+            circuits=Circuits(scene.depot.circuits, stations), combine=limits.Combining(), allocate=self._allocate
         )
         if self.disk.ledger is None:
             ledger = book.started(stations, self.now_s)

@@ -39,7 +39,7 @@ MUTANTS = (
     Mutant(
         "increase before it is measured",
         "control/ledger.py",
-        "        claims.append(dataclasses.replace(claim, ended_s=event.answered_s) if over else claim)\n",
+        "        claims.append(claim._replace(ended_s=event.answered_s) if over else claim)\n",
         "        claims.extend([] if over else [claim])\n",
         found_by=0,
     ),
