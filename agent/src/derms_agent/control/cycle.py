@@ -403,8 +403,7 @@ def _within(place: _Place, current_a: float, bounds: Bounds) -> float:
     for each in place.currents:
         bound = bounds.get(each)
         if bound is not None:
-            low = bound.low if bound.low > low else low  # quicker than `max`, for each EVSE in each cycle
-            high = bound.high if bound.high < high else high
+            low, high = max(low, bound.low), min(high, bound.high)
     bound = bounds.get(place.power)
     if bound is not None:
         low, high = max(low, bound.low / place.watts_per_a), min(high, bound.high / place.watts_per_a)

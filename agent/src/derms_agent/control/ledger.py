@@ -647,10 +647,9 @@ def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
     if entry.heard_s is None or issued_s > entry.heard_s:
         entry = _heard(entry, station, issued_s, event.answered_s)
     if station.refreshed_by is Refresh.WRITE or station.refreshed_by is Refresh.REQUEST:
-        refreshed_s = _latest(entry.refreshed_s, issued_s)
+        entry = entry._replace(refreshed_s=_latest(entry.refreshed_s, issued_s), unproven_s=None)
     else:
-        refreshed_s = entry.refreshed_s
-    entry = Entry._make((*entry[:2], refreshed_s, *entry[3:10], None))
+        entry = entry._replace(unproven_s=None)
     watched = _watched(entry, station, event.answered_s)
     claims = []
     for claim in entry.claims:
@@ -748,10 +747,9 @@ def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
         if rest and rest.span.holds(sample, station.tolerance_a):
             claims = rest
     overrun = not claims.span.holds(sample, station.tolerance_a)
-    # A new entry as a whole: by `_replace` it would take three times as long, for each EVSE in each cycle.
-    _claims, heard_s, refreshed_s, _measured, _reactive, _measured_s, watchdog_s, fallback, phases, _, unproven_s = entry
     flows = event.active_a, event.reactive_a, event.sent_s
-    return Entry(claims, heard_s, refreshed_s, *flows, watchdog_s, fallback, phases, overrun, unproven_s)
+    # A new entry as a whole: by `_replace` it would take three times as long, for each EVSE in each cycle.
+    return Entry(claims, *entry[1:3], *flows, *entry[6:9], overrun, entry.unproven_s)
 
 
 def _excluded(entry: Entry, up_since_s: float | None) -> Entry:

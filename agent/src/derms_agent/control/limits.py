@@ -131,7 +131,7 @@ class Combining:
             entry = self._known.get(target)
             if entry is None or len(entry[0]) != len(found) or not all(map(is_, entry[0], found)):
                 entry = found, _bounds(found, now_s)
-            if all([limit.start_s is limit.end_s is None for limit in found]):
+            if all(limit.start_s is limit.end_s is None for limit in found):
                 known[target] = entry  # it holds at any time
             bounds.update(entry[1])
         self._known = known

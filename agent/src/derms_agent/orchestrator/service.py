@@ -9,6 +9,7 @@ said in the log.
 from __future__ import annotations
 
 import argparse
+import gc
 import grp
 import logging
 import math
@@ -515,6 +516,7 @@ async def run_service(service: Service) -> None:
         tasks.start_soon(service.engine.run)
         tasks.start_soon(service.keep_sessions)
         await service.engine.first_cycle.wait()
+        gc.freeze()  # what is there now stays: a collection that walks through it again would hold up a cycle
         tasks.start_soon(_broadcast, service)
         async with _listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")

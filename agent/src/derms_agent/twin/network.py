@@ -78,39 +78,49 @@ def power_currents(circuit: Circuit, power_w: float, reactive_var: float) -> Pha
     return (ANGLES[0] * current, ANGLES[1] * current, ANGLES[2] * current)
 
 
+class Tree:
+    """Circuits and how they hang together, worked out once."""
+
+    def __init__(self, circuits: Mapping[str, Circuit]) -> None:
+        self._order: list[tuple[str, list[tuple[str, float]], bool]] = []
+        children: dict[str, list[tuple[str, float]]] = {name: [] for name in circuits}
+        for name, circuit in circuits.items():
+            if circuit.parent is not None:
+                ratio = neutral_voltage(circuit) / neutral_voltage(circuits[circuit.parent])
+                children[circuit.parent].append((name, ratio))
+
+        def add(name: str) -> None:
+            for child, _ratio in children[name]:
+                add(child)
+            self._order.append((name, children[name], circuits[name].connection is Connection.DELTA_WYE))
+
+        for name, circuit in circuits.items():
+            if circuit.parent is None:
+                add(name)
+
+    def currents(self, loads: Mapping[str, Phasors]) -> dict[str, Phasors]:
+        """Return the line currents of every circuit, from what hangs on each directly, its children's included.
+
+        Those of a delta-wye circuit are on its delta side, at its own voltage.
+        """
+        result: dict[str, Phasors] = {}
+        for name, children, delta_wye in self._order:
+            a, b, c = loads.get(name, NONE)
+            for child, ratio in children:
+                x, y, z = result[child]
+                a, b, c = a + x * ratio, b + y * ratio, c + z * ratio
+            result[name] = ((a - b) / _SQRT3, (b - c) / _SQRT3, (c - a) / _SQRT3) if delta_wye else (a, b, c)
+        return result
+
+
 def circuit_currents(circuits: Mapping[str, Circuit], loads: Mapping[str, Phasors]) -> dict[str, Phasors]:
-    """Return the line currents of every circuit, from what hangs on each directly, its children's included.
-
-    Those of a delta-wye circuit are on its delta side, at its own voltage.
-    """
-    children: dict[str, list[str]] = {name: [] for name in circuits}
-    roots: list[str] = []
-    for name, circuit in circuits.items():
-        (roots if circuit.parent is None else children[circuit.parent]).append(name)
-    result: dict[str, Phasors] = {}
-
-    def visit(name: str) -> Phasors:
-        total = loads.get(name, NONE)
-        for child in children[name]:
-            below = visit(child)
-            ratio = neutral_voltage(circuits[child]) / neutral_voltage(circuits[name])
-            total = add(total, (below[0] * ratio, below[1] * ratio, below[2] * ratio))
-        if circuits[name].connection is Connection.DELTA_WYE:
-            a, b, c = total
-            total = ((a - b) / _SQRT3, (b - c) / _SQRT3, (c - a) / _SQRT3)
-        result[name] = total
-        return total
-
-    for root in roots:
-        visit(root)
-    return result
+    """Return the line currents of every circuit, as `Tree.currents` does."""
+    return Tree(circuits).currents(loads)
 
 
 def powers(circuit: Circuit, currents: Phasors) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Return active (W) and reactive (var) power per phase, against the line-to-neutral voltages."""
     volts = neutral_voltage(circuit)
-    apparent = [volts * angle * current.conjugate() for angle, current in zip(ANGLES, currents, strict=True)]
-    return (
-        (apparent[0].real, apparent[1].real, apparent[2].real),
-        (apparent[0].imag, apparent[1].imag, apparent[2].imag),
-    )
+    a, b, c = currents
+    one, two, three = volts * a.conjugate(), volts * ANGLES[1] * b.conjugate(), volts * ANGLES[2] * c.conjugate()
+    return (one.real, two.real, three.real), (one.imag, two.imag, three.imag)

@@ -35,6 +35,7 @@ from derms_agent.twin.unit import Unit
 STEP_S = 1.0
 NOMINAL_HZ = 50.0
 WRITES_KEPT = 100_000
+_READ_FUNCTIONS = {table: function for function, table in reversed(pdu.READ_TABLES.items())}
 _NO_FAULTS: Mapping[FaultKind, Fault] = MappingProxyType({})
 _UNKNOWN_OUTLET = Outlet(conductors=3, rating_a=16.0, voltage_v=230.0)
 
@@ -108,6 +109,7 @@ class Rehearsal:
             for evse in depot.evses()
             for loaded in range(len(evse.phases) + 1)
         }
+        self._tree = network.Tree(depot.circuits)
         self._schedule_all(seed)
         self._measure(0.0)
 
@@ -136,8 +138,7 @@ class Rehearsal:
 
     def read(self, bus: str, unit_id: int, table: Table, address: int, count: int) -> tuple[int, ...]:
         """Read registers (bits) as over the bus, in no time. Raises `Refusal`, `Silence`."""
-        function = next(number for number, of in pdu.READ_TABLES.items() if of is table)
-        return self._perform(bus, unit_id, pdu.ReadRequest(function, table, address, count))
+        return self._perform(bus, unit_id, pdu.ReadRequest(_READ_FUNCTIONS[table], table, address, count))
 
     def write(
         self,
@@ -332,7 +333,9 @@ class Rehearsal:
             circuit = self._hangs_on[name]
             flow = network.power_currents(circuit, inverter.state.power_w, inverter.state.reactive_var)
             generated[circuit.name] = network.add(generated.get(circuit.name, network.NONE), flow)
-        loads = {name: network.add(load, generated.get(name, network.NONE)) for name, load in self._base_load.items()}
+        loads = dict(self._base_load)
+        for name, flow in generated.items():
+            loads[name] = network.add(loads[name], flow)
         for evse in self._evses.values():
             state = self.chargers[evse.device].states[evse.connector]
             amperes = state.current_a
@@ -340,7 +343,7 @@ class Rehearsal:
                 a, b, c = self._per_ampere[evse.name, state.conductors]
                 x, y, z = loads[evse.circuit]
                 loads[evse.circuit] = (x + a * amperes, y + b * amperes, z + c * amperes)
-        self.currents = network.circuit_currents(self.depot.circuits, loads)
+        self.currents = self._tree.currents(loads)
         hertz = self.frequency_hz
         for name, unit in self.meters.items():
             circuit_name, measures = self._hangs_on[name].name, self._measures.get(name, Measures.CIRCUIT)

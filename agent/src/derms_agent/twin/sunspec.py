@@ -130,6 +130,9 @@ class Image:
         """Read an integer point as it stands in the registers."""
         field = self.fields[model, path]
         start = field.address - self.base
+        if field.size == 1:
+            word = self._words[start]
+            return word - 0x1_0000 if word >= 0x8000 and field.type in _SIGNED else word  # noqa: PLR2004 - 16 bits
         content = struct.pack(f">{field.size}H", *self._words[start : start + field.size])
         return int.from_bytes(content, "big", signed=field.type in _SIGNED)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeAlias
@@ -126,12 +126,17 @@ class Link:
         self._evses: dict[str, tuple[Evse, Device, Profile]] = {}
         self._settings_due: dict[str, float] = {}
         self._heard_s: dict[str, float] = {}
+        self._points: dict[str, list[tuple[str, Point]]] = {}
+        self._setting_points: dict[str, list[tuple[str, Point]]] = {}
         for device in scene.depot.devices.values():
+            profile = scene.profile(device.name)
+            self._points[device.name] = _shown(profile, [*_CURRENTS, "temperature", "soc", *_limit_points(profile)])
+            self._setting_points[device.name] = _shown(profile, _setting_points(profile))
             for evse in device.evses:
-                self._evses[evse.name] = (evse, device, scene.profile(device.name))
+                self._evses[evse.name] = (evse, device, profile)
             period_s = METER_POLL_S if device.kind is DeviceKind.METER else POLL_S
             self._at(twin.now_s + rng.uniform(0, period_s), lambda d=device, p=period_s: self._poll(d, p))  # type: ignore[misc]
-            fallback = scene.profile(device.name).fallback
+            fallback = profile.fallback
             if fallback is not None and fallback.heartbeat is not None:
                 every_s = fallback.heartbeat.every_s / 2
                 self._at(twin.now_s + rng.uniform(0, 1), lambda d=device, e=every_s: self._beat(d, e))  # type: ignore[misc]
@@ -207,7 +212,7 @@ class Link:
                 device.bus,
                 _Job(
                     device.name,
-                    [lambda: self._read_settings(device, profile)],
+                    [lambda: self._read_settings(device)],
                     lambda results, sent_s, answered_s: self._armed(device, profile, results[0], sent_s, answered_s),
                     _nothing,
                     now_s,
@@ -217,7 +222,7 @@ class Link:
             device.bus,
             _Job(
                 device.name,
-                [lambda: self._read_values(device, profile)],
+                [lambda: self._read_values(device)],
                 lambda results, sent_s, answered_s: self._polled(device, profile, results[0], sent_s, answered_s),
                 _nothing,
                 now_s,
@@ -289,30 +294,25 @@ class Link:
 
     # What comes back
 
-    def _read_values(self, device: Device, profile: Profile) -> dict[str, Value]:
-        names = [*_CURRENTS, "temperature", "soc", *_limit_points(profile)]
-        return dict(self._read(device, profile, names))
+    def _read_values(self, device: Device) -> dict[str, Value]:
+        return self._read(device, self._points[device.name])
 
-    def _read_settings(self, device: Device, profile: Profile) -> dict[str, Value]:
-        fallback = profile.fallback
-        names = [] if fallback is None else [name for name in (fallback.current, fallback.timeout) if name]
-        return dict(self._read(device, profile, names))
+    def _read_settings(self, device: Device) -> dict[str, Value]:
+        return self._read(device, self._setting_points[device.name])
 
-    def _read(self, device: Device, profile: Profile, names: list[str]) -> Iterator[tuple[str, Value]]:
+    def _read(self, device: Device, points: Iterable[tuple[str, Point]]) -> dict[str, Value]:
         unit = self._twin.units[device.bus, device.unit_id]
+        found: dict[str, Value] = {}
         asked = False
-        for name in names:
-            point = profile.points.get(name)
-            shown = point if point is None or point.readable else point.readback
-            if shown is None:
-                continue
+        for name, shown in points:
             at = (shown.table, shown.address_of(1), shown.length)
             # The first goes the whole way, so that faults act on it; the others are of the same moment.
             words = unit.read(*at) if asked else self._twin.read(device.bus, device.unit_id, *at)
             asked = True
             value = shown.decode(words)
             if value is not None:
-                yield name, value
+                found[name] = value
+        return found
 
     def _polled(self, device: Device, profile: Profile, found: object, sent_s: float, answered_s: float) -> None:
         if not isinstance(found, dict):
@@ -488,6 +488,18 @@ def _shifted(news: News, by_s: float) -> News:
 
 def _nothing(_sent: bool, _refused: bool, _at_s: float) -> None:
     """Do nothing: a poll that got no answer leaves what was known to age."""
+
+
+def _shown(profile: Profile, names: Iterable[str]) -> list[tuple[str, Point]]:
+    """Return those of the named points that a device shows, each with where it does."""
+    known = ((name, profile.points[name]) for name in names if name in profile.points)
+    found = ((name, point if point.readable else point.readback) for name, point in known)
+    return [(name, shown) for name, shown in found if shown is not None]
+
+
+def _setting_points(profile: Profile) -> list[str]:
+    fallback = profile.fallback
+    return [] if fallback is None else [name for name in (fallback.current, fallback.timeout) if name]
 
 
 def _limit_points(profile: Profile) -> list[str]:
