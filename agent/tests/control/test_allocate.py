@@ -24,7 +24,7 @@ from derms_agent.control.allocate import (
     needs,
     reserved_a,
 )
-from derms_agent.control.network import Network
+from derms_agent.control.network import Floats, Network
 from derms_agent.control.plan import Outlook, Plan, plan
 from derms_agent.model import Circuit, Connection, Evse, LimitQuantity, Phase, Session
 
@@ -404,3 +404,43 @@ def test_no_session_no_power_and_every_evse_is_told() -> None:
     shared = share(network, evses, {}, Params())
     assert set(shared) == {evse.name for evse in evses}
     assert all(one.current_a == 0 and one.why for one in shared.values())
+
+
+def shares_by_halving(network: Network, tops: Floats, had: Floats, limits: Floats) -> Floats:
+    """Work fair shares out a second, slow way: one level for all, halved until it fits, again and again."""
+    currents, rising = np.zeros(len(tops)), tops > 0
+    while rising.any():
+        low, high = 0.0, float((had + tops).max()) + 1.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            fits = network.fits(np.where(rising, np.clip(middle - had, 0.0, tops), currents), limits)
+            low, high = (middle, high) if fits else (low, middle)
+        currents = np.where(rising, np.clip(low - had, 0.0, tops), currents)
+        full = network.met(network.branch_currents(currents), limits, within=1e-3)[network.branch_of]
+        if not (rising & full).any():
+            break
+        rising &= ~full
+    return currents
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(st.just(0.0), st.floats(0.5, 32.0)), st.floats(0.0, 60.0)), min_size=1, max_size=14),
+    st.floats(1.0, 90.0),
+)
+def test_fair_shares_are_those_found_by_halving(wanted: list[tuple[float, float]], rating_a: float) -> None:
+    network, _ = depot(len(wanted), rating_a)
+    tops, had = np.array(wanted).T
+    shares = fair_shares(network, tops, had, network.limits())
+    assert network.fits(shares, network.limits())
+    assert shares == pytest.approx(shares_by_halving(network, tops, had, network.limits()), abs=0.01)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([COARSE, FINE, ANY, Steps(minimum_a=6.0, step_a=0.1), Steps()]), st.floats(6.0, 31.0))
+def test_less_than_is_useful_comes_to_nothing(steps: Steps, current: float) -> None:
+    current = steps.down(current)
+    useful = steps.useful_a(current) if current else steps.lowest_a - 2e-6
+    assert steps.down(current + useful + 5e-6) > current or current == 32.0
+    if steps.step_a or steps.levels_a:
+        assert steps.down(current + useful - 1e-6) == pytest.approx(current)

@@ -120,6 +120,20 @@ def test_room_is_exactly_what_is_left(order: list[int], parts: list[float]) -> N
     assert network.fits(currents, limits)
 
 
+@settings(deadline=None)
+@given(st.lists(st.floats(0.0, 60.0), min_size=3, max_size=3), st.lists(st.floats(0.0, 1.0), min_size=3, max_size=3))
+def test_branches_rise_until_the_first_constraint_is_met(sums: list[float], rates: list[float]) -> None:
+    network, limits = transformer(), transformer().limits()
+    at, rate = np.array(sums), np.array(rates)
+    if not network.branches_fit(at, limits) or rate.max() < 1e-3:
+        return
+    rise = network.rise(at, rate, limits)
+    assert network.branches_fit(at + rate * rise * 0.9999, limits)
+    assert not network.branches_fit(at + rate * (rise + 1e-2), limits)
+    assert network.met(at + rate * rise, limits, within=1e-3)[rate > 0].any()
+    assert network.rise(at, np.zeros(3), limits) == math.inf
+
+
 def test_single_phase_evses_load_their_own_line_of_a_wye_feeder() -> None:
     network = Network(
         {

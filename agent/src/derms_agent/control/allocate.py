@@ -18,14 +18,16 @@ loads are monotone, so holding an EVSE lower keeps it so. Discharge never makes 
 for power to be given back (a bound below zero), when nothing charges under it.
 
 **Why it is quick.** No program is solved: an EVSE is raised at most once a round, a raise costs one square root for
-each conductor above the EVSE, and a branch without room is not asked again.
+each conductor above the EVSE, and a branch whose room is known not to reach an EVSE's next step is not asked again.
+Fair shares are found by looking at whole branches, at the levels where somebody begins or ends to rise; between two of
+these, where a constraint is met is the root of a quadratic.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -37,8 +39,9 @@ from derms_agent.model import Evse, LimitQuantity, Phase, Session
 
 SITE = "site"
 _CLOSE_A = 1e-6
-_HALVINGS = 40
 _SLACK_A = 1.0
+_DRAWN_BYTES = 6
+_MET_A = 1e-3
 
 
 class Bounded(Protocol):
@@ -68,6 +71,14 @@ class Steps:
     def lowest_a(self) -> float:
         """Return the least that an EVSE can be set to when it is on."""
         return self.levels_a[0] if self.levels_a else self.minimum_a
+
+    def useful_a(self, current_a: float) -> float:
+        """Return the least that a raise from an allowed current above 0 must be, so that it reaches the next one."""
+        if self.levels_a:
+            following = next((level for level in self.levels_a if level > current_a + _CLOSE_A), math.inf)
+        else:
+            following = current_a + self.step_a
+        return max(following - current_a - 2 * _CLOSE_A, _CLOSE_A)
 
     def down(self, current_a: float) -> float:
         """Return the highest allowed current that is not above this one; 0 below the lowest."""
@@ -150,8 +161,8 @@ def may_start_at_s(evse: str, params: Params) -> float:
     """Return when an EVSE may take power again after an outage: a random time for each, always the same for a seed."""
     if params.energised_at_s is None:
         return -math.inf
-    delay = random.Random(f"{params.seed}/{evse}").uniform(0.0, params.spread_s)  # noqa: S311 (spread, no secret)
-    return params.energised_at_s + delay
+    drawn = int.from_bytes(hashlib.blake2b(f"{params.seed}/{evse}".encode(), digest_size=_DRAWN_BYTES).digest(), "big")
+    return params.energised_at_s + params.spread_s * drawn / 256**_DRAWN_BYTES
 
 
 def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) -> Floats:
@@ -162,35 +173,46 @@ def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) ->
     roots = {name for name, circuit in network.circuits.items() if circuit.parent is None}
     found: dict[tuple[str, Phase | None], float] = {}
     for (target, quantity, phase), bound in bounds.items():
+        if target != SITE and target not in network.circuits:
+            continue
         current = quantity is LimitQuantity.CURRENT
         if quantity is LimitQuantity.REACTIVE_POWER or (phase is not None and not current):
             continue
         # Apparent power has no sign: its high side is for both directions.
         most = -bound.low if export and quantity is not LimitQuantity.APPARENT_POWER else bound.high
-        for circuit in roots if target == SITE else {target} & network.circuits.keys():
+        for circuit in roots if target == SITE else (target,):
             for place in tuple(Phase) if current and phase is None else (phase,):
                 found[circuit, place] = min(found.get((circuit, place), math.inf), most)
     return network.limits(found)
 
 
-def evse_bounds(network: Network, place: int, evse: Evse, bounds: Bounds) -> tuple[float, float]:
-    """Return the least and the most A per conductor that the bounds leave to one EVSE."""
-    low, high = -evse.limit_a, evse.limit_a
-    for phase in (None, *evse.phases):
-        bound = bounds.get((evse.name, LimitQuantity.CURRENT, phase))
-        if bound is not None:
-            low, high = max(low, bound.low), min(high, bound.high)
-    watts = float(network.watts_per_a[place])
-    for quantity in (LimitQuantity.ACTIVE_POWER, LimitQuantity.APPARENT_POWER):
-        bound = bounds.get((evse.name, quantity, None))
-        if bound is not None:
-            low, high = max(low, bound.low / watts), min(high, bound.high / watts)
-    return low, high
+def evse_bounds(network: Network, evses: Iterable[Evse], bounds: Bounds) -> dict[str, tuple[float, float]]:
+    """Return the least and the most A per conductor that the bounds leave to each EVSE by itself."""
+    found = {evse.name: (-evse.limit_a, evse.limit_a) for evse in evses}
+    phases = {evse.name: evse.phases for evse in evses}
+    current, reactive = LimitQuantity.CURRENT, LimitQuantity.REACTIVE_POWER
+    for (target, quantity, phase), bound in bounds.items():
+        if target not in found or quantity is reactive:
+            continue
+        if quantity is current:
+            if phase is not None and phase not in phases[target]:
+                continue
+            watts = 1.0
+        elif phase is None:
+            watts = float(network.watts_per_a[network.place[target]])
+        else:
+            continue
+        low, high = found[target]
+        found[target] = max(low, bound.low / watts), min(high, bound.high / watts)
+    return found
 
 
 @dataclass(slots=True)
 class _Seat:
-    """An EVSE while its share is worked out. In A: `wish_a` of the plan or of fairness, `top_a` at the most."""
+    """An EVSE while its share is worked out.
+
+    In A: `wish_a` of the plan or of fairness, `top_a` at the most, `useful_a` the least raise that comes to anything.
+    """
 
     name: str
     place: int
@@ -205,24 +227,31 @@ class _Seat:
     running: bool
     storage: bool
     laxity_s: float
+    useful_a: float
     wish_a: float = 0.0
     ahead_a: float = 0.0
     current_a: float = 0.0
 
-    def lift(self, room: Room, to_a: float, at_most_a: float = math.inf) -> None:
-        """Raise this EVSE to an allowed current, by no more than `at_most_a` and the room that there is."""
-        to_a = min(to_a, self.top_a)
-        if to_a <= self.current_a + _CLOSE_A:
-            return
-        rise = min(to_a - self.current_a, at_most_a, room.left(self.place))
-        reached = self.steps.down(self.current_a + rise)
-        if reached > self.current_a:
-            room.take(self.place, reached - self.current_a)
-            self.current_a = reached
+    def lift(self, room: Room, to_a: float, at_most_a: float = math.inf) -> float:
+        """Raise this EVSE to an allowed current, by no more than `at_most_a` and the room; return by how much."""
+        rise = min(min(to_a, self.top_a) - self.current_a, at_most_a)
+        if rise < self.useful_a:
+            return 0.0
+        left = room.left(self.place, self.useful_a)
+        if left < self.useful_a:
+            return 0.0
+        reached = self.steps.down(self.current_a + min(rise, left))
+        rise = reached - self.current_a
+        if rise <= 0:
+            return 0.0
+        room.take(self.place, rise)
+        self.current_a = reached
+        self.useful_a = self.steps.useful_a(reached)
+        return rise
 
 
 def needs(
-    evses: Iterable[Evse],
+    evses: Sequence[Evse],
     sessions: Mapping[str, Session],
     bounds: Bounds,
     network: Network,
@@ -230,13 +259,13 @@ def needs(
 ) -> tuple[Need, ...]:
     """Return what the planner needs to know of the sessions whose departure and need are known."""
     found = []
+    own = evse_bounds(network, evses, bounds)
     for evse in evses:
         session = sessions.get(evse.name)
         if session is None or session.departure_at_s is None or session.energy_need_wh is None:
             continue
-        place = network.place[evse.name]
-        watts = float(network.watts_per_a[place])
-        most = evse_bounds(network, place, evse, bounds)[1]
+        watts = float(network.watts_per_a[network.place[evse.name]])
+        most = own[evse.name][1]
         if session.power_w is not None:
             most = min(most, session.power_w / watts)
         charge = max(session.energy_need_wh - session.delivered_wh, 0.0) * 3600 / watts
@@ -261,25 +290,53 @@ def fair_shares(network: Network, tops_a: Floats, had_a: Floats, limits: Floats)
     :param tops_a: the most for each EVSE; 0 for those that take no part
     :param had_a: what each has had already, as a current
     """
-    currents = np.zeros(len(tops_a))
-    rising = tops_a > 0
-    while rising.any():
-        low, high = float(np.min(had_a[rising])), float(np.max((had_a + tops_a)[rising]))
-        for level in [high] + [math.nan] * _HALVINGS:
-            middle = (low + high) / 2 if math.isnan(level) else level
-            raised = np.where(rising, np.clip(middle - had_a, 0.0, tops_a), currents)
-            if network.fits(raised, limits):
-                low = middle
-            else:
-                high = middle
-            if low == high:
-                return raised
-        currents = np.where(rising, np.clip(low - had_a, 0.0, tops_a), currents)
-        full = network.met(currents, limits, within=1e-3)
-        if not (rising & full).any():
-            return currents
-        rising &= ~full & (currents < tops_a - _CLOSE_A)
-    return currents
+    part = np.flatnonzero(tops_a > 0)
+    if not part.size:
+        return np.zeros(len(tops_a))
+    # Between two of these levels, each branch rises by a whole number of times what the level does.
+    levels = np.unique(np.concatenate([had_a[part], (had_a + tops_a)[part]]))
+    rates = np.zeros((len(levels), len(network.branches)))
+    np.add.at(rates, (np.searchsorted(levels, had_a[part]), network.branch_of[part]), 1.0)
+    np.add.at(rates, (np.searchsorted(levels, (had_a + tops_a)[part]), network.branch_of[part]), -1.0)
+    rates = np.cumsum(rates, axis=0)
+    sums = np.zeros_like(rates)
+    np.cumsum(rates[:-1] * np.diff(levels)[:, None], axis=0, out=sums[1:])
+
+    reached = np.full(len(network.branches), levels[-1])
+    free = np.ones(len(network.branches), dtype=bool)
+    stopped = np.zeros(len(network.branches))
+    level, index = float(levels[0]), 0
+    while free.any():
+        index = _last(lambda row: network.branches_fit(np.where(free, sums[row], stopped), limits), index, len(levels))  # noqa: B023 (called at once)
+        if index == len(levels) - 1:
+            break
+        level = max(level, float(levels[index]))
+        rate = rates[index] * free
+        at = np.where(free, sums[index] + rate * (level - levels[index]), stopped)
+        rise = max(min(network.rise(at, rate, limits), float(levels[index + 1]) - level), 0.0)
+        level, at = level + rise, at + rate * rise
+        full = network.met(at, limits, within=_MET_A) & free
+        if not full.any():
+            full = free
+        reached[full], stopped[full] = level, at[full]
+        free = free & ~full
+    return np.where(tops_a > 0, np.clip(reached[network.branch_of] - had_a, 0.0, tops_a), 0.0)
+
+
+def _last(holds: Callable[[int], bool], index: int, count: int) -> int:
+    """Return the last index below `count` for which that holds; it does for `index`, and for none after one that fails.
+
+    By steps twice as wide each time, then half as wide: it is often near.
+    """
+    step, beyond = 1, count
+    while index + 1 < beyond:
+        tried = min(index + step, beyond - 1)
+        if holds(tried):
+            index, step = tried, step * 2 if beyond == count else (beyond - tried) // 2
+        else:
+            beyond, step = tried, (tried - index) // 2
+        step = max(step, 1)
+    return index
 
 
 def reserved_a(
@@ -310,15 +367,15 @@ def _fair_a(seats: list[_Seat], network: Network, limits: Floats) -> Floats:
     return np.where(unknown, fair_shares(network, tops, had, limits), 0.0) if unknown.any() else tops * 0.0
 
 
-def _top_a(network: Network, place: int, session: Session, high_a: float, params: Params) -> float:
-    """Return the most that a session can use until the next allocation."""
-    watts = float(network.watts_per_a[place])
+def _top_a(watts: float, session: Session, high_a: float, params: Params) -> float:
+    """Return the most that a session can use until the next allocation, at so many W per A."""
     top = high_a
-    if session.power_w is not None:
-        top = min(top, session.power_w / watts)
+    if session.power_w is not None and session.power_w < top * watts:
+        top = session.power_w / watts
     if session.energy_need_wh is not None:
-        left_wh = session.energy_need_wh - session.delivered_wh
-        top = min(top, left_wh * 3600 / params.cycle_s / watts)
+        left_w = (session.energy_need_wh - session.delivered_wh) * 3600 / params.cycle_s
+        if left_w < top * watts:
+            top = left_w / watts
     return max(top, 0.0)
 
 
@@ -344,17 +401,11 @@ def allocate(
     seats = _seats(evses, sessions, bounds, network, now_s=now_s, previous=previous, params=params)
     _wish(seats, _fair_a(seats, network, limits), plan, now_s, params)
     _share(seats, network.room(limits), params, planned=plan is not None)
-    result = {
-        evse.name: Allocation(
-            evse=evse.name,
-            current_a=0.0,
-            power_w=0.0,
-            why="no vehicle" if evse.name not in sessions else "waits after the outage",
-        )
-        for evse in evses
-    }
-    for seat in seats:
-        result[seat.name] = _held(seat, previous.get(seat.name), now_s, params)
+    result = {seat.name: _held(seat, previous.get(seat.name), now_s, params) for seat in seats}
+    for evse in evses:
+        if evse.name not in result:
+            why = "waits after the outage" if evse.name in sessions else "no vehicle"
+            result[evse.name] = Allocation(evse=evse.name, current_a=0.0, power_w=0.0, why=why)
     return result | _given_back(seats, result, bounds, network)
 
 
@@ -369,31 +420,36 @@ def _seats(
     params: Params,
 ) -> list[_Seat]:
     seats = []
+    own = evse_bounds(network, evses, bounds)
+    groups, watts_per_a = network.group_of.tolist(), network.watts_per_a.tolist()
+    all_may_start = params.energised_at_s is None or now_s >= params.energised_at_s + params.spread_s
     for evse in evses:
         session = sessions.get(evse.name)
-        if session is None or now_s < may_start_at_s(evse.name, params):
+        if session is None or not (all_may_start or now_s >= may_start_at_s(evse.name, params)):
             continue
         place = network.place[evse.name]
-        low, high = evse_bounds(network, place, evse, bounds)
-        top = _top_a(network, place, session, high, params)
+        watts = watts_per_a[place]
+        low, high = own[evse.name]
+        top = _top_a(watts, session, high, params)
         steps = params.steps.get(evse.name, params.otherwise)
         before = previous.get(evse.name)
         seats.append(
             _Seat(
                 name=evse.name,
                 place=place,
-                group=int(network.group_of[place]),
-                watts_per_a=float(network.watts_per_a[place]),
+                group=groups[place],
+                watts_per_a=watts,
                 steps=steps,
                 low_a=low,
                 high_a=high,
                 usable_a=top,
-                had_a=session.delivered_wh / float(network.watts_per_a[place]) * 3600 / params.even_s,
+                had_a=session.delivered_wh / watts * 3600 / params.even_s,
                 # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
                 top_a=steps.down(max(min(steps.up(top), high), 0.0)),
                 running=before is not None and before.current_a > 0,
                 storage=evse.name in params.storage,
-                laxity_s=_laxity_s(session, top * float(network.watts_per_a[place]), now_s),
+                laxity_s=_laxity_s(session, top * watts, now_s),
+                useful_a=max(steps.lowest_a - 2 * _CLOSE_A, _CLOSE_A),
             )
         )
     return seats
@@ -409,13 +465,15 @@ def _laxity_s(session: Session, power_w: float, now_s: float) -> float:
 
 def _wish(seats: list[_Seat], reserved: Floats, plan: Plan | None, now_s: float, params: Params) -> None:
     """Set what each EVSE wishes now, and what it has coming in the near future."""
+    shares = reserved.tolist()
+    planned_a = {} if plan is None else plan.currents_at_a(now_s)
+    ahead_as = {} if plan is None else plan.charges_as(now_s, now_s + params.look_s)
     for seat in seats:
-        known = math.isfinite(seat.laxity_s)
-        if not known:
-            seat.wish_a = seat.ahead_a = float(reserved[seat.place])
+        if math.isinf(seat.laxity_s):
+            seat.wish_a = seat.ahead_a = shares[seat.place]
         elif plan is not None:
-            seat.wish_a = plan.current_a(seat.name, now_s)
-            seat.ahead_a = plan.charge_as(seat.name, now_s, now_s + params.look_s) / params.look_s
+            seat.wish_a = planned_a.get(seat.name, 0.0)
+            seat.ahead_a = ahead_as.get(seat.name, 0.0) / params.look_s
         seat.wish_a = min(max(seat.wish_a, seat.low_a), seat.top_a)
 
 
@@ -430,9 +488,7 @@ class _Wishes:
 
     def lift(self, seat: _Seat, room: Room, to_a: float, at_most_a: float = math.inf) -> None:
         """Raise an EVSE and count that as granted; by default whatever its group wished."""
-        before = seat.current_a
-        seat.lift(room, to_a, at_most_a)
-        self._open[seat.group] -= seat.current_a - before
+        self._open[seat.group] -= seat.lift(room, to_a, at_most_a)
 
     def gather(self, seat: _Seat, room: Room, to_a: float) -> None:
         """Raise an EVSE by no more than what its group still wishes."""
@@ -441,11 +497,9 @@ class _Wishes:
 
 def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> None:
     """Raise the EVSEs round by round, as the module says."""
-    ordered = sorted(
-        seats,
-        key=lambda seat: (seat.storage, -seat.ahead_a - params.running * seat.running, seat.laxity_s, seat.name),
-    )
+    ordered = sorted(seats, key=lambda seat: (-seat.ahead_a - params.running * seat.running, seat.laxity_s, seat.name))
     vehicles = [seat for seat in ordered if not seat.storage]
+    storage = [seat for seat in ordered if seat.storage]
     wishes = _Wishes(vehicles, planned)
     for seat in vehicles:
         if seat.running and seat.ahead_a >= params.keep * seat.steps.lowest_a:
@@ -455,12 +509,12 @@ def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> Non
             wishes.gather(seat, room, seat.steps.near(seat.wish_a))
     for seat in _running_first(vehicles):
         wishes.gather(seat, room, seat.top_a)
-    for seat in _running_first(ordered):
+    for seat in _running_first([*vehicles, *storage]):
         seat.lift(room, seat.top_a)
 
 
 def _running_first(seats: list[_Seat]) -> list[_Seat]:
-    return sorted(seats, key=lambda seat: seat.current_a <= 0)
+    return [seat for seat in seats if seat.current_a > 0] + [seat for seat in seats if seat.current_a <= 0]
 
 
 def _reason(seat: _Seat) -> str:
@@ -489,11 +543,18 @@ def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) 
         lowered_at, least, most = now_s, math.inf, -math.inf
     else:
         lowered_at, least, most = -math.inf, math.inf, -math.inf
+    why = _reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while"
+    if (
+        before is not None
+        and (current, why, lowered_at) == (before.current_a, before.why, before.lowered_at_s)
+        and (least, most) == (before.least_a, before.most_a)
+    ):
+        return before
     return Allocation(
         evse=seat.name,
         current_a=current,
         power_w=current * seat.watts_per_a,
-        why=_reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while",
+        why=why,
         lowered_at_s=lowered_at,
         least_a=least,
         most_a=most,
@@ -507,7 +568,10 @@ def _given_back(
 
     Storage gives first, then the vehicle that can best wait; only EVSEs that do not charge.
     """
-    willing = [seat for seat in seats if seat.low_a < 0]
+    asked = _asked_back(network, bounds)
+    willing = [seat for seat in seats if seat.low_a < 0 and (asked or seat.high_a < 0)]
+    if not willing:
+        return {}
     room = network.room(circuit_limits(network, bounds, export=True))
     given: dict[str, float] = {}
 
@@ -523,7 +587,7 @@ def _given_back(
         if seat.high_a < 0:
             give(seat, -seat.high_a)
     willing.sort(key=lambda seat: (not seat.storage, -seat.laxity_s, seat.name))
-    for circuit, asked_w in _asked_back(network, bounds):
+    for circuit, asked_w in asked:
         beneath = [seat for seat in willing if network.hangs_on(seat.place, circuit)]
         missing_w = asked_w - sum(given.get(seat.name, 0.0) * seat.watts_per_a for seat in beneath)
         for seat in beneath:

@@ -36,6 +36,7 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase
 
@@ -44,8 +45,8 @@ Complexes: TypeAlias = "npt.NDArray[np.complex128]"
 Indices: TypeAlias = "npt.NDArray[np.intp]"
 Phasors: TypeAlias = "tuple[complex, complex, complex]"
 """Currents of L1, L2 and L3 in A."""
-Touch: TypeAlias = "tuple[int, complex, float]"
-"""A corner that a branch loads: its index, what 1 A adds to it, and that squared."""
+Touch: TypeAlias = "tuple[int, float, float, float]"
+"""A corner that a branch loads: its index, what 1 A adds to it (real and imaginary part), and that squared."""
 
 PHASES = tuple(Phase)
 LINES: Phasors = (1 + 0j, cmath.rect(1, -2 * math.pi / 3), cmath.rect(1, 2 * math.pi / 3))
@@ -152,11 +153,13 @@ class Network:
         self.watts_per_a: Floats = np.array(watts, dtype=float)
         self.conductors = tuple(_conductors(self.circuits))
         self._constraints, self._joins = self._unlike(self._coefficients())
-        self._corners, self._corner_of = _all_corners(self._constraints)
+        restricted, self._corner_of = _all_corners(self._constraints)
+        # Few branches load a corner; and no threads are started for a product that a cycle waits for.
+        self._corners = sparse.csr_array(restricted)
         self._branches_of: list[int] = self.branch_of.tolist()
         self._above: list[list[Touch]] = [
-            [(corner, step, abs(step) ** 2) for corner, step in enumerate(column) if step]
-            for column in self._corners.T.tolist()
+            [(corner, step.real, step.imag, abs(step) ** 2) for corner, step in enumerate(column) if step]
+            for column in restricted.T.tolist()
         ]
         self.group_of = self._alike_at_root()[self.branch_of]
 
@@ -238,7 +241,11 @@ class Network:
 
     def loads(self, currents: Floats) -> Floats:
         """Return the load of each constraint in A or VA, the worst over all subsets of currents ≥ 0."""
-        corners = np.abs(self._corners @ self.branch_currents(currents))
+        return self.branch_loads(self.branch_currents(currents))
+
+    def branch_loads(self, sums: Floats) -> Floats:
+        """Return the load of each constraint in A or VA, as `loads` does, of branches' currents ≥ 0."""
+        corners = np.abs(self._corners @ sums)
         worst = np.zeros(len(self._constraints))
         np.maximum.at(worst, self._corner_of, corners)
         return worst
@@ -250,6 +257,31 @@ class Network:
         return charging and (
             not bool(np.any(currents < 0)) or bool(np.all(self.loads(np.maximum(-currents, 0.0)) <= over))
         )
+
+    def branches_fit(self, sums: Floats, limits: Floats) -> bool:
+        """Return whether no constraint is over its limit, as `fits` does, with branches' currents ≥ 0."""
+        over = limits[self._corner_of] + TOLERANCE_A
+        return bool((np.abs(self._corners @ sums) <= over).all())
+
+    def rise(self, sums: Floats, rates: Floats, limits: Floats) -> float:
+        """Return how many times `rates` may be added to branches' currents until the first constraint is met.
+
+        Infinite where none ever is; 0 where one is met already.
+
+        :param sums: of branches, as currents ≥ 0 that fit
+        :param rates: of branches, ≥ 0
+        """
+        flows, steps = self._corners @ sums, self._corners @ rates
+        most = limits[self._corner_of]
+        squares = steps.real**2 + steps.imag**2
+        loaded = (squares > _NOTHING) & np.isfinite(most)
+        if not loaded.any():
+            return math.inf
+        # |flow + step·x| = limit, for x.
+        flows, steps, squares = flows[loaded], steps[loaded], squares[loaded]
+        gaps = np.maximum(most[loaded] ** 2 - (flows.real**2 + flows.imag**2), 0.0)
+        along = flows.real * steps.real + flows.imag * steps.imag
+        return float(np.min((np.sqrt(along * along + squares * gaps) - along) / squares))
 
     def loads_of(self, currents: Mapping[str, float | Phasors]) -> dict[str, PerPhase]:
         """Return the exact line currents in A of each circuit, the greater of both vector groups.
@@ -279,10 +311,13 @@ class Network:
             for name in self.circuits
         }
 
-    def met(self, currents: Floats, limits: Floats, within: float = TOLERANCE_A) -> npt.NDArray[np.bool_]:
-        """Return, for each EVSE, whether it loads a constraint that is at its limit, or `within` that many A or VA."""
-        at_limit = self.loads(np.maximum(currents, 0.0)) >= limits - within
-        blocked: npt.NDArray[np.bool_] = np.any(np.abs(self._constraints[at_limit]) > _NOTHING, axis=0)[self.branch_of]
+    def met(self, sums: Floats, limits: Floats, within: float = TOLERANCE_A) -> npt.NDArray[np.bool_]:
+        """Return, for each branch, whether it loads a constraint that is at its limit, or `within` that many A or VA.
+
+        :param sums: of branches, as currents ≥ 0
+        """
+        at_limit = self.branch_loads(sums) >= limits - within
+        blocked: npt.NDArray[np.bool_] = np.any(np.abs(self._constraints[at_limit]) > _NOTHING, axis=0)
         return blocked
 
     def room(self, limits: Floats) -> Room:
@@ -312,36 +347,37 @@ class Room:
     """
 
     def __init__(self, branch_of: list[int], above: list[list[Touch]], limits: list[float]) -> None:
-        self._branch_of, self._above = branch_of, above
+        self._branch_of = branch_of
         self._squares = [limit * limit for limit in limits]
-        self._flows = [0j] * len(limits)
-        self._full = [False] * len(above)
+        self._above = [[touch for touch in touches if limits[touch[0]] < math.inf] for touches in above]
+        self._real, self._imaginary = [0.0] * len(limits), [0.0] * len(limits)
+        self._last = [math.inf] * len(above)
 
-    def left(self, place: int) -> float:
-        """Return by how many A one EVSE may rise, with everything else as it is."""
+    def left(self, place: int, useful_a: float = TOLERANCE_A) -> float:
+        """Return by how many A one EVSE may rise, all else as it is; 0 may stand for less than `useful_a`."""
         branch = self._branch_of[place]
-        if self._full[branch]:
+        if self._last[branch] < useful_a:
             return 0.0
         least = math.inf
-        for corner, step, square in self._above[branch]:
-            if self._squares[corner] == math.inf:
-                continue
+        for corner, real, imaginary, square in self._above[branch]:
             # |flow + step·x| = limit, for x.
-            flow = self._flows[corner]
-            gap = self._squares[corner] - (flow.real * flow.real + flow.imag * flow.imag)
+            flow, turned = self._real[corner], self._imaginary[corner]
+            gap = self._squares[corner] - (flow * flow + turned * turned)
             if gap <= 0:
                 least = 0.0
                 break
-            along = flow.real * step.real + flow.imag * step.imag
-            least = min(least, (math.sqrt(along * along + square * gap) - along) / square)
-        # Room only shrinks: a branch that has none will have none.
-        self._full[branch] = least <= TOLERANCE_A
+            along = flow * real + turned * imaginary
+            rise = (math.sqrt(along * along + square * gap) - along) / square
+            least = min(least, rise)
+        # Room only shrinks: what a branch had last is the most that it will have.
+        self._last[branch] = least
         return least
 
     def take(self, place: int, current_a: float) -> None:
         """Let one EVSE have so many A more."""
-        for corner, step, _ in self._above[self._branch_of[place]]:
-            self._flows[corner] += step * current_a
+        for corner, real, imaginary, _ in self._above[self._branch_of[place]]:
+            self._real[corner] += real * current_a
+            self._imaginary[corner] += imaginary * current_a
 
 
 def _conductors(circuits: Mapping[str, Circuit]) -> Iterable[Conductor]:

@@ -68,19 +68,30 @@ class Plan:
 
     def current_a(self, evse: str, now_s: float) -> float:
         """Return what the plan gives an EVSE at a time; 0 for one that it does not know, and outside of its time."""
+        return self.currents_at_a(now_s).get(evse, 0.0)
+
+    def currents_at_a(self, now_s: float) -> Mapping[str, float]:
+        """Return what the plan gives each EVSE that it knows at a time; nothing outside of its time."""
         index = bisect.bisect_right(self.edges_s, now_s) - 1
-        currents = self.currents_a.get(evse, ())
-        return currents[index] if 0 <= index < len(currents) else 0.0
+        if not 0 <= index < len(self.edges_s) - 1:
+            return {}
+        return {evse: currents[index] for evse, currents in self.currents_a.items()}
 
     def charge_as(self, evse: str, start_s: float, end_s: float) -> float:
         """Return the charge in A·s that the plan gives an EVSE from one time to another."""
-        total = 0.0
-        for index, current in enumerate(self.currents_a.get(evse, ())):
-            if self.edges_s[index] >= end_s:
-                break
-            within = min(self.edges_s[index + 1], end_s) - max(self.edges_s[index], start_s)
-            total += current * max(within, 0.0)
-        return total
+        return self.charges_as(start_s, end_s).get(evse, 0.0)
+
+    def charges_as(self, start_s: float, end_s: float) -> Mapping[str, float]:
+        """Return the charge in A·s that the plan gives each EVSE that it knows from one time to another."""
+        within = [
+            (index, min(edge, end_s) - max(self.edges_s[index], start_s))
+            for index, edge in enumerate(self.edges_s[1:])
+            if edge > start_s and self.edges_s[index] < end_s
+        ]
+        return {
+            evse: sum([currents[index] * length_s for index, length_s in within])
+            for evse, currents in self.currents_a.items()
+        }
 
 
 def slices(needs: Sequence[Need], now_s: float, outlook: Outlook) -> tuple[float, ...]:
