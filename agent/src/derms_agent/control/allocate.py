@@ -162,7 +162,7 @@ def may_start_at_s(evse: str, params: Params) -> float:
     if params.energised_at_s is None:
         return -math.inf
     drawn = int.from_bytes(hashlib.blake2b(f"{params.seed}/{evse}".encode(), digest_size=_DRAWN_BYTES).digest(), "big")
-    return params.energised_at_s + params.spread_s * drawn / 256**_DRAWN_BYTES
+    return params.energised_at_s + params.spread_s * drawn / (1 << 8 * _DRAWN_BYTES)
 
 
 def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) -> Floats:

@@ -185,7 +185,7 @@ class Network:
 
     def _unlike(self, rows: list[tuple[int, Complexes]]) -> tuple[Complexes, Indices]:
         """Merge rows that differ by no more than a turn; return them, and pairs (conductor, constraint)."""
-        unlike: dict[tuple[complex, ...], int] = {}
+        unlike: dict[bytes, int] = {}
         kept: list[Complexes] = []
         joins: set[tuple[int, int]] = set()
         for conductor, row in rows:
@@ -193,7 +193,7 @@ class Network:
             if not loaded.size:
                 continue
             turned = row * (abs(row[loaded[0]]) / row[loaded[0]])
-            key = tuple(complex(round(value.real, 7) + 0.0, round(value.imag, 7) + 0.0) for value in turned)
+            key = (np.round(turned, 7) + 0.0).tobytes()
             if key not in unlike:
                 unlike[key] = len(kept)
                 kept.append(turned)
@@ -423,7 +423,7 @@ def _needed(rows: Floats, bounds: Floats) -> Polygon:
     kept: list[int] = []
     for index in order:
         # Another with at least these coefficients and at most this limit is the stricter one (limits are ≥ 0).
-        if not any(bool(np.all(rows[other] >= rows[index] - _NOTHING)) for other in kept):
+        if not (rows[kept] >= rows[index] - _NOTHING).all(axis=1).any():
             kept.append(int(index))
     return Polygon(rows[kept], bounds[kept])
 
