@@ -444,3 +444,32 @@ def test_less_than_is_useful_comes_to_nothing(steps: Steps, current: float) -> N
     assert steps.down(current + useful + 5e-6) > current or current == 32.0
     if steps.step_a or steps.levels_a:
         assert steps.down(current + useful - 1e-6) == pytest.approx(current)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.sampled_from([COARSE, FINE, ANY]), st.integers(2, 9))
+def test_no_plan_turns_an_evse_round_more_than_once_in_the_hold(seed: int, steps: Steps, count: int) -> None:
+    network, evses = depot(count)
+    rng = random.Random(seed)  # noqa: S311
+    params = Params(otherwise=steps, hold_s=20.0)
+    sessions = {
+        evse.name: session(evse.name, hours=None if index % 3 == 0 else 9.0, need_wh=9e6)
+        for index, evse in enumerate(evses)
+    }
+    previous: Mapping[str, Allocation] = {}
+    turned: dict[str, list[int]] = {evse.name: [] for evse in evses}
+    direction = dict.fromkeys(turned, 0)
+    for now in range(150):
+        if now % rng.choice([1, 7]) == 0:
+            wild = Plan(edges_s=(0.0, 9e3), currents_a={evse.name: (rng.uniform(0, 32),) for evse in evses})
+        shared = share(network, evses, sessions, params, now_s=float(now), previous=previous, with_plan=wild)
+        assert network.fits(amps(shared, network), network.limits())
+        for name, one in shared.items():
+            change = one.current_a - previous[name].current_a if previous else 0.0
+            if change:
+                if direction[name] * change < 0:
+                    turned[name].append(now)
+                direction[name] = 1 if change > 0 else -1
+            sessions[name] = replace(sessions[name], delivered_wh=sessions[name].delivered_wh + one.power_w / 60)
+        previous = shared
+    assert all(later - sooner >= params.hold_s for places in turned.values() for sooner, later in pairwise(places))

@@ -10,7 +10,11 @@
    a minimum are gathered, EVSE by EVSE, up to the sum of those that load the root in the same way; what is left goes
    to whoever can take it, storage last.
 4. **Holding.** A lower result is taken at once. A higher one is not taken until `hold_s` after the last lowering; where
-   it has trembled meanwhile, only up to the lowest that it was, less a margin, and the wait begins anew.
+   it has trembled meanwhile, only up to the lowest that it was, less a margin, and the wait begins anew. Where an EVSE
+   has all that its own limits leave, as under droop, they are followed `hold_s` after they first lowered it.
+
+Before all rounds, EVSEs that were raised less than `hold_s` ago keep what they have, as far as it fits. So whatever
+plan, order and wishes say, an EVSE's setpoint turns round at most once in `hold_s`; only a limit may lower it sooner.
 
 **Why it is safe.** All start at zero, which fits. Every raise is by at most the room that the exact phasors leave
 (`Room`), for every subset of what flows, so the result fits after each raise, whatever plan, order or wishes say; these
@@ -144,14 +148,15 @@ class Params:
 class Allocation:
     """What an EVSE gets, in A per conductor and in W, with the reason in words.
 
-    `lowered_at_s` is when it was last lowered, `least_a` and `most_a` the lowest and the highest that it could have had
-    since then: what the next cycle needs so that it does not flap.
+    `raised_at_s` and `lowered_at_s` are when it was last raised and lowered, `least_a` and `most_a` the lowest and the
+    highest that it could have had since the latter: what the next cycle needs so that it does not flap.
     """
 
     evse: str
     current_a: float
     power_w: float
     why: str
+    raised_at_s: float = -math.inf
     lowered_at_s: float = -math.inf
     least_a: float = math.inf
     most_a: float = -math.inf
@@ -211,7 +216,8 @@ def evse_bounds(network: Network, evses: Iterable[Evse], bounds: Bounds) -> dict
 class _Seat:
     """An EVSE while its share is worked out.
 
-    In A: `wish_a` of the plan or of fairness, `top_a` at the most, `useful_a` the least raise that comes to anything.
+    In A: `wish_a` of the plan or of fairness, `top_a` at the most, `kept_a` what it keeps since it was raised just now,
+    `useful_a` the least raise that comes to anything.
     """
 
     name: str
@@ -224,6 +230,7 @@ class _Seat:
     usable_a: float
     top_a: float
     had_a: float
+    kept_a: float
     running: bool
     storage: bool
     laxity_s: float
@@ -446,6 +453,7 @@ def _seats(
                 had_a=session.delivered_wh / watts * 3600 / params.even_s,
                 # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
                 top_a=steps.down(max(min(steps.up(top), high), 0.0)),
+                kept_a=before.current_a if before is not None and now_s - before.raised_at_s < params.hold_s else 0.0,
                 running=before is not None and before.current_a > 0,
                 storage=evse.name in params.storage,
                 laxity_s=_laxity_s(session, top * watts, now_s),
@@ -502,6 +510,10 @@ def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> Non
     storage = [seat for seat in ordered if seat.storage]
     wishes = _Wishes(vehicles, planned)
     for seat in vehicles:
+        wishes.lift(seat, room, seat.kept_a)
+    for seat in storage:
+        seat.lift(room, seat.kept_a)
+    for seat in vehicles:
         if seat.running and seat.ahead_a >= params.keep * seat.steps.lowest_a:
             wishes.lift(seat, room, seat.steps.lowest_a)
     for seat in vehicles:
@@ -529,25 +541,32 @@ def _reason(seat: _Seat) -> str:
 def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) -> Allocation:
     """Return what an EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
     could = current = seat.current_a
-    lowered_at, least, most = -math.inf, math.inf, -math.inf
+    raised_at, lowered_at, least, most = -math.inf, -math.inf, math.inf, -math.inf
     held = 0.0
     if before is not None:
-        held = max(before.current_a, 0.0)
+        held, raised_at = max(before.current_a, 0.0), before.raised_at_s
         lowered_at, least, most = before.lowered_at_s, min(before.least_a, could), max(before.most_a, could)
+    own = could >= seat.top_a - _CLOSE_A
     if could < held - _CLOSE_A:
-        lowered_at, least, most = now_s, math.inf, -math.inf
+        lowered_at = lowered_at if own and lowered_at > raised_at else now_s
+        least, most = math.inf, -math.inf
     elif now_s - lowered_at < params.hold_s:
         current = held
-    elif lowered_at > -math.inf and most - least > _CLOSE_A:
+    elif lowered_at > -math.inf and not own and most - least > _CLOSE_A:
         current = max(held, seat.steps.down(least - params.margin_a))
         lowered_at, least, most = now_s, math.inf, -math.inf
     else:
+        # What differs by rounding is the same.
+        current = could if could > held + _CLOSE_A else held
         lowered_at, least, most = -math.inf, math.inf, -math.inf
+    if current > held + _CLOSE_A:
+        raised_at = now_s
     why = _reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while"
     if (
         before is not None
-        and (current, why, lowered_at) == (before.current_a, before.why, before.lowered_at_s)
-        and (least, most) == (before.least_a, before.most_a)
+        and (current, why) == (before.current_a, before.why)
+        and (raised_at, lowered_at, least, most)
+        == (before.raised_at_s, before.lowered_at_s, before.least_a, before.most_a)
     ):
         return before
     return Allocation(
@@ -555,6 +574,7 @@ def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) 
         current_a=current,
         power_w=current * seat.watts_per_a,
         why=why,
+        raised_at_s=raised_at,
         lowered_at_s=lowered_at,
         least_a=least,
         most_a=most,
