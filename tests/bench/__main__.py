@@ -11,7 +11,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import agent_bus, control_cycle, control_droop, control_energy, control_guarded, host, inventory
+from tests.bench import (
+    agent_bus,
+    control_cycle,
+    control_droop,
+    control_energy,
+    control_guarded,
+    control_stability,
+    host,
+    inventory,
+)
 from tests.bench.figures import Figure, print_table, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +33,7 @@ BENCHMARKS = {
     **control_energy.BENCHMARKS,
     **control_cycle.BENCHMARKS,
     **control_guarded.BENCHMARKS,
+    **control_stability.BENCHMARKS,
 }
 
 
