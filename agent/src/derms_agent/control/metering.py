@@ -113,8 +113,9 @@ def _three(values: Iterable[float]) -> PerPhase:
 
 
 def metered(meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None]) -> Metered:
-    """Return a meter's sample with what the EVSEs beneath it drew; an unknown one may have drawn nothing."""
-    known = [one for one in brackets if one is not None]
+    """Return a meter's sample with what the EVSEs beneath it drew; an unknown one may have drawn nothing, or all."""
+    anything = ((0.0, 0.0, 0.0), meter.current_a)
+    known = [anything if one is None else one for one in brackets]
     return Metered(
         read_at_s=meter.asked_s,
         current_a=meter.current_a,

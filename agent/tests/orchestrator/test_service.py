@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator as a program: against the twin's devices, over real sockets, killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from derms_agent.socket_client import Client
+from derms_agent.socket_protocol import ProtocolError
+
+KILLS = int(os.environ.get("DERMS_KILLS", "5"))
+SLACK_W = 300.0
+FOLLOW_S = 20.0
+CHARGERS = 4
+SITE_KVA = 28
+SITE_W = 1000 * SITE_KVA
+DEPOT = """\
+plugin: derms.edge.depot
+depot: small
+site: {{limit_kva: {site_kva}, default_limit_kw: 12}}
+gateways:
+  gateway-1: {{address: 127.0.0.1}}
+circuits:
+  main: {{voltage_v: 400, rating_a: 100, base_load_a: 10, allocator: gateway-1}}
+buses:
+{buses}
+devices:
+  charger-[1:4]:
+    bus: "bus-[1:4]"
+    unit_id: 1
+    profile: heidelberg_energy_control
+    circuit: main
+    settings: {{failsafe_current: 6, failsafe_timeout: 15, standby: prevented}}
+    evses: {{rating_a: 16}}
+meters:
+  grid: {{bus: meter, unit_id: 1, profile: sunspec_meter, measures: circuit, circuit: main}}
+"""
+AGENT = (sys.executable, "-c", "import sys; from derms_agent.cli import main; sys.exit(main())")
+TWIN = (sys.executable, "-c", "import sys; from derms_agent.twin.cli import main; sys.exit(main())")
+SINGLE_THREADED = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def free_ports(count: int) -> list[int]:
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
+
+
+def within(seconds: float, what: Callable[[], bool], every_s: float = 0.2) -> None:
+    until_s = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until_s, f"not within {seconds} s"
+        time.sleep(every_s)
+
+
+@dataclass
+class Field:
+    """The devices, as they physically are."""
+
+    depot: Path
+    control: Path
+
+    def send(self, command: dict[str, Any]) -> Any:
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.settimeout(5)
+            wire.connect(str(self.control))
+            wire.sendall(json.dumps(command).encode() + b"\n")
+            received = b""
+            while not received.endswith(b"\n"):
+                chunk = wire.recv(65536)
+                assert chunk, "the twin hung up"
+                received += chunk
+        return json.loads(received)
+
+    def evses(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.send({"status": True})["evses"]
+        return found
+
+    def drawn_w(self) -> float:
+        return float(sum(one["current_a"] * 3 * 230.94 for one in self.evses().values()))
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
+    directory = tmp_path_factory.mktemp("field")
+    *chargers, meter = free_ports(CHARGERS + 1)
+    names = [*(f"bus-{number}" for number in range(1, CHARGERS + 1)), "meter"]
+    buses = "\n".join(
+        f"  {name}: {{gateway: gateway-1, transport: tcp, host: 127.0.0.1, port: {port}}}"
+        for name, port in zip(names, [*chargers, meter], strict=True)
+    )
+    depot = directory / "depot.yml"
+    depot.write_text(DEPOT.format(site_kva=SITE_KVA, buses=buses), encoding="utf-8")
+    scenario = directory / "scenario.yml"
+    scenario.write_text("arrivals: none\nbase_load_share: 0.0\n", encoding="utf-8")
+    control, log = directory / "twin.sock", directory / "twin.log"
+    command = [*TWIN, str(depot), "--control", str(control), "--scenario", str(scenario)]
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        within(20, lambda: "\nready" in log.read_text(encoding="utf-8") or process.poll() is not None)
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        yield Field(depot, control)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=10)
+
+
+@pytest.fixture
+def charging(played: Field) -> Iterator[Field]:
+    """Plug a vehicle in at each charger; nothing else is wrong."""
+    played.send({"clear": "all"})
+    for number in range(1, CHARGERS + 1):
+        vehicle = {"soc_percent": 20, "capacity_kwh": 75, "power_kw": 11, "phases": 3, "lag_s": 1}
+        played.send({"plug_in": f"charger-{number}", **vehicle})
+    yield played
+    for number in range(1, CHARGERS + 1):
+        played.send({"unplug": f"charger-{number}"})
+    played.send({"clear": "all"})
+
+
+@dataclass
+class Orchestrator:
+    """The service with its files in one directory."""
+
+    directory: Path
+    depot: Path
+    process: subprocess.Popen[str] | None = None
+    notified: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.configure()
+        (self.directory / "limits.conf").write_text(f"SITE_LIMIT_KVA={SITE_KVA}\n", encoding="utf-8")
+
+    def configure(self, **more: str) -> None:
+        lines = {
+            "GATEWAY": "gateway-1",
+            "DEPOT": self.depot,
+            "ENGINE_LOG": self.directory / "engine.log",
+            "STATE_DIRECTORY": self.directory,
+            "SOCKET": self.socket,
+            "CONTROL_PEERS": "root",
+            **more,
+        }
+        text = "".join(f"{key}={value}\n" for key, value in lines.items())
+        (self.directory / "agent.conf").write_text(text, encoding="utf-8")
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "o.sock"
+
+    def command(self) -> list[str]:
+        files = (str(self.directory / "agent.conf"), "--limits-conf", str(self.directory / "limits.conf"))
+        return [*AGENT, "orchestrator", "--agent-conf", *files]
+
+    def start(self) -> None:
+        address = self.directory / "notify.sock"
+        address.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+            told.bind(str(address))
+            told.settimeout(30)
+            environment = {**SINGLE_THREADED, "NOTIFY_SOCKET": str(address)}
+            with (self.directory / "stderr").open("a", encoding="utf-8") as output:
+                self.process = subprocess.Popen(self.command(), env=environment, stderr=output, text=True)
+            while not any("READY=1" in one for one in self.notified):
+                self.notified.append(told.recv(4096).decode())
+        self.notified.clear()
+
+    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(number)
+        status = self.process.wait(timeout=15)
+        self.process = None
+        return status
+
+    def ask(self, verb: str, **arguments: Any) -> Any:
+        with Client(self.socket) as client:
+            return client.ask(verb, **arguments)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("status")
+        return found
+
+    def setpoints_a(self) -> dict[str, float]:
+        return {one["name"]: one["setpoint_a"] for one in self.status()["evses"]}
+
+    def settle(self, field: Field) -> None:
+        """Wait until vehicles charge at what the site allows, whatever they drew before anybody controlled them."""
+
+        def settled() -> bool:
+            site = self.status()["site"]
+            return site["evse_power_w"] > 0.8 * SITE_W and site["counted_w"] <= SITE_W + 1
+
+        within(60, settled)
+        assert field.drawn_w() <= SITE_W + SLACK_W
+
+    def log(self) -> str:
+        return (self.directory / "engine.log").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def orchestrator(tmp_path: Path, charging: Field) -> Iterator[Orchestrator]:
+    one = Orchestrator(tmp_path, charging.depot)
+    yield one
+    if one.process is not None:
+        one.process.kill()
+        one.process.wait()
+
+
+def test_vehicles_charge_under_the_limit_and_come_down_when_asked(orchestrator: Orchestrator, charging: Field) -> None:
+    orchestrator.start()
+    orchestrator.settle(charging)
+    assert charging.drawn_w() <= SITE_W + SLACK_W
+    report = orchestrator.status()
+    assert report["ready"] is True
+    assert all(one["vehicle"] and one["why"] for one in report["evses"])
+
+    answer = orchestrator.ask("limit.put", name="half", high_w=SITE_W / 2, rank="grid", duration_s=600)
+    assert answer["can_honour"] is True
+    stored = json.loads((orchestrator.directory / "asks.json").read_text(encoding="utf-8"))
+    assert [one["id"] for one in stored["asks"]] == ["half"]
+    within(FOLLOW_S, lambda: charging.drawn_w() <= SITE_W / 2 + SLACK_W)
+    assert orchestrator.status()["state"] == "shedding"
+    explained = orchestrator.ask("explain", evse="charger-1")
+    assert any(limit["rank"] == "grid" for limit in explained["limits"])
+
+    assert orchestrator.ask("limit.remove", name="half") == {"name": "half"}
+    within(60, lambda: charging.drawn_w() > 0.8 * SITE_W)
+    assert charging.drawn_w() <= SITE_W + SLACK_W
+
+
+def test_it_ends_in_order_and_its_successor_drops_no_setpoint(orchestrator: Orchestrator, charging: Field) -> None:
+    orchestrator.start()
+    orchestrator.settle(charging)
+    time.sleep(3)
+    before = orchestrator.setpoints_a()
+    orchestrator.ask("limit.put", name="kept", high_w=SITE_W, rank="operator")
+    orchestrator.ask("session.put", evse="charger-2", energy_need_wh=20_000.0)
+    since = charging.send({"writes": 0})["next"]
+    assert orchestrator.end() == 0
+    orchestrator.start()
+    assert [one["name"] for one in orchestrator.ask("limit.list")] == ["kept"]
+    time.sleep(5)
+    after = orchestrator.setpoints_a()
+    assert all(after[name] >= before[name] - 0.5 for name in before)
+    # 261: the limit, in 0.1 A.
+    lowest = min(before.values())
+    limits = [one["words"][0] / 10 for one in charging.send({"writes": since})["writes"] if one["address"] == 261]
+    assert all(amperes >= lowest - 0.5 for amperes in limits), limits
+    assert next(one for one in orchestrator.status()["evses"] if one["name"] == "charger-2")["need_wh"] == 20_000.0
+
+
+def test_killed_at_any_instant_the_site_stays_within_its_limit(orchestrator: Orchestrator, charging: Field) -> None:
+    chance = random.Random(20261125)  # noqa: S311 - the same course each time
+    orchestrator.start()
+    orchestrator.settle(charging)
+    for number in range(KILLS):
+        orchestrator.ask("limit.put", name="moving", high_w=SITE_W * chance.uniform(0.5, 1.0))
+        time.sleep(chance.uniform(0.0, 1.5))
+        orchestrator.end(signal.SIGKILL)
+        until_s = time.monotonic() + chance.uniform(0.0, 3.0)
+        while time.monotonic() < until_s:
+            assert charging.drawn_w() <= SITE_W + SLACK_W, f"after kill {number}"
+            time.sleep(0.1)
+        orchestrator.start()
+        asked_w = next(one["high_w"] for one in orchestrator.ask("limit.list") if one["name"] == "moving")
+        within(FOLLOW_S, lambda asked_w=asked_w: charging.drawn_w() <= asked_w + SLACK_W)  # type: ignore[misc]
+    assert charging.drawn_w() <= SITE_W + SLACK_W
+
+
+def test_who_does_not_answer_is_logged_counted_and_found_again(orchestrator: Orchestrator, charging: Field) -> None:
+    orchestrator.start()
+    orchestrator.settle(charging)
+    charging.send({"fault": "silent", "on": "charger-3"})
+    within(15, lambda: "Heartbeat Timeout charger-3: no answer for" in orchestrator.log())
+    found = next(one for one in orchestrator.status()["evses"] if one["name"] == "charger-3")
+    assert found["counted_a"] == 16.0
+    assert any(alarm["about"] == "charger-3" for alarm in orchestrator.status()["alarms"])
+    # It falls back to 6 A by itself, and the others have left it the room of its rating.
+    within(40, lambda: charging.evses()["charger-3"]["current_a"] <= 6.5)
+    assert charging.drawn_w() <= SITE_W + SLACK_W
+    charging.send({"clear": "charger-3"})
+    within(60, lambda: "Heartbeat Back charger-3" in orchestrator.log())
+
+
+def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator: Orchestrator) -> None:
+    orchestrator.configure(CONTROL_PEERS="somebody")
+    orchestrator.start()
+    assert orchestrator.status()["ready"]
+    with pytest.raises(ProtocolError, match=r"found user .*, expected one of somebody for limit.put"):
+        orchestrator.ask("limit.put", name="x", high_w=1.0)
+    assert orchestrator.end() == 0
+    orchestrator.configure()
+    orchestrator.start()
+    read = [{"unit_id": 1, "table": "input", "address": 4, "count": 2}, {"unit_id": 1, "address": 9999, "count": 1}]
+    first, second = orchestrator.ask("bus.transact", bus="bus-1", jobs=read)
+    assert first["ok"]
+    assert len(first["values"]) == 2
+    assert not second["ok"]
+    with pytest.raises(ProtocolError, match=r"current_limit of charger-1, expected none: control owns it"):
+        orchestrator.ask("bus.transact", bus="bus-1", jobs=[{"unit_id": 1, "address": 260, "values": [1, 160]}])
+    with pytest.raises(ProtocolError, match=r"expected one of .* \(did you mean limit.put\?\)"):
+        orchestrator.ask("limit.putt")
+    with pytest.raises(ProtocolError, match=r"found high_kw, expected .* \(did you mean high_w\?\)"):
+        orchestrator.ask("limit.put", name="x", high_kw=3)
+
+
+def test_a_mistake_is_named_and_nothing_starts(orchestrator: Orchestrator) -> None:
+    (orchestrator.directory / "limits.conf").write_text("SITE_LIMIT_KVA=lots\n", encoding="utf-8")
+    done = subprocess.run(
+        orchestrator.command(), env=SINGLE_THREADED, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 1
+    assert 'limits.conf:1: SITE_LIMIT_KVA: found "lots"' in done.stderr
+    assert not orchestrator.socket.exists()
+
+
+def test_limits_are_read_anew_without_a_restart(orchestrator: Orchestrator, charging: Field) -> None:
+    orchestrator.start()
+    orchestrator.settle(charging)
+    (orchestrator.directory / "limits.conf").write_text("SITE_LIMIT_KVA=14\n", encoding="utf-8")
+    assert orchestrator.process is not None
+    orchestrator.process.send_signal(signal.SIGHUP)
+    within(FOLLOW_S, lambda: charging.drawn_w() <= 14_000 + SLACK_W)
+    assert "Reloaded" in orchestrator.log()
+    (orchestrator.directory / "limits.conf").write_text("SITE_LIMIT_KVA=50\n", encoding="utf-8")
+    orchestrator.process.send_signal(signal.SIGHUP)
+    within(5, lambda: "Not reloaded" in orchestrator.log())
+    assert charging.drawn_w() <= 14_000 + SLACK_W
+
+
+def test_the_verbs_of_the_command_line(orchestrator: Orchestrator, charging: Field) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*AGENT, *words, "--socket", str(orchestrator.socket)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+
+    silent = run("status")
+    assert silent.returncode == 3
+    assert "is derms-orchestrator.service running?" in silent.stderr
+    orchestrator.start()
+    orchestrator.settle(charging)
+    assert json.loads(run("status", "--json").stdout)["depot"] == "small"
+    put = run("limit", "put", "mine", "20", "--for", "60")
+    assert put.returncode == 0
+    assert "can be honoured" in put.stdout
+    screen = run("status").stdout
+    assert all(f"charger-{number}" in screen for number in range(1, CHARGERS + 1))
+    assert "site at most 20 kW" in screen
+    assert "mine" in run("limit", "list").stdout
+    assert "rating of charger-1" in run("explain", "charger-1").stdout
+    unknown = run("explain", "charger-9")
+    assert unknown.returncode == 1
+    assert "charger-9" in unknown.stderr
