@@ -21,7 +21,7 @@ import pytest
 from derms_agent.socket_client import Client
 from derms_agent.socket_protocol import ProtocolError
 
-KILLS = int(os.environ.get("DERMS_KILLS", "5"))
+KILLS = int(os.environ.get("DERMS_KILLS", "3"))
 SLACK_W = 300.0
 FOLLOW_S = 20.0
 CHARGERS = 4

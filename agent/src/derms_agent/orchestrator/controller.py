@@ -422,6 +422,22 @@ class Controller:
                 found[circuit] = chosen
         return found
 
+    def informed(self) -> bool:
+        """Whether every device has answered, and each meter has been read between two readings of all EVSEs beneath.
+
+        Before that the base load is its worst case, by which no setpoint that a predecessor left should be judged.
+        """
+        if len(self.readings) < len(self._by_name):
+            return False
+        for circuit in self.site.meters:
+            beneath = self._reached(circuit)
+            if beneath is not None and not any(
+                all(metering.bracket(one, self._drawn.get(evse.name, ())) is not None for evse in beneath)
+                for one in self._shown.get(circuit, ())
+            ):
+                return False
+        return True
+
     def _settled(self, shown: metering.Shown, beneath: Sequence[Evse], now_s: float) -> bool:
         """Whether every EVSE beneath that still answers was sampled after the meter was."""
         for evse in beneath:

@@ -36,6 +36,8 @@ LEASE_S = 10.0
 """For how long a device's heartbeat goes on, and a setpoint is valid, once no cycle renews it."""
 SHED_S = 2.0
 """How long the write of a setpoint may take, waiting for the bus included."""
+INFORMED_S = 4.0
+"""How long the first cycle waits for devices and meters to have answered; those that are dead do not hold it up."""
 CHECKPOINT_S = 10.0
 """How often the ledger is stored though nothing is written: a successor knows then what was measured meanwhile."""
 PLAN_EVERY_S, PLAN_AGAIN_S = 300.0, 5.0
@@ -95,6 +97,10 @@ class Engine:
         return publish
 
     async def _work(self, tasks: anyio.abc.TaskGroup) -> None:
+        # What a predecessor left stands meanwhile, and it was safe.
+        with anyio.move_on_after(INFORMED_S):
+            while not self.controller.informed():
+                await anyio.sleep(CALMEST_S)
         due_s = self.clock()
         last_s = -PERIOD_S
         while True:
