@@ -204,7 +204,7 @@ class Orchestrator:
 
         def settled() -> bool:
             site = self.status()["site"]
-            return site["evse_power_w"] > 0.8 * SITE_W and site["counted_w"] <= SITE_W + 1
+            return bool(site["evse_power_w"] > 0.8 * SITE_W and site["counted_w"] <= SITE_W + 1)
 
         within(60, settled)
         assert field.drawn_w() <= SITE_W + SLACK_W

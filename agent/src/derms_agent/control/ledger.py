@@ -747,9 +747,20 @@ def _sampled(entry: Entry, station: Station, event: Measured) -> Entry:
         if rest and rest.span.holds(sample, station.tolerance_a):
             claims = rest
     overrun = not claims.span.holds(sample, station.tolerance_a)
-    flows = event.active_a, event.reactive_a, event.sent_s
     # A new entry as a whole: by `_replace` it would take three times as long, for each EVSE in each cycle.
-    return Entry(claims, *entry[1:3], *flows, *entry[6:9], overrun, entry.unproven_s)
+    return Entry(
+        claims,
+        entry.heard_s,
+        entry.refreshed_s,
+        event.active_a,
+        event.reactive_a,
+        event.sent_s,
+        entry.watchdog_s,
+        entry.fallback,
+        entry.phases,
+        overrun,
+        entry.unproven_s,
+    )
 
 
 def _excluded(entry: Entry, up_since_s: float | None) -> Entry:

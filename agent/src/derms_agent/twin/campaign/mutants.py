@@ -99,9 +99,9 @@ MUTANTS = (
     Mutant(
         "ledger not adopted after a restart",
         "control/ledger.py",
-        "    entry = entry._replace(claims=tuple(claims), watchdog_s=None",
+        "    entry = entry._replace(claims=Claims(claims), watchdog_s=None",
         "    claims = [_timeless(NOTHING, Cause.UNKNOWN, now_s)]\n"
-        "    entry = entry._replace(claims=tuple(claims), watchdog_s=None",
+        "    entry = entry._replace(claims=Claims(claims), watchdog_s=None",
         found_by=167,
     ),
     Mutant(
