@@ -319,6 +319,19 @@ def test_the_windows_are_those_of_control() -> None:
     assert demand.Cap(cap_w=1).windows is demand.Windows(LimitsConf().demand_windows)
 
 
+def test_the_keys_are_called_as_agreed() -> None:
+    """The names are a contract with roles, manual and people: here they stand apart from the table that makes them."""
+    assert " ".join(key.name for key in settings.keys(AgentConf).values()) == (
+        "GATEWAY DEPOT VTN_URL CLIENT_ID CERT_PATH KEY_PATH CA_PATH TLS_MINIMUM MQTT_URL TELEMETRY_URL CONTROL_PEERS "
+        "LED_RED LED_AMBER LED_GREEN ENGINE_LOG STATE_DIRECTORY SOCKET"
+    )
+    assert " ".join(key.name for key in settings.keys(LimitsConf).values()) == (
+        "SITE_LIMIT_KVA DEFAULT_LIMIT_KW SOC_RESERVE_PERCENT DEMAND_CAP_KW DEMAND_WINDOWS THERMAL_ENCLOSURE_CUTOFF_C "
+        "THERMAL_CHARGER_CUTOFF_C THERMAL_BATTERY_CUTOFF_C THERMAL_ENCLOSURE_REQUIRED DROOP NOMINAL_HZ "
+        "DROOP_DEADBAND_HZ DROOP_K DROOP_RESPONSE_S"
+    )
+
+
 def test_the_documentation_has_the_keys_as_they_are() -> None:
     page = (ROOT / "docs" / "agent-conf.md").read_text(encoding="utf-8")
     for conf in (AgentConf, LimitsConf):
