@@ -236,8 +236,12 @@ class Releases:
         """Return the release that the link names; empty where it names none of them."""
         if not self.link.is_symlink():
             return ""
-        target = Path(os.path.normpath(self.directory / self.link.readlink()))
+        target = self.linked()
         return target.name if target.parent == self.directory and target.name in self.finished() else ""
+
+    def linked(self) -> Path:
+        """Return where the link leads, by its words alone."""
+        return Path(os.path.normpath(self.directory / self.link.readlink()))
 
     def link_words(self) -> str:
         """Return what the link is, in words."""
@@ -285,7 +289,8 @@ class Releases:
             differences.append(drift("agent", ABSENT, version))
         else:
             differences += flaws
-            if not now and Path(self.link_words()).name != version:
+            # One that names the release that is wanted, but is not whole, says nothing that its flaws do not.
+            if not now and not (self.link.is_symlink() and self.linked() == self.directory / version):
                 differences.append(drift(str(self.link), self.link_words(), version))
         return differences + [drift(str(path), "present", ABSENT) for path in self.superfluous(version)]
 

@@ -1,0 +1,409 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from ansible_collections.derms.edge.plugins.module_utils.text_files import drift
+from ansible_collections.derms.edge.plugins.modules import agent_release
+from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import built_wheel
+
+UNIT = "derms-orchestrator.service"
+OLDEST, OLD, NEW = (f"0.1.0+h{digit * 10}.py310" for digit in "123")
+PYTHON = ".".join(str(part) for part in sys.version_info[:2])
+
+# What systemd answers is in the file "states", one answer a line; the last stays.
+SYSTEMCTL = """#!/bin/sh
+echo "$*" >>"{here}/calls"
+[ "$1" = show ] || exit 0
+head -n 1 "{here}/states" | tr ' ' '\\n'
+[ "$(wc -l <"{here}/states")" -le 1 ] || sed -i 1d "{here}/states"
+"""
+JOURNALCTL = "#!/bin/sh\necho the last words\n"
+AGENT = """#!/bin/sh
+echo '{{"version": "{version}", "ready": {ready}}}'
+"""
+
+
+def run(*, check: bool = False, **params: Any) -> dict[str, Any]:
+    """Run the module as Ansible does and return its result."""
+    said = io.StringIO()
+    with (
+        patch_module_args({**params, "_ansible_check_mode": check}),
+        redirect_stdout(said),
+        pytest.raises(SystemExit),
+    ):
+        agent_release.main()
+    result: dict[str, Any] = json.loads(said.getvalue())
+    return result
+
+
+def program(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Return where releases are to be; it is not there yet."""
+    return tmp_path / "opt" / "derms"
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in for systemd, whose unit is active; return the directory with its calls and states."""
+    here = tmp_path / "systemd"
+    program(here / "bin" / "systemctl", SYSTEMCTL.format(here=here))
+    program(here / "bin" / "journalctl", JOURNALCTL)
+    answers(here, "ActiveState=active NRestarts=0")
+    (here / "calls").touch()
+    monkeypatch.setenv("PATH", f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return here
+
+
+def calls(systemd: Path, verb: str) -> list[str]:
+    lines = (systemd / "calls").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if line.split()[0] == verb]
+
+
+def release(directory: Path, version: str, *, ready: bool = True, says: str | None = None, age_s: int = 0) -> Path:
+    """Make a release as a finished build leaves it, its program answering what the unit would."""
+    made = directory / version
+    program(made / "bin" / "python", "#!/bin/sh\n")
+    program(made / "bin" / "derms-agent", AGENT.format(version=says or version, ready=json.dumps(ready)))
+    site = made / "lib" / "python3.10" / "site-packages"
+    code = site / "derms_agent" / "__init__.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("# the agent\n", encoding="utf-8")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(code.read_bytes()).digest()).decode().rstrip("=")
+    record = site / f"derms_agent-{version}.dist-info" / "RECORD"
+    record.parent.mkdir()
+    record.write_text(f"derms_agent/__init__.py,sha256={digest},12\n{record.parent.name}/RECORD,,\n", encoding="utf-8")
+    wheel = f"derms_agent-{version}-py3-none-any.whl"
+    (made / "requirements.txt").write_text(f"derms-agent=={version} --hash=sha256:0  # {wheel}\n", encoding="utf-8")
+    (directory / "wheels").mkdir(exist_ok=True)
+    (directory / "wheels" / wheel).touch()
+    marker = made / "release.json"
+    marker.write_text("{}", encoding="utf-8")
+    written_s = marker.stat().st_mtime - age_s
+    os.utime(marker, (written_s, written_s))
+    return made
+
+
+def in_service(directory: Path, version: str) -> None:
+    (directory / "current").symlink_to(version)
+
+
+def served(directory: Path) -> str:
+    return str((directory / "current").readlink())
+
+
+def install(directory: Path, version: str = NEW, *, check: bool = False, **params: Any) -> dict[str, Any]:
+    wanted = {"python": PYTHON, "machine": platform.machine(), "version": version}
+    return run(
+        check=check,
+        **{"state": "installed", "directory": str(directory), "interpreter": sys.executable, "releases": [wanted]}
+        | params,
+    )
+
+
+def put_in_service(directory: Path, version: str = NEW, *, check: bool = False, **params: Any) -> dict[str, Any]:
+    wanted = {"state": "current", "directory": str(directory), "version": version, "health_timeout_s": 1}
+    return run(check=check, **wanted | params)
+
+
+def answers(systemd: Path, *states: str) -> None:
+    """Have systemctl answer with one state after the other."""
+    (systemd / "states").write_text("".join(f"{state}\n" for state in states), encoding="utf-8")
+
+
+# --- what is there, and what is wanted --------------------------------------------------------------------------------
+
+
+def test_a_bare_host_lacks_the_release_and_a_dry_run_makes_nothing(directory: Path) -> None:
+    found = install(directory, check=True)
+    assert found["drift"] == [drift("agent", "absent", NEW)]
+    assert (found["changed"], found["to_build"], found["before"], found["version"]) == (True, True, "", NEW)
+    assert not directory.exists()
+
+
+def test_a_python_that_is_yet_to_be_installed_is_taken_at_its_name(directory: Path) -> None:
+    wanted = {"python": "3.99", "machine": platform.machine(), "version": NEW}
+    assert install(directory, check=True, interpreter="python3.99", releases=[wanted])["python"] == "3.99"
+    nameless = install(directory, check=True, interpreter="no-such-python", releases=[wanted])
+    assert "no-such-python" in nameless["msg"]
+
+
+def test_a_python_that_no_release_is_for_is_refused_with_those_that_are(directory: Path) -> None:
+    offered = [{"python": "3.99", "machine": "z80", "version": NEW}]
+    assert "the agent runs on 3.99 on z80" in install(directory, releases=offered)["msg"]
+
+
+def test_what_is_as_declared_is_no_drift(directory: Path) -> None:
+    release(directory, NEW)
+    in_service(directory, NEW)
+    found = install(directory)
+    assert (found["changed"], found["drift"], found["to_build"]) == (False, [], False)
+
+
+def test_an_upgrade_is_one_line(directory: Path) -> None:
+    release(directory, OLD)
+    in_service(directory, OLD)
+    assert install(directory, check=True)["drift"] == [drift("agent", OLD, NEW)]
+
+
+@pytest.mark.parametrize("place", ["/srv", f"/srv/{NEW}", f"../elsewhere/{NEW}", "no-such-release"])
+def test_a_link_that_leads_elsewhere_is_drift(directory: Path, place: str) -> None:
+    release(directory, NEW)
+    in_service(directory, place)
+    found = install(directory, check=True)
+    assert found["drift"] == [drift(str(directory / "current"), place, NEW)]
+    assert (found["before"], found["to_build"]) == ("", False)
+
+
+def test_a_directory_in_the_links_place_is_drift(directory: Path) -> None:
+    release(directory, NEW)
+    (directory / "current").mkdir()
+    assert install(directory, check=True)["drift"] == [drift(str(directory / "current"), "no link", NEW)]
+
+
+def test_code_that_was_altered_or_removed_is_drift(directory: Path) -> None:
+    made = release(directory, NEW)
+    in_service(directory, NEW)
+    code = made / "lib" / "python3.10" / "site-packages" / "derms_agent" / "__init__.py"
+    code.write_text("# not the agent\n", encoding="utf-8")
+    found = install(directory, check=True)
+    assert (found["drift"], found["to_build"]) == ([drift(str(code), "not as released", "as released")], True)
+    code.unlink()
+    assert install(directory, check=True)["drift"] == [drift(str(code), "not as released", "as released")]
+
+
+def test_a_release_without_its_mark_was_cut_off(directory: Path) -> None:
+    release(directory, OLD)
+    in_service(directory, OLD)
+    (release(directory, NEW) / "release.json").unlink()
+    found = install(directory, OLD, check=True)
+    assert found["drift"] == [drift(str(directory / NEW), "present", "absent")]
+    assert install(directory, NEW, check=True)["to_build"]
+
+
+def test_a_release_too_many_is_drift_and_goes(directory: Path) -> None:
+    for age_s, version in ((0, NEW), (10, OLD), (20, OLDEST)):
+        release(directory, version, age_s=age_s)
+    in_service(directory, NEW)
+    assert install(directory, check=True)["drift"] == [drift(str(directory / OLDEST), "present", "absent")]
+    assert (directory / OLDEST).is_dir()
+    assert install(directory)["changed"]
+    assert sorted(path.name for path in directory.glob("0.*")) == [OLD, NEW]
+    assert install(directory)["drift"] == []
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Return a small agent's requirements and its wheel."""
+    source = tmp_path_factory.mktemp("source")
+    package = source / "src" / "derms_agent"
+    package.mkdir(parents=True)
+    (source / "README.md").write_text("a small agent\n", encoding="utf-8")
+    (source / "pyproject.toml").write_text(
+        '[build-system]\nrequires = ["flit_core"]\nbuild-backend = "flit_core.buildapi"\n\n'
+        '[project]\nname = "derms-agent"\ndescription = "small"\nversion = "0.1.0"\n\n'
+        '[project.scripts]\nderms-agent = "derms_agent:main"\n',
+        encoding="utf-8",
+    )
+    (package / "__init__.py").write_text(
+        '__version__ = "0.1.0"\n\ndef main():\n    print("derms-agent", __version__)\n', encoding="utf-8"
+    )
+    made, path = built_wheel(source, NEW, tmp_path_factory.mktemp("cache"))
+    return f"{made.lock_line}\n", path
+
+
+def store(directory: Path, wheel: Path) -> dict[str, Any]:
+    return run(state="stored", directory=str(directory), upload=str(wheel.parent))
+
+
+def test_wheels_that_were_sent_are_kept_for_all_to_read(directory: Path, wheel: tuple[str, Path]) -> None:
+    store(directory, wheel[1])
+    kept = directory / "wheels" / wheel[1].name
+    assert (kept.read_bytes(), kept.stat().st_mode & 0o777) == (wheel[1].read_bytes(), 0o644)
+    known = install(directory)["wheels"]
+    assert known == {wheel[1].name: hashlib.sha256(wheel[1].read_bytes()).hexdigest()}
+
+
+def test_a_release_is_built_from_the_wheels_alone_and_found_whole(directory: Path, wheel: tuple[str, Path]) -> None:
+    store(directory, wheel[1])
+    (directory / NEW).mkdir()
+    (directory / NEW / "left by a cut-off build").touch()
+    assert install(directory, requirements=wheel[0])["drift"] == [drift("agent", "absent", NEW)]
+    assert not (directory / NEW / "left by a cut-off build").exists()
+    in_service(directory, NEW)
+    assert install(directory)["drift"] == []
+    loose = [path for path in (directory / NEW).rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    assert loose == []
+
+
+def test_a_wheel_that_is_not_the_locked_one_leaves_no_release(directory: Path, wheel: tuple[str, Path]) -> None:
+    store(directory, wheel[1])
+    failed = install(directory, requirements=re.sub("sha256:[0-9a-f]+", f"sha256:{'0' * 64}", wheel[0]))
+    assert "HASHES" in failed["msg"]
+    assert not (directory / NEW).exists()
+
+
+# --- in service -------------------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_puts_nothing_in_service(directory: Path, systemd: Path) -> None:
+    release(directory, OLD)
+    release(directory, NEW)
+    in_service(directory, OLD)
+    assert put_in_service(directory, check=True)["drift"] == [drift(UNIT, f"runs {OLD}", "restarted")]
+    assert served(directory) == OLD
+    assert not (systemd / "calls").read_text(encoding="utf-8")
+
+
+def test_the_release_is_put_in_service_and_the_one_before_is_kept(directory: Path, systemd: Path) -> None:
+    for age_s, version in ((0, NEW), (10, OLD), (20, OLDEST)):
+        release(directory, version, age_s=age_s)
+    in_service(directory, OLD)
+    done = put_in_service(directory)
+    assert (done["before"], done["changed"]) == (OLD, True)
+    assert served(directory) == NEW
+    assert calls(systemd, "restart") == [f"restart --no-block {UNIT}"]
+    assert sorted(path.name for path in directory.glob("0.*")) == [OLD, NEW]
+    assert {path.name.split("-")[1] for path in (directory / "wheels").iterdir()} == {OLD, NEW}
+    assert install(directory)["drift"] == []
+
+
+def test_a_unit_that_takes_its_time_is_waited_for(directory: Path, systemd: Path) -> None:
+    release(directory, NEW)
+    (systemd / "states").write_text(
+        "ActiveState=activating NRestarts=0\nActiveState=active NRestarts=0\n", encoding="utf-8"
+    )
+    assert put_in_service(directory, health_timeout_s=10)["changed"]
+    assert len(calls(systemd, "show")) == 2
+
+
+@pytest.fixture
+def upgrade(directory: Path, tmp_path: Path, systemd: Path) -> Callable[..., dict[str, Any]]:
+    """Return what upgrades from the old release, with files that change between: one changes, one is new."""
+    changed, added = tmp_path / "etc" / "agent.conf", tmp_path / "etc" / "limits.conf"
+    changed.parent.mkdir()
+    changed.write_text("OLD\n", encoding="utf-8")
+    changed.chmod(0o640)
+    release(directory, OLD, age_s=10)
+    in_service(directory, OLD)
+    assert systemd.is_dir()
+
+    def upgraded(**params: Any) -> dict[str, Any]:
+        files = [str(changed), str(added)]
+        install(directory, configuration=files)
+        # A run that is cut off here and repeated must not take the new files for the old ones.
+        changed.write_text("NEW\n", encoding="utf-8")
+        install(directory, configuration=files)
+        changed.chmod(0o600)
+        added.write_text("NEW\n", encoding="utf-8")
+        return put_in_service(directory, configuration=files, **params)
+
+    return upgraded
+
+
+def configuration(tmp_path: Path) -> dict[str, tuple[str, int]]:
+    return {
+        path.name: (path.read_text(encoding="utf-8"), path.stat().st_mode & 0o777)
+        for path in (tmp_path / "etc").iterdir()
+    }
+
+
+OLD_CONFIGURATION = {"agent.conf": ("OLD\n", 0o640)}
+
+
+def test_a_release_that_is_well_keeps_its_configuration(
+    directory: Path, tmp_path: Path, upgrade: Callable[..., dict[str, Any]]
+) -> None:
+    release(directory, NEW)
+    assert upgrade()["changed"]
+    assert {text for text, _ in configuration(tmp_path).values()} == {"NEW\n"}
+    assert not (directory / "before").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "last"),
+    [("not ready", f"{NEW} not ready"), ("another version", f"{OLDEST} ready")],
+)
+def test_a_release_that_does_not_answer_as_it_should_goes_back_with_its_configuration(
+    tmp_path: Path, systemd: Path, upgrade: Callable[..., dict[str, Any]], wrong: str, last: str
+) -> None:
+    directory = tmp_path / "opt" / "derms"
+    release(directory, NEW, ready=wrong != "not ready", says=OLDEST if wrong == "another version" else NEW)
+    failed = upgrade()
+    assert failed["failed"]
+    assert f"no answer as {NEW} within 1 s; last: {last}" in failed["msg"]
+    assert f"Went back to {OLD}, which is in service again" in failed["msg"]
+    assert "the last words" in failed["msg"]
+    assert served(directory) == OLD
+    assert configuration(tmp_path) == OLD_CONFIGURATION
+    assert len(calls(systemd, "restart")) == len(calls(systemd, "daemon-reload")) == 2
+    assert not (directory / "before").exists()
+
+
+def test_a_unit_that_crashes_again_and_again_is_not_waited_for(
+    directory: Path, tmp_path: Path, systemd: Path, upgrade: Callable[..., dict[str, Any]]
+) -> None:
+    release(directory, NEW)
+    (systemd / "states").write_text(
+        "ActiveState=activating NRestarts=4\nActiveState=active NRestarts=0\n", encoding="utf-8"
+    )
+    failed = upgrade(health_timeout_s=60)
+    assert "does not stay up: activating after 4 restarts" in failed["msg"]
+    assert configuration(tmp_path) == OLD_CONFIGURATION
+    assert len(calls(systemd, "show")) == 2
+
+
+def test_when_the_old_release_is_not_well_either_both_are_told(
+    directory: Path, systemd: Path, upgrade: Callable[..., dict[str, Any]]
+) -> None:
+    release(directory, NEW)
+    answers(systemd, "ActiveState=failed NRestarts=0")
+    assert f"Went back to {OLD}, which is not well either: {UNIT} does not stay up" in upgrade()["msg"]
+    assert served(directory) == OLD
+
+
+def test_with_no_release_before_the_unit_is_stopped(directory: Path, systemd: Path) -> None:
+    release(directory, NEW, ready=False)
+    assert f"There was no release before {NEW}: the unit is stopped" in put_in_service(directory)["msg"]
+    assert not (directory / "current").is_symlink()
+    assert calls(systemd, "stop") == [f"stop {UNIT}"]
+
+
+def test_what_is_not_whole_is_not_put_in_service(directory: Path, systemd: Path) -> None:
+    release(directory, OLD)
+    in_service(directory, OLD)
+    shutil.rmtree(release(directory, NEW) / "lib")
+    assert "was not put in service" in put_in_service(directory)["msg"]
+    assert served(directory) == OLD
+    assert not (systemd / "calls").read_text(encoding="utf-8")
+
+
+def test_what_is_no_link_is_not_replaced_by_one(directory: Path, systemd: Path) -> None:
+    release(directory, NEW)
+    (directory / "current").mkdir()
+    assert "is in the way" in put_in_service(directory)["msg"]
+    assert (directory / "current").is_dir()
+    assert not (systemd / "calls").read_text(encoding="utf-8")
