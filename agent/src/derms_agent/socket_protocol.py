@@ -8,12 +8,16 @@ false, "error": {"code": …, "message": …}}`. Answers come in the order of th
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 VERSION = 1
 MOST_BYTES = 1 << 20
 """The longest line that either end takes."""
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 200
 
 
 class ProtocolError(Exception):
@@ -30,16 +34,32 @@ def encode(message: Mapping[str, Any]) -> bytes:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Return the message of a line. Raises ProtocolError."""
+    """Return the message of a line, in which every number is finite. Raises ProtocolError."""
     try:
-        message = json.loads(line)
+        message = json.loads(line, parse_float=_finite, parse_constant=_finite)
     except ValueError as problem:
         raise ProtocolError("malformed", f"found no JSON: {problem}") from problem
+    except RecursionError as problem:
+        raise ProtocolError("malformed", "found JSON that is nested too deeply") from problem
     if not isinstance(message, dict):
         raise ProtocolError("malformed", "found no JSON object, expected one a line")
     if message.get("v") != VERSION:
-        raise ProtocolError("version", f"found protocol version {message.get('v')!r}, expected {VERSION}")
+        raise ProtocolError("version", f"found protocol version {shown(message.get('v'))}, expected {VERSION}")
+    if not isinstance(message.get("id"), str | int | float | None):
+        raise ProtocolError("malformed", f"id: found {shown(message['id'])}, expected a number or a text")
     return message
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text} is not finite")
+    return value
+
+
+def shown(found: object) -> str:
+    """Return something that was received as it may stand in a message: of bounded length, however deep it is."""
+    return _SHORT.repr(found)
 
 
 def answered(request_id: object, result: object) -> dict[str, Any]:

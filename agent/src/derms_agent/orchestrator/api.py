@@ -23,11 +23,13 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from derms_agent.control import limits
 from derms_agent.orchestrator.asks import RANKS, Ask
 from derms_agent.profiles.profile import nearest
-from derms_agent.socket_protocol import MOST_BYTES, ProtocolError, answered, decode, encode, refused
+from derms_agent.socket_protocol import MOST_BYTES, ProtocolError, answered, decode, encode, refused, shown
 
 IDLE_S = 300.0
 SEND_S = 5.0
 MOST_CONNECTIONS = 64
+_MOST_W = 1e9
+_LATEST_UNIX_S = 32_503_680_000.0
 
 Verb: TypeAlias = "Callable[[Mapping[str, Any], str], Awaitable[object]]"
 """Arguments and the user who asks, in; the result, out."""
@@ -51,7 +53,8 @@ class Verbs:
                 known = (*self.looking, *self.changing)
                 meant = nearest(str(name), known)
                 hint = f" (did you mean {meant}?)" if meant else ""
-                raise ProtocolError("unknown verb", f"found verb {name!r}, expected one of {', '.join(known)}{hint}")
+                expected = f"one of {', '.join(known)}{hint}"
+                raise ProtocolError("unknown verb", f"found verb {shown(name)}, expected {expected}")
             if user not in self.users:
                 allowed = ", ".join(sorted(self.users))
                 raise ProtocolError("not allowed", f"found user {user}, expected one of {allowed} for {name}")
@@ -144,11 +147,11 @@ class Arguments:
         value = self._take(name)
         if value is None:
             return default
-        if value not in among:
+        if not isinstance(value, str) or value not in among:
             raise _wrong(name, value, f"one of {', '.join(among)}")
-        return str(value)
+        return value
 
-    def number(self, name: str, low: float = -math.inf, high: float = math.inf) -> float | None:
+    def number(self, name: str, low: float, high: float) -> float | None:
         """Return a number within a range, or None where there is none. Raises ProtocolError."""
         value = self._take(name)
         if value is None:
@@ -175,7 +178,11 @@ class Arguments:
             raise _wrong(name, value, "a time as 2026-11-25T18:00:00Z") from problem
         if found.tzinfo is None:
             raise _wrong(name, value, "a time with its zone, as 2026-11-25T18:00:00Z")
-        return found.timestamp()
+        unix_s = found.timestamp()
+        # A report shows it in UTC, also with a duration added: the calendar must not end there.
+        if not 0.0 <= unix_s <= _LATEST_UNIX_S:
+            raise _wrong(name, value, "a time from 1970 to 3000")
+        return unix_s
 
     def items(self, name: str) -> list[Any]:
         """Return a list that must be there. Raises ProtocolError."""
@@ -194,8 +201,8 @@ class Arguments:
 
 
 def _wrong(name: str, found: object, expected: str) -> ProtocolError:
-    shown = "nothing" if found is None else repr(found)
-    return ProtocolError("argument", f"{name}: found {shown}, expected {expected}")
+    what = "nothing" if found is None else shown(found)
+    return ProtocolError("argument", f"{name}: found {what}, expected {expected}")
 
 
 def ask_of(found: Mapping[str, Any], user: str, targets: Mapping[str, Any], now_unix_s: float) -> Ask:
@@ -205,7 +212,7 @@ def ask_of(found: Mapping[str, Any], user: str, targets: Mapping[str, Any], now_
     source = arguments.optional_text("source") or f"{user}: {ask_id}"
     rank = RANKS[arguments.one_of("rank", RANKS, "operator")]
     target = arguments.optional_text("target") or limits.SITE
-    low_w, high_w = arguments.number("low_w"), arguments.number("high_w")
+    low_w, high_w = arguments.number("low_w", -_MOST_W, _MOST_W), arguments.number("high_w", -_MOST_W, _MOST_W)
     start_unix_s, end_unix_s = arguments.time("start"), arguments.time("end")
     duration_s = arguments.number("duration_s", 0.0, 366 * 86400.0)
     arguments.end()

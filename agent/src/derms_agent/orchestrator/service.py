@@ -52,7 +52,7 @@ from derms_agent.orchestrator.site import Site, site_of
 from derms_agent.orchestrator.store import ASKS, LEDGER, SESSIONS, Store, boot_id
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
-from derms_agent.socket_protocol import VERSION, ProtocolError
+from derms_agent.socket_protocol import VERSION, ProtocolError, shown
 
 OPERATORS = "derms-operators"
 HEARTBEAT_S = 5.0
@@ -334,7 +334,7 @@ class Service:
 
     def _job(self, bus: str, found: object) -> _Job:
         if not isinstance(found, dict):
-            raise ProtocolError("argument", f"jobs: found {found!r}, expected an object for each")
+            raise ProtocolError("argument", f"jobs: found {shown(found)}, expected an object for each")
         arguments = Arguments(found)
         tables = {table.value: table for table in Table}
         table = tables[arguments.one_of("table", tables, Table.HOLDING.value)]
@@ -429,7 +429,7 @@ class _Job:
 def arguments_value(value: object) -> int:
     """Return a register's value. Raises ProtocolError."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0xFFFF:  # noqa: PLR2004
-        raise ProtocolError("argument", f"values: found {value!r}, expected whole numbers from 0 to 65535")
+        raise ProtocolError("argument", f"values: found {shown(value)}, expected whole numbers from 0 to 65535")
     return value
 
 
