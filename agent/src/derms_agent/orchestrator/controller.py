@@ -311,8 +311,8 @@ class Controller:
         if ask.target in self._by_name:
             fixed = [one for one in fixed if one.name == ask.target]
         elif ask.target not in {limits.SITE, self.site.root.name}:
-            beneath = self._reached(ask.target) or self.site.evses
-            names = {evse.name for evse in beneath}
+            beneath = self._reached(ask.target)
+            names = {evse.name for evse in (self.site.evses if beneath is None else beneath)}
             fixed = [one for one in fixed if one.name in names]
         reachable_w = 0.0
         for one in fixed:
