@@ -45,12 +45,12 @@ def followed(
 
 
 def _counted_wh(last: Metering, this: Metering) -> float:
-    elapsed_s = min(max(this.at_s - last.at_s, 0.0), LONGEST_GAP_S)
+    gap_s = max(this.at_s - last.at_s, 0.0)
     if last.energy_wh is not None and this.energy_wh is not None:
         counted_wh = this.energy_wh - last.energy_wh
         # A register that ran backwards was reset, and one that jumps by more than ten times the power was replaced.
-        if 0 < counted_wh <= 10 * max(last.power_w, this.power_w, 1000.0) * (elapsed_s + 60.0) / SECONDS_PER_HOUR:
+        if 0 < counted_wh <= 10 * max(last.power_w, this.power_w, 1000.0) * (gap_s + 60.0) / SECONDS_PER_HOUR:
             return counted_wh
         if counted_wh == 0:
             return 0.0
-    return (last.power_w + this.power_w) / 2 * elapsed_s / SECONDS_PER_HOUR
+    return (last.power_w + this.power_w) / 2 * min(gap_s, LONGEST_GAP_S) / SECONDS_PER_HOUR
