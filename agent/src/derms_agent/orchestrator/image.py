@@ -75,13 +75,14 @@ def _evse_reading(site: Site, device: Device, profile: Profile, evse: Evse, read
     power_w = _number(value("active_power"))
     celsius = _number(value("temperature"))
     state = value("state")
+    limit_a = _limit_a(site, profile, evse, value)
     return EvseReading(
         image=EvseImage(
             sent_s=reading.asked_at_s,
             answered_s=reading.answered_at_s,
             quality=reading.quality,
-            current_a=_currents(site, evse, [_number(value(name)) for name in _CURRENTS], power_w),
-            limit_a=_limit_a(site, profile, evse, value),
+            current_a=_currents(site, evse, [_number(value(name)) for name in _CURRENTS], power_w, limit_a),
+            limit_a=limit_a,
         ),
         occupied=_occupied(profile, value),
         power_w=power_w,
@@ -92,19 +93,27 @@ def _evse_reading(site: Site, device: Device, profile: Profile, evse: Evse, read
     )
 
 
-def _currents(site: Site, evse: Evse, shown: list[float | None], power_w: float | None) -> PerPhase | None:
-    """Return what flows on the supply's lines; from the power, less favourably, where no current is shown."""
+def _currents(
+    site: Site, evse: Evse, shown: list[float | None], power_w: float | None, limit_a: float | None
+) -> PerPhase | None:
+    """Return what flows on the supply's lines; from the power, less favourably, where no current is shown.
+
+    How much is lost on the way to the vehicle is not known. Where all that it shows may come from what its limit lets
+    it draw, it draws no more than that: a good rectifier at its limit would be taken for one that exceeds it.
+    """
     phases = evse.phases or PHASES
     if shown[0] is None:
         if power_w is None:
             return None
-        ac_w = power_w / DC_EFFICIENCY if power_w > 0 else power_w
         volts = site.voltage_v(evse)
-        each = ac_w / (volts if len(phases) == 1 else volts * len(phases) / _SQRT3)
+        each = power_w / (volts if len(phases) == 1 else volts * len(phases) / _SQRT3)
+        if each > 0:
+            worst = each / DC_EFFICIENCY
+            each = limit_a if limit_a is not None and each <= limit_a < worst else worst
         shown = [each] * len(phases)
     if not evse.phases:
-        worst = max((current for current in shown if current is not None), key=abs)
-        return (worst, worst, worst)
+        most = max((current for current in shown if current is not None), key=abs)
+        return (most, most, most)
     lines = [0.0, 0.0, 0.0]
     for phase, current in zip(phases, shown, strict=False):
         lines[PHASES.index(phase)] = 0.0 if current is None else current
