@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +42,7 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     session = verbs.add_parser("session", help="say when a vehicle leaves, and what it needs")
     session.add_argument("evse")
     session.add_argument("--departure", metavar="TIME", help="RFC 3339 with its zone: 2026-11-25T18:00:00Z")
-    session.add_argument("--need-kwh", type=float, metavar="KWH")
+    session.add_argument("--need-kwh", type=_finite, metavar="KWH")
     session.add_argument("--vehicle", metavar="NAME")
     session.set_defaults(run=_session)
     for parser in (status, explain, session):
@@ -53,10 +54,10 @@ def _add_limit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     what = limit.add_subparsers(required=True, metavar="WHAT")
     put = what.add_parser("put", help="ask for a limit; one with the same name is replaced")
     put.add_argument("name")
-    put.add_argument("kw", type=float, help="the most that the target may draw, in kW")
+    put.add_argument("kw", type=_finite, help="the most that the target may draw, in kW")
     put.add_argument("--target", default="site", help="site, a circuit or an EVSE; default %(default)s")
     put.add_argument("--rank", choices=("grid", "operator", "price"), default="operator")
-    put.add_argument("--for", dest="duration_s", type=float, metavar="S", help="for so many seconds; default: for good")
+    put.add_argument("--for", dest="duration_s", type=_finite, metavar="S", help="for so many s; default: for good")
     put.set_defaults(run=_limit_put)
     remove = what.add_parser("remove", help="take a limit back")
     remove.add_argument("name")
@@ -65,6 +66,13 @@ def _add_limit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     listed.set_defaults(run=_limit_list)
     for parser in (put, remove, listed):
         _add_socket(parser)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError
+    return value
 
 
 def _add_socket(parser: argparse.ArgumentParser) -> None:
