@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tests.bench import (
     agent_bus,
+    agent_service,
     control_cycle,
     control_droop,
     control_energy,
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 BENCHMARKS = {
     **host.BENCHMARKS,
     **agent_bus.BENCHMARKS,
+    **agent_service.BENCHMARKS,
     **inventory.BENCHMARKS,
     **control_droop.BENCHMARKS,
     **control_energy.BENCHMARKS,

@@ -1,0 +1,407 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the agent reaches in service: the real orchestrator, asked over its socket, with chargers that it writes to.
+
+A shed's event: a tenth of the chargers, another tenth each time, fall silent 0.2 s before `limit.put`; it takes the
+depot from 16 A an EVSE to 60 % of that; the event lasts until the last charger that is not silent has acknowledged its
+first lower limit, and one that is not lowered ends the benchmark. Then the silent ones answer again and the limit is
+removed: the depot goes back to 16 A (raises are not held back after an ask has ended) before the next event.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from derms_agent.serial_line import write_s
+from derms_agent.socket_client import Client
+
+from tests.bench.agent_service_devices import FULL, address
+from tests.bench.figures import Figure, median_and_spread
+
+ROOT = Path(__file__).parents[2]
+AGENT = Path(sys.executable).with_name("derms-agent")
+WATTS = 16 * 3 * 230
+SHARE = 0.6
+SILENT_SHARE = 10  # one in so many
+NOTICE_S = 0.2  # from falling silent to the event
+EVENT_S, LONGEST_EVENT_S = 0.6, 5.0
+SETTLED_S = 30.0
+START_S = 60.0
+EVENTS = {100: 500, 500: 70}
+LINES, UNITS, BAUD_RATE = 2, 12, 19_200
+LINE_EVENTS = 60
+STEADY_S = 60.0
+RESTARTS = 3
+_TICKS = os.sysconf("SC_CLK_TCK")
+_STATUS_RSS = "VmRSS:"
+
+
+@dataclass(slots=True)
+class Chargers:
+    """The chargers' process."""
+
+    process: subprocess.Popen[str]
+    port: int
+    count: int
+
+    def ask(self, what: str, **arguments: Any) -> Any:
+        """Return its answer to a command."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"ask": what, **arguments}) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def lowered(self, since_s: float) -> dict[int, float]:
+        """Return when each charger first acknowledged a lower limit since a time."""
+        found: dict[int, float] = {}
+        for at_s, number, before, after in self.ask("written", since_s=since_s):
+            if after < before:
+                found.setdefault(number, at_s)
+        return found
+
+    def wait_until_lowered(self, living: set[int], since_s: float) -> dict[int, float]:
+        """Return when each first acknowledged a lower limit, once all that are not silent did.
+
+        :raises SystemExit: they do not in time
+        """
+        time.sleep(
+            max(0.0, since_s + EVENT_S - time.monotonic())
+        )  # asking sooner would take time from what is measured
+        while living - set(lowered := self.lowered(since_s)):
+            if time.monotonic() > since_s + LONGEST_EVENT_S:
+                left = sorted(living - set(lowered))
+                told = [one for one in self.ask("written", since_s=since_s - 10) if one[1] == left[0]]
+                sys.exit(
+                    f"agent.service: {len(left)} were not lowered in {LONGEST_EVENT_S:g} s from {since_s:.3f} s: "
+                    f"{left[:9]}; the first was told {told}"
+                )
+            time.sleep(0.1)
+        return lowered
+
+    def wait_for(self, limit: int, since_s: float) -> None:
+        """Wait until all have acknowledged a limit, in 0.1 A, since a time.
+
+        :raises SystemExit: they do not get it in time
+        """
+        until_s = time.monotonic() + SETTLED_S
+        while True:
+            told = {number for _, number, _, after in self.ask("written", since_s=since_s) if after == limit}
+            if len(told) == self.count:
+                return
+            if time.monotonic() > until_s:
+                sys.exit(f"agent.service: {self.count - len(told)} chargers were not told {limit / 10:g} A in time")
+            time.sleep(0.25)
+
+
+@contextmanager
+def chargers(places: int, units: int = 1, **arguments: Any) -> Iterator[Chargers]:
+    """Play a depot's chargers."""
+    command = [sys.executable, "-m", "tests.bench.agent_service_devices"]
+    command.append(json.dumps({"places": places, "units": units, **arguments}))
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Chargers(process, int(process.stdout.readline()), places * units)
+        finally:
+            process.terminate()
+
+
+class Orchestrator:
+    """The real service, started from files as in service, and what it takes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> float:
+        """Start it and wait until it is ready. Return how long that took, in s.
+
+        :raises SystemExit: it does not come up
+        """
+        began_s = time.monotonic()
+        path = self._directory / "notify"
+        path.unlink(missing_ok=True)
+        told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        told.bind(str(path))
+        ready = threading.Event()
+        threading.Thread(target=_listen, args=(told, ready), daemon=True).start()
+        files = ("--agent-conf", self._directory / "agent.conf", "--limits-conf", self._directory / "limits.conf")
+        with (self._directory / "journal").open("ab") as journal:
+            self.process = subprocess.Popen(
+                [AGENT, "orchestrator", *files],
+                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+                stdout=journal,
+                stderr=journal,
+            )
+        if not ready.wait(START_S):
+            sys.exit(f"the orchestrator is not ready:\n{(self._directory / 'journal').read_text()[-2000:]}")
+        return time.monotonic() - began_s
+
+    def stop(self) -> None:
+        """End it as systemd does."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(30)
+            self.process = None
+
+    def client(self) -> Client:
+        """Return a connection to its socket."""
+        return Client(self._directory / "socket")
+
+    def cpu_s(self) -> float:
+        """Return its processor time, user and system, in s."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def rss_mib(self) -> float:
+        """Return the memory that it holds, in MiB."""
+        assert self.process is not None
+        lines = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(_STATUS_RSS)) / 1024
+
+
+def _listen(told: socket.socket, ready: threading.Event) -> None:
+    """Take what the service tells systemd, as long as it does: it waits where nobody takes it."""
+    while message := told.recv(4096):
+        if b"READY=1" in message:
+            ready.set()
+
+
+def depot_file(port: int, places: int, units: int, baud_rate: int | None) -> str:
+    """Return the depot file of chargers at places; lines of `units` where a baud rate is given."""
+    kva = round(places * units * WATTS / 1000 * 1.2) + 1
+    buses, devices = [], []
+    line = "tcp" if baud_rate is None else f"rtu_over_tcp, baud_rate: {baud_rate}, gateway_timeout_s: 0.3"
+    for place in range(places):
+        buses.append(f"  bus-{place}: {{gateway: gateway-1, transport: {line}, host: {address(place)}, port: {port}}}")
+        for unit in range(1, units + 1):
+            name = f"charger-{place * units + unit - 1:03d}"
+            devices.append(
+                f"  {name}: {{bus: bus-{place}, unit_id: {unit}, profile: heidelberg_energy_control, circuit: main}}"
+            )
+    rating_a = round(kva * 1000 / 690) + 10
+    return "\n".join(
+        [
+            "plugin: derms.edge.depot",
+            "depot: bench",
+            "region: north",
+            f"site: {{limit_kva: {kva}}}",
+            "gateways:",
+            "  gateway-1: {}",
+            "circuits:",
+            f"  main: {{voltage_v: 400, rating_a: {rating_a}, rating_kva: {kva}, base_load_a: 0,",
+            "         allocator: gateway-1}",
+            "profile_defaults:",
+            "  heidelberg_energy_control:",
+            "    settings: {failsafe_current: 6, failsafe_timeout: 30, standby: prevented}",
+            "    evses: {rating_a: 16}",
+            "buses:",
+            *buses,
+            "devices:",
+            *devices,
+            "",
+        ]
+    )
+
+
+@contextmanager
+def in_service(places: int, units: int = 1, baud_rate: int | None = None) -> Iterator[tuple[Orchestrator, Chargers]]:
+    """Raise a depot with its chargers at 16 A, under control."""
+    with tempfile.TemporaryDirectory() as name, chargers(places, units, baud_rate=baud_rate) as depot:
+        directory = Path(name)
+        (directory / "state").mkdir()
+        (directory / "depot.yml").write_text(depot_file(depot.port, places, units, baud_rate), encoding="utf-8")
+        (directory / "limits.conf").write_text("", encoding="utf-8")
+        agent = {
+            "GATEWAY": "gateway-1",
+            "DEPOT": directory / "depot.yml",
+            "CONTROL_PEERS": "root",
+            "ENGINE_LOG": directory / "engine.log",
+            "STATE_DIRECTORY": directory / "state",
+            "SOCKET": directory / "socket",
+        }
+        (directory / "agent.conf").write_text("".join(f"{k}={v}\n" for k, v in agent.items()), encoding="utf-8")
+        orchestrator = Orchestrator(directory)
+        try:
+            orchestrator.start()
+            settle(orchestrator)
+            yield orchestrator, depot
+        finally:
+            orchestrator.stop()
+
+
+def settle(orchestrator: Orchestrator) -> None:
+    """Wait until every EVSE is under control at 16 A.
+
+    :raises SystemExit: it does not come to that
+    """
+    until_s = time.monotonic() + START_S
+    with orchestrator.client() as client:
+        while True:
+            evses = client.ask("status")["evses"]
+            if all(one["setpoint_a"] == one["wanted_a"] == FULL / 10 and one["why"] != "" for one in evses):
+                break
+            if time.monotonic() > until_s:
+                sys.exit(f"agent.service: not under control after {START_S:g} s: {evses[0]}")
+            time.sleep(0.5)
+
+
+def p99(values: Sequence[float]) -> float:
+    """Return the 99th percentile, by rank."""
+    return sorted(values)[math.ceil(len(values) * 0.99) - 1]
+
+
+def in_words(values_s: Sequence[float]) -> str:
+    """Return the median and the worst of some times, in ms."""
+    return f"median {1000 * statistics.median(values_s):.1f}, worst {1000 * max(values_s):.1f} of {len(values_s)}"
+
+
+@dataclass(slots=True)
+class Events:
+    """What became of events: from limit.put to the last decrease, and to its own answer, in s; CPU time each took."""
+
+    last_s: list[float]
+    answer_s: list[float]
+    cpu_s: list[float]
+
+
+def events(orchestrator: Orchestrator, depot: Chargers, times: int, silent_share: int | None) -> Events:
+    """Shed and release, so many times.
+
+    :raises SystemExit: a charger that was not silent was not lowered
+    """
+    found = Events([], [], [])
+    draw = random.Random(9)  # noqa: S311 - no secret
+    limit_w = SHARE * WATTS * depot.count
+    with orchestrator.client() as client:
+        for number in range(times):
+            silent = [] if silent_share is None else list(range(number % silent_share, depot.count, silent_share))
+            time.sleep(draw.random())  # whatever the polls and cycles are doing just then
+            depot.ask("silence", chargers=silent)
+            time.sleep(NOTICE_S if silent else 0.0)
+            cpu_s = orchestrator.cpu_s()
+            began_s = time.monotonic()
+            client.ask("limit.put", name="bench", high_w=limit_w)
+            found.answer_s.append(time.monotonic() - began_s)
+            lowered = depot.wait_until_lowered(set(range(depot.count)) - set(silent), began_s)
+            found.cpu_s.append(orchestrator.cpu_s() - cpu_s)
+            found.last_s.append(max(lowered.values()) - began_s)
+            depot.ask("silence", chargers=[])
+            removed_s = time.monotonic()
+            client.ask("limit.remove", name="bench")
+            depot.wait_for(FULL, removed_s)
+    return found
+
+
+def shed(count: int) -> list[Figure]:
+    """Measure sheds of so many EVSEs on sockets of their own, a tenth of them newly silent."""
+    with in_service(count) as (orchestrator, depot):
+        found = events(orchestrator, depot, EVENTS[count], SILENT_SHARE)
+    goal_ms = 100 if count <= 100 else 250
+    last_ms, answer_ms = 1000 * p99(found.last_s), 1000 * p99(found.answer_s)
+    load = f"load {os.getloadavg()[0]:.1f}"
+    cpu = f"{1000 * statistics.median(found.cpu_s):.0f} ms CPU an event"
+    return [
+        Figure(
+            f"agent.service.shed_{count}",
+            last_ms,
+            "ms",
+            None,
+            None,
+            f"p99 ≤ {goal_ms} ms",
+            last_ms <= goal_ms,
+            f"{in_words(found.last_s)}; {cpu}; {load}",
+        ),
+        Figure(
+            f"agent.service.limit_put_answer_{count}",
+            answer_ms,
+            "ms",
+            None,
+            None,
+            "p99 ≤ 50 ms",
+            answer_ms <= 50,
+            in_words(found.answer_s),
+        ),
+    ]
+
+
+def shed_serial() -> list[Figure]:
+    """Measure sheds on lines of 12 units at 19,200 baud, against what the line takes for 12 writes."""
+    with in_service(LINES, UNITS, BAUD_RATE) as (orchestrator, depot):
+        found = events(orchestrator, depot, LINE_EVENTS, None)
+    arithmetic_ms = 1000 * UNITS * write_s(BAUD_RATE, 1)
+    last_ms = 1000 * p99(found.last_s)
+    ratio = last_ms / arithmetic_ms
+    spread = in_words(found.last_s)
+    return [
+        Figure("agent.service.shed_serial", last_ms, "ms", arithmetic_ms, ratio, "≤ 1.2 × line", ratio <= 1.2, spread)
+    ]
+
+
+def steady() -> list[Figure]:
+    """Measure what the orchestrator takes with 200 EVSEs that charge."""
+    with in_service(200) as (orchestrator, _):
+        began_s, cpu_s = time.monotonic(), orchestrator.cpu_s()
+        time.sleep(STEADY_S)
+        cpu = 100 * (orchestrator.cpu_s() - cpu_s) / (time.monotonic() - began_s)
+        rss_mib = orchestrator.rss_mib()
+    return [
+        Figure("agent.service.steady_200.cpu", cpu, "% of a core", None, None, "≤ 15 %", cpu <= 15),
+        Figure("agent.service.steady_200.rss", rss_mib, "MiB", None, None, "≤ 200 MiB", rss_mib <= 200),
+    ]
+
+
+def restart() -> list[Figure]:
+    """Measure from SIGTERM until a new process is ready, and until a limit that is put then has lowered every EVSE.
+
+    :raises SystemExit: a setpoint changed meanwhile
+    """
+    ready_s: list[float] = []
+    lowered_s: list[float] = []
+    with in_service(100) as (orchestrator, depot):
+        for _ in range(RESTARTS):
+            began_s = time.monotonic()
+            orchestrator.stop()
+            orchestrator.start()
+            ready_s.append(time.monotonic() - began_s)
+            changed = [one for one in depot.ask("written", since_s=began_s) if one[2] != one[3]]
+            if changed:
+                sys.exit(f"agent.service.restart: {len(changed)} setpoints changed: {changed[:3]}")
+            with orchestrator.client() as client:
+                client.ask("limit.put", name="bench", high_w=SHARE * WATTS * depot.count)
+                depot.wait_for(round(SHARE * FULL), began_s)
+                lowered_s.append(max(depot.lowered(began_s).values()) - began_s)
+                client.ask("limit.remove", name="bench")
+            settle(orchestrator)
+    ready, readies = median_and_spread(ready_s)
+    lowered, lowereds = median_and_spread(lowered_s)
+    return [
+        Figure("agent.service.restart.ready", ready, "s", None, None, "≤ 20 s", ready <= 20, readies),
+        Figure("agent.service.restart.lowered", lowered, "s", None, None, "≤ 20 s", lowered <= 20, lowereds),
+    ]
+
+
+BENCHMARKS: dict[tuple[str, ...], Callable[[], list[Figure]]] = {
+    ("agent.service.shed_100", "agent.service.limit_put_answer_100"): lambda: shed(100),
+    ("agent.service.shed_500", "agent.service.limit_put_answer_500"): lambda: shed(500),
+    ("agent.service.shed_serial",): shed_serial,
+    ("agent.service.steady_200.cpu", "agent.service.steady_200.rss"): steady,
+    ("agent.service.restart.ready", "agent.service.restart.lowered"): restart,
+}
