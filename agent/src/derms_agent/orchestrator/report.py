@@ -132,14 +132,28 @@ def _constrained(controller: Controller) -> str | None:
 def _holding(controller: Controller, outcome: Outcome) -> tuple[Limit, ...]:
     """Return the limits, beyond ratings, because of which some EVSE with a vehicle gets less than it could take."""
     found: dict[Limit, None] = {}
+    binds = _Binds(controller)
     for name in controller.sessions:
-        why = outcome.why[name]
-        least_w = controller.rated_w(name)
-        if why.wanted_a * controller.watts_per_a(name) < least_w - 1:
-            for limit in why.limits:
-                if limit.target != name and math.isfinite(limit.high) and controller.binds(limit):
+        wanted_w = outcome.admission.targets[name].active_a * controller.watts_per_a(name)
+        if wanted_w < controller.rated_w(name) - 1:
+            for limit in outcome.why[name].limits:
+                if limit.target != name and math.isfinite(limit.high) and binds(limit):
                     found[limit] = None
     return tuple(found)
+
+
+class _Binds:
+    """Whether a limit binds, worked out once: many EVSEs have it, and all of them are added up for the answer."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._known: dict[int, tuple[Limit, bool]] = {}
+
+    def __call__(self, limit: Limit) -> bool:
+        known = self._known.get(id(limit))
+        if known is None:
+            known = self._known[id(limit)] = limit, self._controller.binds(limit)
+        return known[1]
 
 
 def stamp(unix_s: float) -> str:
@@ -163,6 +177,7 @@ def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Ru
     """Return the whole report."""
     shown = operating(controller, outcome, now_s)
     spans = guard.intervals(outcome.state.ledger, now_s)
+    binds = _Binds(controller)
     return {
         "version": __version__,
         "ready": True,
@@ -173,7 +188,7 @@ def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Ru
         "reason": shown.reason,
         "site": _site(controller, outcome, spans, now_s),
         "circuits": [_circuit(controller, name, spans, now_s) for name in controller.site.depot.circuits],
-        "evses": [_evse(controller, outcome, evse, spans, now_s) for evse in controller.site.evses],
+        "evses": [_evse(controller, outcome, evse, spans, now_s, binds) for evse in controller.site.evses],
         "asks": [ask_json(ask, now_s) for ask in controller.asks.values()],
         "alarms": [
             {"about": alarm.about, "words": alarm.words, "for_s": round(now_s - alarm.since_s, 1)}
@@ -241,7 +256,9 @@ def _circuit(controller: Controller, name: str, spans: Intervals, now_s: float) 
     }
 
 
-def _evse(controller: Controller, outcome: Outcome, evse: Evse, spans: Intervals, now_s: float) -> dict[str, Any]:
+def _evse(  # noqa: PLR0917 - what `report` has worked out for all
+    controller: Controller, outcome: Outcome, evse: Evse, spans: Intervals, now_s: float, binds: _Binds
+) -> dict[str, Any]:
     seen = controller.readings.get(evse.name)
     session = controller.sessions.get(evse.name)
     why: Why = outcome.why[evse.name]
@@ -261,7 +278,7 @@ def _evse(controller: Controller, outcome: Outcome, evse: Evse, spans: Intervals
         "wanted_a": _round(why.wanted_a, 2),
         "counted_a": _round(max(span.high for span in spans[evse.name]), 2),
         "why": why.words,
-        "limited_by": [limit.source for limit in why.limits if controller.binds(limit)][:3],
+        "limited_by": [limit.source for limit in why.limits if binds(limit)][:3],
         "following": outcome.state.obedience[evse.name].state.value,
         "silent_s": None if math.isinf(silent_s) else round(silent_s, 1),
         "delivered_wh": None if session is None else _round(session.delivered_wh),
@@ -283,7 +300,7 @@ def explanation(controller: Controller, outcome: Outcome, evse: str, now_s: floa
     spans = guard.intervals(outcome.state.ledger, now_s)
     declared = next(one for one in controller.site.evses if one.name == evse)
     return {
-        **_evse(controller, outcome, declared, spans, now_s),
+        **_evse(controller, outcome, declared, spans, now_s, _Binds(controller)),
         "limits": [
             {
                 "rank": limit.rank.name.lower(),
