@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import anyio.to_process
 import anyio.to_thread
 
@@ -122,6 +123,8 @@ class Engine:
             await self.save_ledger()
         for write in outcome.writes:
             tasks.start_soon(self._send, write)
+        if outcome.writes:
+            await anyio.lowlevel.checkpoint()  # they leave first: telling people takes as long as deciding
         self._renew()
         seen = frozenset(self.controller.sessions)
         if seen != self._sessions_seen:
