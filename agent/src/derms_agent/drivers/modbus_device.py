@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from typing import TypeAlias
 
 import anyio
@@ -100,7 +101,13 @@ class _Limit:
     wanted: float | None = None
     valid_until_s: float = -math.inf
     writing: anyio.CancelScope | None = None
-    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    # A free lock is taken without a turn of the event loop: a shed's writes leave one after the other.
+    lock: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
+
+    def over(self, scope: anyio.CancelScope) -> None:
+        """Note that a write has ended, unless another has begun: withdrawing what is over costs a shed time."""
+        if self.writing is scope:
+            self.writing = None
 
     def steps(self, value: float) -> tuple[tuple[str, Value], ...]:
         """Return what is written for a limit, in this order; what comes first shows whether it holds."""
@@ -375,10 +382,15 @@ class ModbusDevice:
                     written = True
                 except (BusError, OutOfRange, Forbidden) as failure:
                     self._unfed(failure)
+        limit.over(scope)
         return written
 
     def _unfed(self, failure: Exception) -> None:
         self._watchdog_problem = f"the watchdog was not fed: {failure}"
+
+    @property
+    def _has_heartbeat(self) -> bool:
+        return self.profile.fallback is not None and self.profile.fallback.heartbeat is not None
 
     async def _beat(self, priority: Priority, within_s: float) -> None:
         heartbeat = None if self.profile.fallback is None else self.profile.fallback.heartbeat
@@ -455,7 +467,7 @@ class ModbusDevice:
                 before = limit.wanted
                 limit.wanted = value if before is None else min(before, value)
                 limit.valid_until_s = valid_until_s
-                if self._clock() - self._heartbeat_at_s > 2 * self.beat_s():
+                if self._has_heartbeat and self._clock() - self._heartbeat_at_s > 2 * self.beat_s():
                     await self._beat(Priority.SHED, self.pace.shed_s)  # a device that fell back takes no limit before
                 finding = await self._written(limit, value, min(self.pace.shed_s, setpoint.valid_for_s))
                 # What did not get there is not brought there by the watchdog's next beat, unless it is lower.
@@ -463,6 +475,7 @@ class ModbusDevice:
                     limit.wanted = value
                 elif before is None:
                     limit.wanted = None
+        limit.over(scope)
         kind, in_force, detail = finding
         detail = "; ".join(filter(None, (detail, remark)))
         return Proof(evse=setpoint.evse, kind=kind, asked=value, in_force=in_force, detail=detail)
@@ -635,6 +648,7 @@ def _value_asked(setpoint: Setpoint, limit: _Limit, profile: Profile) -> tuple[f
     return value, "; ".join(remarks)
 
 
+@lru_cache(maxsize=4096)  # a shed has few values for many devices, and exact fractions are slow
 def _floor(value: float, step: float) -> float:
     """Return the step at or below a value; what doubles leave over does not cost a step."""
     exact = Fraction(repr(step))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 from operator import itemgetter
 from typing import TypeAlias
 
@@ -396,11 +397,7 @@ class Point:
         return value
 
     def _raw_whole(self, value: float) -> int:
-        asked = _decimal(value)
-        exact = (asked * self._divisor - self._addend) / self._factor
-        raw = round(exact)
-        if abs(exact - raw) > NOISE * max(Fraction(1), abs(exact)):
-            raw = math.floor(exact) if (asked >= 0) == (self._factor > 0) else math.ceil(exact)
+        raw = _nearest_whole(value, self._factor, self._addend, self._divisor)
         low, high = self._raw_range()
         if not low <= raw <= high:
             ends = sorted((end * self._factor + self._addend) / self._divisor for end in (low, high))
@@ -433,6 +430,18 @@ class Point:
 def _decimal(number: float) -> Fraction:
     """Return what a person reads in a number: 0.1 is one tenth, not the double nearest to it."""
     return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
+
+
+# A shed writes few values to many devices, each encoded for the wire and for the read-back; exact fractions are slow.
+@lru_cache(maxsize=4096, typed=True)
+def _nearest_whole(value: float, factor: int, addend: int, divisor: int) -> int:
+    """Return the whole number that stands for a value, or the next one that stands for less in size."""
+    asked = _decimal(value)
+    exact = (asked * divisor - addend) / factor
+    raw = round(exact)
+    if abs(exact - raw) > NOISE * max(Fraction(1), abs(exact)):
+        raw = math.floor(exact) if (asked >= 0) == (factor > 0) else math.ceil(exact)
+    return raw
 
 
 def _span(low: float | None, high: float | None) -> str:
