@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomllib
-from ansible_collections.derms.edge.plugins.plugin_utils import wheelhouse
 from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import (
     EXTRAS,
     TARGETS,
@@ -212,7 +212,7 @@ def test_what_the_cache_lacks_is_downloaded_and_what_it_holds_is_not(
 ) -> None:
     fetch([index], TARGET, tmp_path)
     assert file_sha256(cached_path(tmp_path, index)) == index.sha256
-    monkeypatch.setattr(wheelhouse.subprocess, "run", None)
+    monkeypatch.setattr(subprocess, "run", None)
     fetch([index], TARGET, tmp_path)
 
 

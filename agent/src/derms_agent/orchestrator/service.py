@@ -615,9 +615,6 @@ def run(options: argparse.Namespace) -> int:
         return REFUSED_TO_START
     for warning in configuration.warnings:
         logger.warning("%s", warning)
-    # What is there now stays for ever: looking through it again for garbage would stop a shed for as long as a cycle.
-    gc.collect()
-    gc.freeze()
     anyio.run(run_service, service)
     return 0
 
