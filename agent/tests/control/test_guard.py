@@ -591,6 +591,7 @@ class Worst(RuleBasedStateMachine):
         self.book = ledger.started(self.stations, self.now_s)
         self.wanted = {one.name: Amount(0.0) for one in self.stations}
         self.caps: Caps = {}
+        self.restarts_until_s = dict.fromkeys(self.plants, -math.inf)
         self.rng = random.Random(0)  # noqa: S311 - a course of events, no secret
 
     # What happens
@@ -629,6 +630,7 @@ class Worst(RuleBasedStateMachine):
         if plant.boots_at_s is None and plant.answers(self.now_s):
             plant.silent_until_s = self.now_s + seconds
             plant.boots_at_s = self.now_s + 0.1 + share * (seconds - 0.2)
+            self.restarts_until_s[name] = plant.silent_until_s
             plant.waiting.clear()
 
     @rule(name=st.sampled_from(["rating", "fallback", "held", "off"]))
@@ -754,9 +756,11 @@ class Worst(RuleBasedStateMachine):
         for plant in self.plants.values():
             plant.stuck_a = 0.0
         for _ in range(45):
-            for plant in self.plants.values():
-                # One that restarts answers when it has; else a restart would be too short to be noticed.
-                plant.silent_until_s = self.now_s if plant.boots_at_s is None else plant.silent_until_s
+            for name, plant in self.plants.items():
+                # One that restarts answers when that is over, wherever in it it booted; else a restart would be too
+                # short to be noticed, which the ledger assumes it is not.
+                if self.now_s >= self.restarts_until_s[name]:
+                    plant.silent_until_s = self.now_s
             self.cycle(itertools.cycle(["acked"]), 0.9)
         told = {name: self.book.entries[name].told_amount for name in self.plants}
         assert told == self.wanted
