@@ -629,7 +629,9 @@ class Worst(RuleBasedStateMachine):
         plant = self.plants[name]
         if plant.boots_at_s is None and plant.answers(self.now_s):
             plant.silent_until_s = self.now_s + seconds
-            plant.boots_at_s = self.now_s + 0.1 + share * (seconds - 0.2)
+            # Assumption 3: whatever holds after a start holds no sooner than `boot_s` after the last answer.
+            boot_s = plant.station.boot_s
+            plant.boots_at_s = self.now_s + boot_s + share * (seconds - boot_s - 0.1)
             self.restarts_until_s[name] = plant.silent_until_s
             plant.waiting.clear()
 
