@@ -23,8 +23,9 @@ from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, State
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import BaseLoad, Circuits
-from derms_agent.model import Evse, Limit, PerPhase, Phase, Quality, Session
+from derms_agent.model import Circuit, Connection, Evse, Limit, PerPhase, Phase, Quality, Session
 from derms_agent.profiles.profile import Refresh
+from derms_agent.twin import network
 from derms_agent.twin.campaign import scene as stage
 from derms_agent.twin.campaign.link import News, Sample, Values, shows_in_force
 from derms_agent.twin.campaign.scene import STORAGE, VOLTAGE_V, Scene
@@ -146,7 +147,7 @@ class Agent:
         events: list[book.Event] = []
         for item in news:
             if isinstance(item, Sample):
-                self._samples[item.circuit] = item
+                self._samples[item.circuit] = _before(self.scene.depot.circuits[item.circuit], item)
             elif isinstance(item, Values):
                 self._take_values(item)
             elif isinstance(item, book.Measured):
@@ -267,6 +268,24 @@ class Agent:
 
 SENSOR = replace(thermal.DEFAULTS[thermal.SensorKind.ENCLOSURE], required=True)
 """What each enclosure that can be read is watched by."""
+
+
+def _before(circuit: Circuit, sample: Sample) -> Sample:
+    """Return a sample as control wants it: of a circuit's own side, where its rating holds.
+
+    The meter of a delta-wye circuit's base load sits behind the transformer, where the load is.
+    """
+    if circuit.connection is not Connection.DELTA_WYE:
+        return sample
+    volts = network.neutral_voltage(circuit)
+    one, two, three = (
+        turn * complex(watts, -reactive) / volts
+        for turn, watts, reactive in zip(network.ANGLES, sample.powers_w, sample.reactives_var, strict=True)
+    )
+    lines = network.circuit_currents({circuit.name: replace(circuit, parent=None)}, {circuit.name: (one, two, three)})
+    powers_w, reactives_var = network.powers(circuit, lines[circuit.name])
+    first, second, third = map(abs, lines[circuit.name])
+    return replace(sample, currents_a=(first, second, third), powers_w=powers_w, reactives_var=reactives_var)
 
 
 def _divided(watts: PerPhase) -> PerPhase:
