@@ -26,6 +26,14 @@ ANSWER_S = 5.0
 SILENCE_S = 1.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_the_agent(root: Any) -> Iterator[None]:
+    """Stop what publishes by itself: these tests tell who may say what by all that is said."""
+    root.check_output("systemctl stop derms-orchestrator")
+    yield
+    root.check_output("systemctl start derms-orchestrator")
+
+
 @pytest.fixture(scope="module")
 def pki(gateway: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of what the depot's authority has issued, and add a client that another authority vouches for."""

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The agent as it runs on the gateway, its one charger silent: who it is, what it may, and that it answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+DIRECTORY = "/opt/derms"
+UNIT = "derms-orchestrator.service"
+SOCKET = "/run/derms/orchestrator.sock"
+USER = "derms-orchestrator"
+RELEASE = re.compile(r"\d+(\.\d+)*\+h[0-9a-f]{10}\.py3\d+")
+OPERATOR = "olivia"
+
+
+def shown(root: Any, *properties: str, unit: str = UNIT) -> dict[str, str]:
+    """Return properties of a unit as systemd holds them."""
+    lines = root.check_output(f"systemctl show --property={','.join(properties)} {unit}").splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_it_runs_as_its_own_user_in_the_services_slice(root: Any) -> None:
+    state = shown(root, "ActiveState", "UnitFileState", "MainPID", "Slice", "ControlGroup", "NRestarts")
+    assert (state["ActiveState"], state["UnitFileState"], state["NRestarts"]) == ("active", "enabled", "0")
+    assert state["Slice"] == "derms.slice"
+    pid = state["MainPID"]
+    assert root.check_output("ps -o user:32= -o group:32= -p %s", pid).split() == [USER, "derms"]
+    # The process itself, not what systemd believes of it.
+    assert f"/derms.slice/{UNIT}" in root.file(f"/proc/{pid}/cgroup").content_string
+    status = dict(re.findall(r"^(\w+):\s*(.*)$", root.check_output(f"cat /proc/{pid}/status"), re.MULTILINE))
+    assert (status["NoNewPrivs"], int(status["CapEff"], 16), int(status["CapBnd"], 16)) == ("1", 0, 0)
+
+
+def test_the_slice_bounds_what_all_services_take(root: Any) -> None:
+    held = shown(root, "CPUWeight", "CPUQuotaPerSecUSec", "MemoryHigh", "MemoryMax", unit="derms.slice")
+    assert float(held.pop("CPUQuotaPerSecUSec").removesuffix("s")) == 1.5
+    assert held == {"CPUWeight": "80", "MemoryHigh": str(384 << 20), "MemoryMax": str(512 << 20)}
+
+
+def test_its_socket_is_the_operators_and_nobody_elses(root: Any) -> None:
+    assert root.check_output(f"stat -c '%F %a %U:%G' {SOCKET}") == f"socket 660 {USER}:derms-operators"
+    ask = f"{DIRECTORY}/current/bin/derms-agent status --json"
+    assert json.loads(root.check_output(f"runuser --user {OPERATOR} -- {ask}"))["ready"] is True
+    assert root.run(f"runuser --user nobody -- {ask}").rc == 3
+
+
+def test_an_operator_may_ask_but_not_command(root: Any) -> None:
+    agent = f"{DIRECTORY}/current/bin/derms-agent"
+    refused = root.run(f"runuser --user {OPERATOR} -- {agent} limit put test 10 --for 60")
+    assert refused.rc == 1, refused.stderr
+    assert f"found user {OPERATOR}, expected one of" in refused.stdout + refused.stderr
+    assert "test" not in root.check_output(f"{agent} limit list")
+
+
+def test_it_answers_as_the_release_in_service(root: Any) -> None:
+    version = root.check_output(f"readlink {DIRECTORY}/current")
+    assert RELEASE.fullmatch(version)
+    report = json.loads(root.check_output(f"{DIRECTORY}/current/bin/derms-agent status --json"))
+    assert (report["version"], report["ready"]) == (version, True)
+    pid = shown(root, "MainPID")["MainPID"]
+    interpreter = root.file(f"/proc/{pid}/cmdline").content_string.split("\0")[0]
+    assert interpreter.startswith(f"{DIRECTORY}/{version}/bin/python")
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [
+        ("/etc/derms/agent.conf", "640 root:derms"),
+        ("/etc/derms/limits.conf", "640 root:derms"),
+        ("/etc/derms/depot.yml", "640 root:derms"),
+        (f"/etc/systemd/system/{UNIT}", "644 root:root"),
+        ("/etc/systemd/system/derms.slice", "644 root:root"),
+        (DIRECTORY, "755 root:root"),
+        (f"{DIRECTORY}/current/release.json", "644 root:root"),
+        ("/var/log/derms/engine.log", f"640 {USER}:derms"),
+        ("/var/lib/derms/orchestrator", f"700 {USER}:derms"),
+    ],
+)
+def test_files_are_whose_they_should_be(root: Any, path: str, mode: str) -> None:
+    assert root.check_output("stat -c '%%a %%U:%%G' %s", path) == mode
+
+
+def test_nobody_but_root_can_change_a_release(root: Any) -> None:
+    assert not root.check_output(rf"find {DIRECTORY} ! -type l \( ! -user root -o -perm /022 \)")
+
+
+def test_it_is_confined(root: Any) -> None:
+    exposure = root.check_output(f"systemd-analyze security --no-pager {UNIT} | tail -n 1")
+    assert float(exposure.split(":")[1].split()[0]) <= 2.0
+
+
+def test_it_logs_where_the_services_do(root: Any) -> None:
+    assert shown(root, "LogNamespace") == {"LogNamespace": "derms"}
+    journal = root.check_output(f"journalctl --namespace=derms --unit={UNIT} --no-pager --output=cat")
+    assert "charger-1 never answered" in journal
+    assert "charger-1 never answered" in root.file("/var/log/derms/engine.log").content_string
