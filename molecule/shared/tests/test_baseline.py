@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-LISTENERS = {"tcp/22", "udp/123"}
+LISTENERS = {"tcp/22", "udp/123", "tcp/8883"}
 
 
 def test_security_updates_come_every_day_and_nothing_else_does(root: Any, is_el: bool) -> None:
