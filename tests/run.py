@@ -46,7 +46,7 @@ PARTS = (
         "campaign",
         "computing",
         (
-            (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "test", "--count", "300"),
+            (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "test", "--count", "200"),
             (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "mutants", "--quick"),
         ),
     ),

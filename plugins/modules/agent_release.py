@@ -207,7 +207,7 @@ def altered_files(release: Path) -> list[str]:
     altered = []
     with records[0].open(newline="", encoding="utf-8") as stream:
         for name, recorded, *_size in csv.reader(stream):
-            method, _, value = recorded.partition("=")
+            method, _separator, value = recorded.partition("=")
             path = site / name
             if method != "sha256":
                 continue
