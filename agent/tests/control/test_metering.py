@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derms_agent.control.metering import Drawn, Shown, bracket, clearest, metered, reached
+from derms_agent.control.metering import Drawn, Rules, Shown, bracket, clearest, metered, reached
 from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase
 
 
@@ -100,3 +100,26 @@ def test_amperes_count_only_where_no_transformer_lies_between(
     evse = Evse(name="a", device="a", connector=1, circuit="yard", phases=(Phase.L1,), rating_a=32.0)
     assert reached(circuits, (evse,), "main") == ((evse,) if within else None)
     assert reached(circuits, (evse,), "yard") == (evse,)
+
+
+@given(st.floats(0, 60), st.floats(2, 60), st.floats(2.0, 8.0), st.lists(moves, max_size=4))
+def test_a_rise_of_the_base_load_shows_at_once_beside_steady_evses_and_else_once_nothing_older_stands(
+    base_a: float, rise_a: float, rises_s: float, moving: list[tuple[float, float, float, float, float]]
+) -> None:
+    def loads(at_s: float) -> float:
+        return base_a + (rise_a if at_s >= rises_s else 0.0)
+
+    meters = []
+    for at_s in (float(second) for second in range(2, 14)):
+        meter = shown(at_s, loads(at_s) + sum(course(*move[:4], at_s + 0.02) for move in moving))
+        meters.append(
+            metered(
+                meter,
+                [bracket(meter, [drawn(n + m[4], course(*m[:4], n + m[4] + 0.02)) for n in range(17)]) for m in moving],
+            )
+        )
+        chosen = clearest(meters, at_s + 0.1)
+        assert chosen is not None
+        most_a = chosen.current_a[0] - chosen.evse_low_a[0]
+        held_s = 0.0 if not moving else Rules().hold_s
+        assert most_a >= loads(at_s + 0.1 - held_s - 0.1) - 1e-6

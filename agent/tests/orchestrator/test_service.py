@@ -320,6 +320,23 @@ def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator
         orchestrator.ask("limit.put", name="x", high_kw=3)
 
 
+def test_no_line_from_a_user_ends_control(orchestrator: Orchestrator) -> None:
+    orchestrator.start()
+    for line in (b'{"v":1,"id":NaN,"verb":"status"}', b"[" * 100_000, b'{"v":1,"id":1,"verb":[[]]}', b"\xff"):
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.settimeout(10)
+            wire.connect(str(orchestrator.socket))
+            wire.sendall(line + b"\n")
+            assert json.loads(wire.recv(65536))["ok"] is False
+    for wrong in ({"rank": ["grid"]}, {"high_w": 10**400}, {"start": "9999-12-31T23:59:59-01:00"}):
+        with pytest.raises(ProtocolError):
+            orchestrator.ask("limit.put", **{"name": "x", "high_w": 1.0, **wrong})
+    with pytest.raises(ProtocolError, match="expected an object for each"):
+        orchestrator.ask("bus.transact", bus="bus-1", jobs=[[[[]]]])
+    assert orchestrator.status()["ready"]
+    assert orchestrator.end() == 0
+
+
 def test_a_mistake_is_named_and_nothing_starts(orchestrator: Orchestrator) -> None:
     (orchestrator.directory / "limits.conf").write_text("SITE_LIMIT_KVA=lots\n", encoding="utf-8")
     done = subprocess.run(
@@ -327,6 +344,7 @@ def test_a_mistake_is_named_and_nothing_starts(orchestrator: Orchestrator) -> No
     )
     assert done.returncode == 1
     assert 'limits.conf:1: SITE_LIMIT_KVA: found "lots"' in done.stderr
+    assert 'limits.conf:1: SITE_LIMIT_KVA: found "lots"' in orchestrator.log()
     assert not orchestrator.socket.exists()
 
 

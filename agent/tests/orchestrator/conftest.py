@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo depot played second by second, without I/O: its devices take what they are written and show it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from derms_agent import depot as depots
+from derms_agent.control import ledger as book
+from derms_agent.control.cycle import Outcome, State
+from derms_agent.model import Evse, PerPhase, Phase, Proof, ProofKind, Quality, Reading, Value
+from derms_agent.orchestrator.controller import Controller, Policy
+from derms_agent.orchestrator.site import Site, site_of
+
+DEMO = Path(__file__).parents[3] / "inventories" / "demo" / "depot.yml"
+PHASES = tuple(Phase)
+BEGAN_S = 1000.0
+PERIOD_S = 1.0
+ANSWER_S = 0.05
+METER_AT_S = 0.5
+CYCLE_AT_S = 0.6
+PROVEN_S = 0.2
+SETTLED_S = 40
+"""After a start: until nobody counts at its rating any more, and shares were raised to what is free."""
+VACANT: Mapping[str, Mapping[str, Value]] = {
+    "heidelberg_energy_control": {"state": "no vehicle, allowed"},
+    "keba_p30": {"state": "not ready", "cable": "in station"},
+    "alpitronic_hyc": {"state": "available"},
+}
+TAKEN: Mapping[str, Mapping[str, Value]] = {
+    "heidelberg_energy_control": {"state": "charging"},
+    "keba_p30": {"state": "charging", "cable": "in station and vehicle, locked"},
+    "alpitronic_hyc": {"state": "charging"},
+}
+
+
+def new_controller(site: Site, ledger: book.Ledger | None = None, **policy: Any) -> Controller:
+    limits = {"limit_va": site.depot.site.limit_va, **policy}
+    state = State(book.started(site.stations.values(), BEGAN_S) if ledger is None else ledger)
+    return Controller(site=site, policy=Policy(**limits), state=state)
+
+
+@dataclass
+class Play:
+    """A controller over devices that obey at once; `base_a` is what else flows at the root."""
+
+    controller: Controller
+    now_s: float = BEGAN_S
+    base_a: PerPhase = (20.0, 20.0, 20.0)
+    limit_a: dict[str, float] = field(default_factory=dict)
+    most_a: dict[str, float] = field(default_factory=dict)
+    silent: set[str] = field(default_factory=set)
+    writes: list[tuple[float, str, float]] = field(default_factory=list)
+    urgent: list[str] = field(default_factory=list)
+    last: dict[str, Reading] = field(default_factory=dict)
+
+    @property
+    def site(self) -> Site:
+        return self.controller.site
+
+    def vehicles(self, names: Iterable[str] | None = None) -> None:
+        """Bring a vehicle that takes all that is offered to each EVSE."""
+        chosen = None if names is None else set(names)
+        self.most_a = {evse.name: evse.limit_a for evse in self.site.evses if chosen is None or evse.name in chosen}
+
+    def drawn_a(self, evse: Evse) -> float:
+        offered_a = self.limit_a.get(evse.name, 0.0)
+        return min(offered_a, self.most_a.get(evse.name, 0.0))
+
+    def drawn_w(self) -> float:
+        return sum(self.drawn_a(evse) * self.controller.watts_per_a(evse.name) for evse in self.site.evses)
+
+    def told_w(self) -> float:
+        entries = self.controller.state.ledger.entries
+        return sum(
+            amount.active_a * self.controller.watts_per_a(name)
+            for name, entry in entries.items()
+            if (amount := entry.told_amount) is not None
+        )
+
+    def take(self, device_name: str, values: Mapping[str, Value], at_s: float) -> None:
+        reading = Reading(
+            device=device_name,
+            values=values,
+            read_at_s=at_s,
+            quality=Quality.GOOD,
+            asked_at_s=at_s,
+            answered_at_s=at_s + ANSWER_S,
+            settings_asked_at_s=at_s,
+        )
+        self.last[device_name] = reading
+        if self.controller.take(device_name, reading, at_s + ANSWER_S):
+            self.urgent.append(device_name)
+
+    def shown(self, device_name: str) -> dict[str, Value]:
+        """Return what a charger shows: currents of its own conductors, in W on the DC side where it shows no A."""
+        device = self.site.devices[device_name]
+        found: dict[str, Value] = dict(device.settings)
+        for evse in device.evses:
+            own = evse.name.removeprefix(device_name)
+            words = TAKEN if evse.name in self.most_a else VACANT
+            found |= {point + own: value for point, value in words[device.profile].items()}
+            amperes = self.drawn_a(evse)
+            watts = amperes * self.controller.watts_per_a(evse.name)
+            if device.profile == "alpitronic_hyc":
+                limit_w = self.limit_a.get(evse.name, 0.0) * self.controller.watts_per_a(evse.name)
+                found |= {f"active_power{own}": 0.95 * watts, f"power_limit{own}": limit_w}
+            else:
+                found |= {f"current_l{line}": amperes for line in (1, 2, 3)}
+                found |= {"active_power": watts, "current_limit": self.limit_a.get(evse.name, 0.0)}
+        return found
+
+    def read(self) -> None:
+        """Let every device but the silent ones answer, the meter last; of those, what they said last becomes stale."""
+        for name in self.silent & self.last.keys():
+            self.controller.take(name, replace(self.last[name], quality=Quality.STALE), self.now_s)
+        lines = list(self.base_a)
+        for evse in self.site.evses:
+            for phase in evse.phases:
+                lines[PHASES.index(phase)] += self.drawn_a(evse)
+        for name, device in self.site.devices.items():
+            if device.evses and name not in self.silent:
+                self.take(name, self.shown(name), self.now_s)
+        if "grid" not in self.silent:
+            volts = 400 / math.sqrt(3)
+            values = {f"current_l{line}": lines[line - 1] for line in (1, 2, 3)}
+            values |= {f"active_power_l{line}": volts * lines[line - 1] for line in (1, 2, 3)}
+            values |= {"reactive_power": 0.0, "frequency": 50.0, "voltage_l1": volts, "energy": 1e6}
+            self.take("grid", values, self.now_s + METER_AT_S)
+
+    def cycle(self) -> Outcome:
+        at_s = self.now_s + CYCLE_AT_S
+        outcome = self.controller.cycle(at_s)
+        for write in outcome.writes:
+            evse = self.site.evses[self.site.network.place[write.evse]]
+            if evse.device in self.silent:
+                self.controller.proved(write.evse, write.id, None, at_s + PROVEN_S)
+                continue
+            amperes = max(write.amount.active_a, 0.0)
+            self.limit_a[write.evse] = amperes
+            self.writes.append((at_s, write.evse, amperes))
+            proof = Proof(evse=write.evse, kind=ProofKind.ACKNOWLEDGED, asked=amperes, in_force=amperes)
+            self.controller.proved(write.evse, write.id, proof, at_s + PROVEN_S)
+        return outcome
+
+    def step(self, seconds: int = 1) -> Outcome:
+        """Go on; each second every device is read, and one cycle follows."""
+        for _ in range(seconds):
+            self.read()
+            outcome = self.cycle()
+            self.now_s += PERIOD_S
+        return outcome
+
+    def twin(self) -> Play:
+        """Return another that goes on from here by itself."""
+        return copy.deepcopy(self, {id(self.site): self.site})
+
+
+MakePlay = Callable[..., Play]
+
+
+@pytest.fixture(scope="session")
+def site() -> Site:
+    return site_of(depots.load(DEMO), "gateway-1", shed_s=2.0)
+
+
+@pytest.fixture
+def play(site: Site) -> MakePlay:
+    """Return what makes a depot in which no vehicle is."""
+
+    def make(ledger: book.Ledger | None = None, **policy: Any) -> Play:
+        return Play(new_controller(site, ledger, **policy))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def _charged(site: Site) -> Play:
+    one = Play(new_controller(site))
+    one.step(3)
+    one.vehicles()
+    one.step(SETTLED_S)
+    return one
+
+
+@pytest.fixture
+def charging(_charged: Play) -> Play:
+    """Return the depot with a vehicle at each EVSE, that take all that the site leaves them."""
+    return _charged.twin()

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control's whole course over the demo depot, in virtual time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from derms_agent.control import ledger as book
+from derms_agent.model import Rank
+from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.controller import Told
+
+if TYPE_CHECKING:
+    from agent.tests.orchestrator.conftest import MakePlay, Play
+
+SITE_VA = 160_000.0
+BASE_W = 3 * 20.0 * 400 / math.sqrt(3)
+SETTLED_S = 40
+BOOT = "boot-1"
+
+
+def ask(high_w: float, **more: object) -> Ask:
+    fields: dict[str, object] = {"id": "less", "source": "somebody", "rank": Rank.OPERATOR, **more}
+    return Ask(high_w=high_w, **fields)  # type: ignore[arg-type]
+
+
+def test_vehicles_take_what_the_site_leaves_beside_its_base_load_and_never_more(play: MakePlay) -> None:
+    one = play()
+    one.step(3)
+    one.vehicles()
+    for _ in range(SETTLED_S):
+        outcome = one.step()
+        assert one.drawn_w() + BASE_W <= SITE_VA + 1
+        assert one.told_w() + BASE_W <= SITE_VA + 1
+    assert one.drawn_w() + BASE_W > 0.95 * SITE_VA
+    assert not outcome.faults
+    assert not outcome.fallback
+    assert one.controller.stays_over == ()
+
+
+def test_no_vehicle_is_offered_more_than_its_own_limit(charging: Play) -> None:
+    one = charging
+    one.controller.policy = replace(one.controller.policy, limit_va=1e6)
+    one.step(SETTLED_S)
+    assert all(one.limit_a[evse.name] <= evse.limit_a for evse in one.site.evses)
+    fast = [one.limit_a[f"fast-1/{connector}"] for connector in (1, 2)]
+    assert fast == [pytest.approx(110.0, abs=0.5)] * 2
+
+
+def test_a_charger_with_a_good_rectifier_is_not_taken_for_one_that_overdraws(play: MakePlay) -> None:
+    one = play()
+    one.step(3)
+    one.vehicles(["fast-1/1", "fast-1/2"])
+    for _ in range(2 * SETTLED_S):
+        assert not one.step().faults
+    assert one.drawn_w() > 0.9 * 2 * 110 * 400 * math.sqrt(3) * 0.9
+
+
+def test_an_ask_is_obeyed_with_the_writes_of_one_cycle(charging: Play) -> None:
+    one = charging
+    one.controller.put(ask(SITE_VA / 2))
+    one.step()
+    assert one.told_w() + BASE_W <= SITE_VA / 2 + 1
+    assert one.drawn_w() + BASE_W <= SITE_VA / 2 + 1
+    for _ in range(SETTLED_S):
+        one.step()
+        assert one.drawn_w() + BASE_W <= SITE_VA / 2 + 1
+    assert one.drawn_w() + BASE_W > 0.9 * SITE_VA / 2
+    assert one.controller.forget("less")
+    assert not one.controller.forget("less")
+    one.step(2 * SETTLED_S)
+    assert one.drawn_w() + BASE_W > 0.9 * SITE_VA
+
+
+def test_an_ask_holds_from_its_start_to_its_end(charging: Play) -> None:
+    one = charging
+    start_s, end_s = one.now_s + 10, one.now_s + 40
+    one.controller.put(ask(50_000.0, start_s=start_s, end_s=end_s))
+    one.step(8)
+    assert one.drawn_w() > 100_000
+    one.step(5)
+    assert one.drawn_w() + BASE_W <= 50_001
+    one.step(80)
+    assert one.drawn_w() > 100_000
+    assert one.controller.asks == {}
+
+
+@pytest.mark.parametrize(
+    ("target", "beneath"), [("yard", "charger-00"), ("front", "charger-02"), ("fast-1/1", "fast-1/1")]
+)
+def test_an_ask_on_a_part_of_the_depot_lowers_that_part(charging: Play, target: str, beneath: str) -> None:
+    one = charging
+    one.controller.policy = replace(one.controller.policy, limit_va=1e6)
+    one.step(SETTLED_S)
+    before = dict(one.limit_a)
+    one.controller.put(ask(20_000.0, target=target))
+    one.step()
+
+    def watts(limits_a: dict[str, float], *, inside: bool) -> float:
+        return sum(
+            amperes * one.controller.watts_per_a(name)
+            for name, amperes in limits_a.items()
+            if name.startswith(beneath) is inside
+        )
+
+    assert watts(one.limit_a, inside=True) <= 20_001
+    assert watts(before, inside=True) > 20_001
+    assert watts(one.limit_a, inside=False) >= watts(before, inside=False) - 1
+
+
+def test_an_ask_on_something_that_is_no_more_does_no_harm(charging: Play) -> None:
+    one = charging
+    one.controller.put(ask(1.0, target="charger-gone"))
+    before = one.told_w()
+    one.step(5)
+    assert one.told_w() >= before - 2000
+
+
+def test_a_new_process_keeps_what_its_predecessor_told(charging: Play, play: MakePlay) -> None:
+    one = charging
+    one.step(60)
+    at_s = one.now_s + 3
+    stored = book.to_json(one.controller.state.ledger, BOOT, one.now_s)
+    ledger = book.from_json(stored, one.site.stations.values(), BOOT, at_s)
+    heir = play(ledger)
+    heir.now_s, heir.limit_a, heir.most_a = at_s, dict(one.limit_a), dict(one.most_a)
+    for name, amperes in one.limit_a.items():
+        told = heir.controller.state.ledger.entries[name].told_amount
+        assert told is not None
+        assert told.active_a == pytest.approx(amperes)
+    while not heir.controller.informed():
+        heir.read()
+        heir.now_s += 1
+    heir.step(SETTLED_S)
+    # Within what a freer sharing after a start moves between vehicles.
+    assert [write for write in heir.writes if write[2] < one.limit_a[write[1]] - 1.0] == []
+    assert heir.drawn_w() == pytest.approx(one.drawn_w(), rel=0.03)
+
+
+def test_without_a_ledger_nobody_is_trusted_with_less_than_its_rating(play: MakePlay) -> None:
+    one = play()
+    one.silent = {"fast-1"}
+    one.step(2)
+    outcome = one.step()
+    assert "main" in {excess.circuit for excess in outcome.admission.over}
+    assert one.told_w() == 0
+
+
+def test_a_silent_charger_counts_at_its_rating_and_the_others_leave_it_that_room(charging: Play) -> None:
+    one = charging
+    one.silent = {"fast-1"}
+    one.step(30)
+    outcome = one.step()
+    assert set(outcome.fallback) == {"fast-1/1", "fast-1/2"}
+    rated_w = 2 * 110 * 400 * math.sqrt(3)
+    others_w = one.told_w() - sum(
+        one.limit_a[name] * one.controller.watts_per_a(name) for name in ("fast-1/1", "fast-1/2")
+    )
+    assert others_w + BASE_W <= max(SITE_VA - rated_w, 0.0) + BASE_W
+    before_w = one.told_w()
+    one.silent = set()
+    outcome = one.step(SETTLED_S)
+    assert not outcome.fallback
+    assert one.told_w() > before_w
+
+
+def test_the_default_limit_holds_once_the_grids_link_is_lost(charging: Play) -> None:
+    one = charging
+    one.controller.policy = replace(one.controller.policy, default_limit_w=40_000.0)
+    assert not one.controller.link_lost(one.now_s)
+    one.controller.link_until_s = one.now_s + 5
+    one.step(4)
+    assert one.drawn_w() > 100_000
+    one.step(4)
+    assert one.controller.link_lost(one.now_s)
+    assert one.drawn_w() + BASE_W <= 40_001
+    assert one.controller.site_bound(one.controller.outcome)[1].startswith("default limit")  # type: ignore[arg-type]
+    # An event of the grid that is in force stands in its place until it ends.
+    one.controller.put(ask(60_000.0, rank=Rank.GRID, end_s=one.now_s + 60))
+    assert not one.controller.link_lost(one.now_s)
+    one.step(50)
+    assert 40_001 < one.drawn_w() + BASE_W <= 60_001
+    one.step(15)
+    assert one.drawn_w() + BASE_W <= 40_001
+
+
+def test_what_cannot_be_lowered_is_said(charging: Play) -> None:
+    one = charging
+    can = one.controller.honour(ask(50_000.0), one.now_s)
+    assert can.can
+    assert can.reachable_w == pytest.approx(BASE_W, rel=0.25)
+    assert "base load" in can.why
+    assert not one.controller.honour(ask(5_000.0), one.now_s).can
+    one.silent = {"fast-1"}
+    one.step(30)
+    cannot = one.controller.honour(ask(50_000.0), one.now_s)
+    assert not cannot.can
+    assert cannot.why.startswith("2 EVSEs take no orders")
+    assert cannot.reachable_w >= 2 * 110 * 400 * math.sqrt(3)
+    assert one.controller.honour(ask(1_000.0, target="yard"), one.now_s).can
+    assert one.controller.honour(ask(1_000.0, target="charger-001"), one.now_s).can
+    assert not one.controller.honour(ask(1_000.0, target="fast-1/2"), one.now_s).can
+    assert not one.controller.honour(ask(1_000.0, target="fast"), one.now_s).can
+
+
+def test_what_was_told_of_a_session_lasts_until_the_vehicle_leaves(charging: Play) -> None:
+    one = charging
+    controller = one.controller
+    controller.tell("charger-003", Told(departure_at_s=one.now_s + 3600, vehicle="van-03"))
+    controller.tell("charger-003", Told(energy_need_wh=20_000.0))
+    one.step(5)
+    session = controller.sessions["charger-003"]
+    assert session.vehicle == "van-03"
+    assert session.departure_at_s == pytest.approx(one.now_s + 3595)
+    assert session.energy_need_wh == 20_000.0
+    assert session.delivered_wh > 0
+    with pytest.raises(KeyError):
+        controller.tell("charger-999", Told(vehicle="x"))
+    del one.most_a["charger-003"]
+    one.step(2)
+    assert "charger-003" not in controller.sessions
+    one.vehicles()
+    one.step(2)
+    assert controller.sessions["charger-003"].energy_need_wh is None
+    assert controller.sessions["charger-003"].delivered_wh < 100
+
+
+def test_a_new_process_takes_up_the_sessions_that_still_are(play: MakePlay) -> None:
+    one = play()
+    unix_s = 1_800_000_000.0
+    stored = {
+        "started_unix_s": unix_s - 600,
+        "departure_unix_s": unix_s + 1200,
+        "energy_need_wh": 9000.0,
+        "delivered_wh": 4000.0,
+        "vehicle": "van-01",
+    }
+    for name in ("charger-001", "charger-002"):
+        one.controller.recall(name, stored, one.now_s, unix_s)
+    session = one.controller.sessions["charger-001"]
+    assert session.started_at_s == one.now_s - 600
+    assert session.departure_at_s == one.now_s + 1200
+    one.vehicles(["charger-001"])
+    one.step(3)
+    assert one.controller.sessions["charger-001"].energy_need_wh == 9000.0
+    assert one.controller.sessions["charger-001"].vehicle == "van-01"
+    assert one.controller.sessions["charger-001"].delivered_wh >= 4000.0
+    assert "charger-002" not in one.controller.sessions
+    for broken in ({}, {**stored, "delivered_wh": "much"}, {**stored, "delivered_wh": None}):
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            one.controller.recall("charger-003", broken, one.now_s, unix_s)
+
+
+def test_a_rise_of_the_base_load_takes_power_from_the_vehicles_at_once(charging: Play) -> None:
+    one = charging
+    one.step(40)
+    one.base_a = (80.0, 80.0, 80.0)
+    one.step(2)
+    assert one.told_w() + 3 * 80 * 400 / math.sqrt(3) <= SITE_VA + 1
+    assert one.drawn_w() + 3 * 80 * 400 / math.sqrt(3) <= SITE_VA + 1
+
+
+def test_without_its_meter_the_declared_base_load_counts(charging: Play) -> None:
+    one = charging
+    one.silent = {"grid"}
+    one.step(10)
+    assert one.controller.base["main"].high_w == pytest.approx((60 + 55 + 55) * 400 / math.sqrt(3), rel=0.2)
+    assert one.told_w() + (60 + 55 + 55) * 400 / math.sqrt(3) <= SITE_VA + 1
+
+
+def test_readings_are_urgent_where_something_happened(charging: Play) -> None:
+    one = charging
+    one.urgent.clear()
+    one.step()
+    assert not one.urgent
+    del one.most_a["charger-001"]
+    one.step()
+    assert one.urgent == ["charger-001"]
