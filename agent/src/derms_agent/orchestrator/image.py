@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from derms_agent.control.cycle import EvseImage
 from derms_agent.control.thermal import Temperature
+from derms_agent.drivers.factory import phase_voltage_v
 from derms_agent.model import Device, Evse, PerPhase, Phase, Quality, Reading, Value
 from derms_agent.orchestrator.site import Site
 from derms_agent.profiles.profile import Profile, Quantity
@@ -149,7 +150,7 @@ def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | No
     if currents[0] is None:
         return None
     at = site.depot.circuits[circuit]
-    nominal_v = at.voltage_v / (1.0 if at.connection.value == "single_phase" else _SQRT3)
+    nominal_v = phase_voltage_v(at)
     voltage_v = _number(values.get("voltage_l1"))
     active_w = None if powers[0] is None else _three(powers)
     return MeterSample(

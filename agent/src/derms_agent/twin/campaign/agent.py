@@ -27,7 +27,7 @@ from derms_agent.model import Circuit, Connection, Evse, Limit, PerPhase, Phase,
 from derms_agent.profiles.profile import Refresh
 from derms_agent.twin import network
 from derms_agent.twin.campaign import scene as stage
-from derms_agent.twin.campaign.link import News, Sample, Values, shows_in_force
+from derms_agent.twin.campaign.link import News, Sample, Values
 from derms_agent.twin.campaign.scene import STORAGE, VOLTAGE_V, Scene
 
 FRESH_S = 2.5
@@ -305,7 +305,7 @@ def stations_of(scene: Scene) -> tuple[book.Station, ...]:
     for device in scene.depot.devices.values():
         profile = scene.profile(device.name)
         for evse in device.evses:
-            known: dict[str, Any] = {"shows_in_force": shows_in_force(profile), "settings_last": settings_last}
+            known: dict[str, Any] = {"shows_in_force": profile.shows_in_force, "settings_last": settings_last}
             settings = stage.known_settings(device, profile)
             if evse.name in scene.hidden:
                 known["phases"] = ()

@@ -520,12 +520,6 @@ def _shown_a(profile: Profile, found: Mapping[str, Value]) -> float | None:
     return None if value is None or isinstance(value, str) else float(value)
 
 
-def shows_in_force(profile: Profile) -> bool:
-    """Whether what a device shows as its limit is what is in force, not what it was told."""
-    control = profile.control
-    return control is not None and profile.points[control.point].readback is not None
-
-
 def refreshed_by_request(profile: Profile) -> bool:
     """Whether any request keeps a device from falling back."""
     return profile.fallback is not None and profile.fallback.refreshed_by is Refresh.REQUEST
