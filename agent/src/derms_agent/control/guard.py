@@ -65,13 +65,15 @@ from derms_agent.control.ledger import (
     Station,
     advanced,
     amount_of,
+    fallback_of,
     fresh,
     issued,
     span_of,
 )
-from derms_agent.control.worst_case import BaseLoad, Bound, Box, Caps, Circuits, Excess, Sums, loaded, spans_of
+from derms_agent.control.worst_case import BaseLoad, Bound, Box, Caps, Circuits, Excess, Reach, Sums, loaded, spans_of
 
 _Fits: TypeAlias = "Callable[[NDArray[np.float64]], bool]"
+_Spans: TypeAlias = "tuple[Span, Span, Span]"
 _NONE = Amount(0.0)
 _UNITY = (0.0, 0.0, 0.0)
 _ROUNDING = 1e-6
@@ -127,6 +129,17 @@ class Admission(NamedTuple):
     held: Mapping[str, Excess | None]
 
 
+class _Growth(NamedTuple):
+    """By how much the highs of an EVSE's phases grow, in A: of what it may do now, and with its fallback."""
+
+    now: float
+    alone: float
+
+    def is_no_less(self, other: _Growth) -> bool:
+        """Whether neither is less than the other's."""
+        return self.now >= other.now and self.alone >= other.alone
+
+
 @dataclass(slots=True)
 class _Raise:
     """A raise that asks to be let through: from `base`, which is no raise, towards `target`."""
@@ -177,13 +190,23 @@ def intervals(ledger: Ledger, now_s: float) -> dict[str, tuple[Span, Span, Span]
     }
 
 
+def fallbacks(circuits: Circuits, entries: Mapping[str, Entry]) -> list[tuple[Span, Span, Span]]:
+    """Return what each EVSE falls back to, in A on L1, L2 and L3, in the order of the circuits' stations."""
+    return [
+        spans_of(station, fallback_of(entry, station), entry.phases)
+        for station in circuits.stations
+        for entry in (entries[station.name],)
+    ]
+
+
 def over(
     ledger: Ledger, circuits: Circuits, caps: Caps, base: Mapping[str, BaseLoad] | None, now_s: float
 ) -> tuple[Excess, ...]:
     """Return the rows whose worst case is over its limit now."""
     found = intervals(ledger, now_s)
-    sums = circuits.sums(circuits.box([found[station.name] for station in circuits.stations]))
-    return tuple(circuits.over(sums, circuits.bounds(caps, base or {})).values())
+    box = circuits.box([found[station.name] for station in circuits.stations])
+    back = circuits.box(fallbacks(circuits, ledger.entries))
+    return tuple(circuits.over(circuits.reach(box, back), circuits.bounds(caps, base or {}, back)).values())
 
 
 def admit(
@@ -223,7 +246,9 @@ class _Admitting:
         self.spans = [phase_spans(e, s, now_s) for e, s in zip(self.entries, self.stations, strict=True)]
         self.told = [entry.claims.told for entry in self.entries]
         self.reliable = [reliable(e, s, now_s, rules) for e, s in zip(self.entries, self.stations, strict=True)]
-        self.bounds: list[Bound] = circuits.bounds(caps, base)
+        self.alone = fallbacks(circuits, {s.name: e for s, e in zip(self.stations, self.entries, strict=True)})
+        self.back: Box = circuits.box(self.alone)
+        self.bounds: list[Bound] = circuits.bounds(caps, base, self.back)
         self.box: Box = circuits.box(self.spans)
         self.loaded = circuits.wired
         known = [place for place, entry in enumerate(self.entries) if entry.phases is not None]
@@ -231,8 +256,8 @@ class _Admitting:
             self.loaded = circuits.wired.copy()
             for place in known:
                 self.loaded[place] = loaded(self.entries[place].phases or ())
-        self.sums: list[Sums] = circuits.sums(self.box)
-        self.over = circuits.over(self.sums, self.bounds)
+        self.reach: Reach = circuits.reach(self.box, self.back)
+        self.over = circuits.over(self.reach, self.bounds)
         places = circuits.places
         order = [places[name] for name in wanted if name in places]
         self.order = [*order, *sorted(set(range(len(self.stations))) - set(order))]
@@ -242,7 +267,7 @@ class _Admitting:
         self.held: dict[str, Excess | None] = {}
         self.writes: list[Write] = []
         self.next_write = ledger.next_write
-        self.full: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], tuple[float, Excess]] = {}
+        self.full: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], tuple[_Growth, Excess]] = {}
 
     def run(self) -> Admission:
         self._fit()
@@ -288,7 +313,7 @@ class _Admitting:
         box = self._ahead(range(len(self.stations)), self.box, grown=False)
         tried: set[tuple[int, str]] = set()
         while True:
-            found = self.circuits.over(self.circuits.sums(box), self.bounds)
+            found = self.circuits.over(self.circuits.reach(box, self.back), self.bounds)
             row = next((row for row, excess in found.items() if (row, excess.side) not in tried), None)
             if row is None:
                 return
@@ -323,7 +348,7 @@ class _Admitting:
                 "taken": target.active_a > 0,
                 "given": target.active_a < 0,
             }.get(excess.side, target != _NONE)
-        capped = self.circuits.capped(row, box, may)
+        capped = self.circuits.capped(row, box, self.back, may)
         members = [int(place) for place in capped.members]
         rank = {place: index for index, place in enumerate(self.order)}
         members.sort(key=lambda place: rank[place])
@@ -421,7 +446,7 @@ class _Admitting:
         if not raises:
             return
         box = self._ahead([asked.place for asked in raises], self.box, grown=True)
-        together = self.circuits.sums(box)
+        together = self.circuits.reach(box, self.back)
         # What all of them together leave within its limit, each subset does: only the other rows are looked at again.
         binding = self.circuits.over(together, self.bounds)
         for asked in raises:
@@ -439,8 +464,8 @@ class _Admitting:
             return
         after = self._with(place, amount)
         for row in rows:
-            self.sums[row] = self.circuits.grown(place, row, self.sums[row], self.spans[place], after)
-        self.spans[place] = self._with(place, amount)
+            self.reach.now[row], self.reach.alone[row] = self._grown(place, row, after)
+        self.spans[place] = after
         self._write(place, amount, Purpose.RAISE)
 
     def _most(self, asked: _Raise, rows: Sequence[int]) -> tuple[Amount, Excess | None]:
@@ -465,27 +490,37 @@ class _Admitting:
 
     def _excess(self, place: int, amount: Amount, rows: Sequence[int]) -> Excess | None:
         """Return the first of some rows that would be over if an EVSE were told an amount."""
-        before, after = self.spans[place], self._with(place, amount)
-        growth = _growth(before, after)
+        after = self._with(place, amount)
+        growth = self._growth(place, after)
         for row in rows:
             # Rows only fill up: what failed once fails again for an EVSE that hangs there in the same way.
             key = row, tuple(self.circuits.touched[place][row])
             failed = self.full.get(key)
-            if failed is not None and growth is not None and growth >= failed[0]:
+            if failed is not None and growth is not None and growth.is_no_less(failed[0]):
                 return failed[1]
-            grown = self.circuits.grown(place, row, self.sums[row], before, after)
-            excess = self.circuits.excess(row, grown, self.bounds[row])
+            excess = self.circuits.excess(row, *self._grown(place, row, after), self.bounds[row])
             if excess is not None:
-                if growth is not None and (failed is None or growth < failed[0]):
+                if growth is not None and (failed is None or failed[0].is_no_less(growth)):
                     self.full[key] = growth, excess
                 return excess
         return None
 
+    def _grown(self, place: int, row: int, after: _Spans) -> tuple[Sums, Sums]:
+        """Return a row's sums, as things are and with fallbacks, when an EVSE may do more."""
+        before, back = self.spans[place], self.alone[place]
+        return (
+            self.circuits.grown(place, row, self.reach.now[row], before, after),
+            self.circuits.grown(place, row, self.reach.alone[row], _hull(before, back), _hull(after, back)),
+        )
+
+    def _growth(self, place: int, after: _Spans) -> _Growth | None:
+        before, back = self.spans[place], self.alone[place]
+        now, alone = _growth(before, after), _growth(_hull(before, back), _hull(after, back))
+        return None if now is None or alone is None else _Growth(now, alone)
+
     def _with(self, place: int, amount: Amount) -> tuple[Span, Span, Span]:
         """Return what an EVSE may do on each phase with a write of an amount on its way."""
-        added = spans_of(self.stations[place], span_of(amount), self.entries[place].phases)
-        first, second, third = self.spans[place]
-        return first.hull(added[0]), second.hull(added[1]), third.hull(added[2])
+        return _hull(self.spans[place], spans_of(self.stations[place], span_of(amount), self.entries[place].phases))
 
     def _write(self, place: int, amount: Amount, purpose: Purpose) -> None:
         self.writes.append(Write(self.next_write, self.stations[place].name, amount, purpose))
@@ -495,6 +530,10 @@ class _Admitting:
 
 _REWRITTEN = frozenset({Cause.SETPOINT, Cause.FALLBACK, Cause.AFTER_BOOT, Cause.UNKNOWN})
 """What may be in force until a write is proven."""
+
+
+def _hull(one: _Spans, other: _Spans) -> _Spans:
+    return one[0].hull(other[0]), one[1].hull(other[1]), one[2].hull(other[2])
 
 
 def _growth(before: Sequence[Span], after: Sequence[Span]) -> float | None:

@@ -521,6 +521,14 @@ def interval(station: Station, entry: Entry, now_s: float) -> Span:
     return span.hull(measured_span(entry)) if entry.overrun and fresh(entry, station, now_s) else span
 
 
+def fallback_of(entry: Entry, station: Station) -> Span:
+    """Return what an EVSE may do on its own once its watchdog runs out: as read back, until then as declared."""
+    watchdog_s, fallback = (
+        (station.watchdog_s, station.fallback) if entry.fallback is None else (entry.watchdog_s, entry.fallback)
+    )
+    return NOTHING if watchdog_s is None else fallback
+
+
 def _timeless(span: Span, cause: Cause, since_s: float) -> Claim:
     return Claim(span=span, cause=cause, since_s=since_s, executed_by_s=since_s)
 

@@ -18,6 +18,11 @@ Each line and each circuit's power is looked at with its base load against its r
 base load, against what caps its EVSEs now: `taken`, with nobody giving back, against the highest bound; `given`, with
 nobody taking, against the lowest. Voltages are nominal and symmetric. A delta-wye transformer's vector group is not
 declared, so both are counted.
+
+Against a rating each EVSE counts with what it falls back to as well (`Reach.alone`): whoever may draw more on its own
+than it was told does so while others still hold what they were told. Where the fallbacks by themselves are more than a
+rating, which the depot's check rules out for the declared base load, it is they that may not be exceeded: to take away
+what an EVSE has up to its fallback would not help.
 """
 
 from __future__ import annotations
@@ -114,21 +119,31 @@ Sums: TypeAlias = "list[list[float]]"
 """For each term of a row what its loads may add: up by taking, down by taking, up by giving, down by giving."""
 
 
+class Reach(NamedTuple):
+    """What EVSEs may add up to in each term of each row: as things are, and together with what they fall back to."""
+
+    now: list[Sums]
+    alone: list[Sums]
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """A row's limits: its rating, for EVSEs and base load together, and what caps the EVSEs alone.
 
-    Of any corner, of taking, of giving (a positive number), of reactive power; `base` is what the base load adds.
+    `alone` is what may not be exceeded with fallbacks counted: the rating, or if that is more, what they come to by
+    themselves. The others are of any corner, of taking, of giving (a positive number), of reactive power; `base` is
+    what the base load adds.
     """
 
     rating: float
+    alone: float
     base: Sums
     any: float
     taken: float
     given: float
     reactive_low: float = -math.inf
     reactive_high: float = math.inf
-    base_reach: float = 0.0
+    base_length: float = 0.0
 
     @property
     def least(self) -> float:
@@ -144,15 +159,29 @@ class Box(NamedTuple):
     reactive_low: Floats
     reactive_high: Floats
 
+    def hull(self, other: Box) -> Box:
+        """Return the smallest box that contains both."""
+        return Box(
+            np.minimum(self.low, other.low),
+            np.maximum(self.high, other.high),
+            np.minimum(self.reactive_low, other.reactive_low),
+            np.maximum(self.reactive_high, other.reactive_high),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Capped:
-    """One row, and what of it can be taken back. `fits(caps)`: with these caps, in A, one for each load or for all."""
+    """One row, and what of it can be taken back. `fits(caps)`: with these caps, in A, one for each load or for all.
+
+    `back_high` and `back_low` are what each part falls back to.
+    """
 
     row: _Row
     parts: _Parts
     high: Floats
     low: Floats
+    back_high: Floats
+    back_low: Floats
     loads: NDArray[np.intp]
     capped: NDArray[np.bool_]
 
@@ -161,8 +190,10 @@ class Capped:
         limits = caps if isinstance(caps, float) else caps[self.loads]
         high = np.where(self.capped, np.minimum(self.high, limits), self.high)
         low = np.where(self.capped, np.maximum(self.low, -limits), self.low)
-        sums = self.parts.sums(len(self.row.directions), high, low)
-        return all(excess.side != side for excess in _excesses(self.row, sums, bound))
+        terms = len(self.row.directions)
+        now = self.parts.sums(terms, high, low)
+        alone = self.parts.sums(terms, np.maximum(high, self.back_high), np.minimum(low, self.back_low))
+        return all(excess.side != side for excess in _excesses(self.row, now, alone, bound))
 
     @property
     def members(self) -> NDArray[np.intp]:
@@ -328,6 +359,12 @@ class Circuits:
         """Return what the EVSEs may add up to in each term of each row."""
         return self._summed(self._of_evses, *self._vectors(box))
 
+    def reach(self, box: Box, back: Box) -> Reach:
+        """Return what the EVSEs may add up to, as they are and with what they fall back to (`back`)."""
+        now, hull = self.sums(box), box.hull(back)
+        same = all(np.array_equal(one, other) for one, other in zip(box, hull, strict=True))
+        return Reach(now, now.copy() if same else self.sums(hull))
+
     def base_sums(self, base: Mapping[str, BaseLoad]) -> list[Sums]:
         """Return what the base load may add up to in each term of each row."""
         high, low = np.zeros((3, self.loads, 3)), np.zeros((3, self.loads, 3))
@@ -374,36 +411,49 @@ class Circuits:
             found[row.circuit, row.phase] = extent
         return found
 
-    def bounds(self, caps: Caps, base: Mapping[str, BaseLoad]) -> list[Bound]:
+    def bounds(self, caps: Caps, base: Mapping[str, BaseLoad], back: Box) -> list[Bound]:
         """Return the limits of each row: the circuits' ratings, and what caps their EVSEs now; "site" is each root."""
         found = []
-        for row, beside in zip(self._rows, self.base_sums(base), strict=True):
+        for row, beside, fallbacks in zip(self._rows, self.base_sums(base), self.sums(back), strict=True):
             targets = (row.circuit, SITE) if self.circuits[row.circuit].parent is None else (row.circuit,)
-            found.append(_bound(targets, row, beside, caps))
+            found.append(_bound(targets, row, beside, fallbacks, caps))
         return found
 
-    def excess(self, row: int, sums: Sums, bound: Bound) -> Excess | None:
+    def excess(self, row: int, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
         """Return by what a row is over its limit; None where it is not."""
-        return _excess(self._rows[row], sums, bound)
+        return _excess(self._rows[row], now, alone, bound)
 
-    def over(self, sums: Sequence[Sums], bounds: Sequence[Bound]) -> dict[int, Excess]:
+    def over(self, reach: Reach, bounds: Sequence[Bound]) -> dict[int, Excess]:
         """Return the rows that are over, each with by what."""
         found: dict[int, Excess] = {}
-        for index, (row, row_sums, bound) in enumerate(zip(self._rows, sums, bounds, strict=True)):
+        for index, (row, now, alone, bound) in enumerate(zip(self._rows, *reach, bounds, strict=True)):
             # No corner is farther than all terms laid end to end, so few rows need be looked at closely.
-            reach = _reach(row_sums)
-            if reach <= bound.least and reach + bound.base_reach <= bound.rating:
+            length = _length(now)
+            if (
+                length <= bound.least
+                and (length if alone is now else _length(alone)) + bound.base_length <= bound.rating
+            ):
                 continue
-            excess = _excess(row, row_sums, bound)
+            excess = _excess(row, now, alone, bound)
             if excess is not None:
                 found[index] = excess
         return found
 
-    def capped(self, row: int, box: Box, capped: NDArray[np.bool_]) -> Capped:
+    def capped(self, row: int, box: Box, back: Box, capped: NDArray[np.bool_]) -> Capped:
         """Return a row as a function of what some loads are capped to, in A."""
         high, low = self._vectors(box)
+        back_high, back_low = self._vectors(back)
         places, loads = self._arrays[row][0], self._loads_of_row[row]
-        return Capped(self._rows[row], self._of_row[row], high[places], low[places], loads, capped[loads])
+        return Capped(
+            self._rows[row],
+            self._of_row[row],
+            high[places],
+            low[places],
+            back_high[places],
+            back_low[places],
+            loads,
+            capped[loads],
+        )
 
     def grown(self, load: int, row: int, sums: Sums, before: Sequence[Span], after: Sequence[Span]) -> Sums:
         """Return a row's sums when an EVSE's spans on L1, L2 and L3 change."""
@@ -604,44 +654,50 @@ def _farthest(terms: Sequence[tuple[complex, float, float]]) -> float:
     return farthest
 
 
-def _reach(sums: Sums) -> float:
+def _length(sums: Sums) -> float:
     """Return a length that no corner exceeds: of all terms, whichever way they point."""
-    reach = 0.0
+    length = 0.0
     for up_taken, down_taken, up_given, down_given in sums:
-        reach += abs(up_taken) + abs(down_taken) + abs(up_given) + abs(down_given)
-    return reach
+        length += abs(up_taken) + abs(down_taken) + abs(up_given) + abs(down_given)
+    return length
 
 
 def _added(one: Sums, other: Sums) -> Sums:
     return [[a + b for a, b in zip(first, second, strict=True)] for first, second in zip(one, other, strict=True)]
 
 
-def _bound(targets: Sequence[str], row: _Row, base: Sums, caps: Caps) -> Bound:
+def _bound(targets: Sequence[str], row: _Row, base: Sums, fallbacks: Sums, caps: Caps) -> Bound:
     def cap(quantity: LimitQuantity, phases: Sequence[Phase | None]) -> tuple[float, float]:
         found = [caps[key] for target in targets for phase in phases if (key := (target, quantity, phase)) in caps]
         return max((low for low, _ in found), default=-math.inf), min((high for _, high in found), default=math.inf)
 
+    base_length, alone = _length(base), row.rating
+    if base_length + _length(fallbacks) > row.rating:
+        alone = max(alone, _extent(row, _added(fallbacks, base)).any)
     if row.phase is not None:
         low, high = cap(LimitQuantity.CURRENT, (row.phase, None))
-        return Bound(row.rating, base, max(high, -low), high, -low, base_reach=_reach(base))
+        return Bound(row.rating, alone, base, max(high, -low), high, -low, base_length=base_length)
     low, high = cap(LimitQuantity.ACTIVE_POWER, (None,))
     reactive_low, reactive_high = cap(LimitQuantity.REACTIVE_POWER, (None,))
     apparent = cap(LimitQuantity.APPARENT_POWER, (None,))[1]
-    return Bound(row.rating, base, apparent, high, -low, reactive_low, reactive_high, _reach(base))
+    return Bound(row.rating, alone, base, apparent, high, -low, reactive_low, reactive_high, base_length)
 
 
-def _excess(row: _Row, sums: Sums, bound: Bound) -> Excess | None:
-    return next(_excesses(row, sums, bound), None)
+def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
+    return next(_excesses(row, now, alone, bound), None)
 
 
-def _excesses(row: _Row, sums: Sums, bound: Bound) -> Iterator[Excess]:
+def _excesses(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Iterator[Excess]:
     if bound.rating < math.inf:
-        found = _extent(row, _added(sums, bound.base)).any
-        if found > bound.rating * (1 + ROUNDING) + ROUNDING:
-            yield Excess(row.circuit, row.phase, "any", found, bound.rating)
-    if min(bound.any, bound.taken, bound.given, bound.reactive_high, -bound.reactive_low) == math.inf:
+        for sums, rating in ((alone, bound.alone), (now, bound.rating)):
+            found = _extent(row, _added(sums, bound.base)).any
+            if found > rating * (1 + ROUNDING) + ROUNDING:
+                yield Excess(row.circuit, row.phase, "any", found, rating)
+            if bound.alone == bound.rating:
+                break  # what is now is within what is with fallbacks
+    if bound.least == math.inf:
         return
-    extent = _extent(row, sums)
+    extent = _extent(row, now)
     for side, found, limit in (
         ("any", extent.any, bound.any),
         ("taken", extent.taken, bound.taken),
