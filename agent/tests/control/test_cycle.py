@@ -79,6 +79,7 @@ class Depot:
     limits: tuple[Limit, ...] = (RATED,)
     events: list[Event] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
+    idle: frozenset[str] = frozenset()
 
     def drawn_a(self, name: str) -> float:
         if name in self.frozen:
@@ -100,7 +101,14 @@ class Depot:
                 if one.name not in self.silent
             }
             fed = [Refreshed(name, self.now_s) for name in image]
-            inputs = Inputs(now_s=self.now_s, image=image, limits=self.limits, events=(*self.events, *fed), base=BASE)
+            inputs = Inputs(
+                now_s=self.now_s,
+                image=image,
+                limits=self.limits,
+                events=(*self.events, *fed),
+                base=BASE,
+                idle=self.idle,
+            )
             outcome = self.cycle.run(self.state, inputs)
             self.state, self.events = outcome.state, []
             for write in outcome.writes:
@@ -206,6 +214,30 @@ def test_no_evse_gets_more_than_its_own_bounds_whatever_is_allocated(make_depot:
     assert depot.told_a()["one"] == 7.0
     assert sum(depot.told_a().values()) <= 40.0
     assert [limit.source for limit in outcome.why["one"].limits] == ["circuit main", "battery of one"]
+
+
+def test_room_for_the_fallbacks_of_idle_evses_is_not_shared_out(make_depot: Callable[..., Depot]) -> None:
+    seen: list[float] = []
+
+    def noting(_names: Sequence[str], bounds: Bounds, _now_s: float) -> Mapping[str, Allocated]:
+        seen.append(min(bounds["main", LimitQuantity.CURRENT, phase].high for phase in THREE))
+        return {"one": Share(seen[-1])}
+
+    depot = make_depot(noting)
+    depot.idle = frozenset({"two", "three"})
+    depot.run(60)
+    assert seen[-1] == 28.0
+    assert depot.told_a()["one"] == 28.0
+    assert not depot.outcomes[-1].admission.capped
+    held = [limit.source for limit in depot.outcomes[-1].why["one"].limits]
+    assert held == ["circuit main, less 12 that idle EVSEs fall back to"]
+    # What the grid asks for is not asked of EVSEs that are left on their own.
+    depot.limits = (RATED, line_limit(30.0))
+    depot.run(5)
+    assert seen[-1] == 28.0
+    depot.limits = (RATED, line_limit(20.0))
+    depot.run(5)
+    assert seen[-1] == 20.0
 
 
 def test_the_same_inputs_give_the_same_outcome(make_depot: Callable[..., Depot]) -> None:

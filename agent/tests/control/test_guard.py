@@ -10,6 +10,7 @@ import math
 import random
 import time
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -37,12 +38,13 @@ from derms_agent.control.ledger import (
     Span,
     Station,
 )
-from derms_agent.control.worst_case import ANGLES, BaseLoad, Caps, Circuits, amperes_of
+from derms_agent.control.worst_case import ANGLES, BaseLoad, Caps, Circuits, amperes_of, spans_of
 from derms_agent.model import Circuit, Connection, Evse, LimitQuantity, PerPhase, Phase, Value
 from derms_agent.profiles.profile import Refresh
 
 THREE = tuple(Phase)
 EPS = 1e-6
+NO_BASE = {"main": BaseLoad()}
 
 
 def station(name: str = "one", **known: object) -> Station:
@@ -400,6 +402,43 @@ def test_decreases_leave_at_once_and_increases_wait_for_the_measured_current() -
     assert written(admit(book, wanted, 13.0, circuits=TREE)) == {"two": Amount(30.0)}
 
 
+def test_a_fallback_counts_against_ratings_while_all_is_well() -> None:
+    """If this process died now, one would go up to its fallback while two still holds what it was told."""
+    stations = [station("one", watchdog_s=20.0), station("two", watchdog_s=60.0)]
+    tree = Circuits({"main": circuit(rating_a=30.0)}, stations)
+    admission = admit(proven(stations, {"one": 0.0, "two": 10.0}), {"two": Amount(32.0)}, 0.0, circuits=tree)
+    assert {write.evse: write.amount.active_a for write in admission.writes} == {"two": 24.0}
+    assert admission.capped["two"].circuit == "main"
+
+
+def test_a_fallback_counts_against_what_protects_a_circuit_and_not_against_what_the_grid_asks_for() -> None:
+    stations = [station("one"), station("two")]
+    tree = Circuits({"main": circuit(rating_a=60.0)}, stations)
+    caps: Caps = {("main", LimitQuantity.CURRENT, None): (-20.0, 20.0)}
+    book = proven(stations, {"one": 0.0, "two": 0.0})
+    asked = admit(book, {"two": Amount(32.0)}, 0.0, circuits=tree, caps=caps, base=NO_BASE)
+    assert [write.amount.active_a for write in asked.writes] == [20.0]
+    protected = admit(book, {"two": Amount(32.0)}, 0.0, circuits=tree, caps=caps, kept=caps, base=NO_BASE)
+    assert [write.amount.active_a for write in protected.writes] == [14.0]
+
+
+def test_fallbacks_that_are_too_much_by_themselves_leave_each_what_it_falls_back_to() -> None:
+    """Nothing is gained by taking that away: it comes back by itself."""
+    stations = [station("one"), station("two")]
+    tree = Circuits({"main": circuit(rating_a=11.0)}, stations)
+    book = proven(stations, {"one": 0.0, "two": 0.0})
+    wanted = {"one": Amount(0.0), "two": Amount(9.0)}
+    admission = admit(book, wanted, 0.0, circuits=tree, base=NO_BASE)
+    assert [write.amount.active_a for write in admission.writes] == [6.0]
+
+
+def test_an_evse_without_a_watchdog_has_no_fallback_to_count() -> None:
+    stations = [station("one", watchdog_s=None, fallback=Span(high=32.0)), station("two")]
+    tree = Circuits({"main": circuit(rating_a=30.0)}, stations)
+    admission = admit(proven(stations, {"one": 0.0, "two": 10.0}), {"two": Amount(30.0)}, 0.0, circuits=tree)
+    assert [write.amount.active_a for write in admission.writes] == [30.0]
+
+
 def test_what_one_draws_too_much_is_taken_off_the_others_at_once() -> None:
     book = seen(proven(TWO, {"one": 20.0, "two": 20.0}), "one", 32.0, 0.5)
     book = ledger.record(seen(book, "two", 20.0, 0.5), [Distrusted("one", True, 0.5)])
@@ -571,6 +610,9 @@ class Plant:
 FATES = ("acked", "acked", "acked", "acked", "done_lost", "lost", "late", "refused", "silent")
 
 
+Extents: TypeAlias = "dict[tuple[str, Phase | None], float]"
+
+
 class Worst(RuleBasedStateMachine):
     """Every EVSE may do, at any time, the most that the assumptions allow it; see `ledger`."""
 
@@ -729,10 +771,19 @@ class Worst(RuleBasedStateMachine):
         self.book = ledger.record(self.book, events)
 
     def check(self, before: Ledger, admission: Admission) -> None:
-        """No write raises a row that is, or would be, over; while it is over, no write tells more than before."""
-        earlier, later = self.extents(before), self.extents(admission.ledger)
+        """No write raises a row that is, or would be, over; while it is over, no write tells more than before.
+
+        Against the rating as well with whoever may be the first to fall back, if control died now.
+        """
+        self.check_rows(before, admission, self.extents(before), self.extents(admission.ledger), capped=True)
+        earlier, later = self.extents(before, dying=True), self.extents(admission.ledger, dying=True)
+        self.check_rows(before, admission, earlier, later, capped=False)
+
+    def check_rows(
+        self, before: Ledger, admission: Admission, earlier: Extents, later: Extents, *, capped: bool
+    ) -> None:
         for row, extent in later.items():
-            limit = self.limit(row)
+            limit = self.limit(row, capped=capped)
             if extent > limit + 1e-3:
                 assert extent <= earlier[row] + EPS, (row, admission.writes)
                 for write in admission.writes:
@@ -742,13 +793,16 @@ class Worst(RuleBasedStateMachine):
                     if touches and told is not None:
                         assert write.amount.active_a <= told.active_a + EPS, (row, write)
 
-    def extents(self, book: Ledger) -> dict[tuple[str, Phase | None], float]:
+    def extents(self, book: Ledger, *, dying: bool = False) -> Extents:
         spans = guard.intervals(book, self.clock_s)
         box = self.tree.box([spans[one.name] for one in self.tree.stations])
+        if dying:
+            back = {one.name: book.entries[one.name].fallback or one.fallback for one in self.tree.stations}
+            box = box.hull(self.tree.box([spans_of(one, back[one.name], None) for one in self.tree.stations]))
         return {row: extent.any for row, extent in self.tree.extents(box).items() if row[1] is not None}
 
-    def limit(self, row: tuple[str, Phase | None]) -> float:
-        cap = self.caps.get((row[0], LimitQuantity.CURRENT, None), (0.0, math.inf))[1]
+    def limit(self, row: tuple[str, Phase | None], *, capped: bool) -> float:
+        cap = self.caps.get((row[0], LimitQuantity.CURRENT, None), (0.0, math.inf))[1] if capped else math.inf
         return min(63.0 if row[0] == "main" else 24.0, cap)
 
     def teardown(self) -> None:

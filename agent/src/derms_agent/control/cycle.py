@@ -8,9 +8,11 @@
 2. **Obedience** compares what each EVSE was told with what it draws; who does not follow is not trusted by the ledger.
 3. **Limits** come from the caller, for only it knows their sources, and meet in `combine`.
 4. **Allocate** shares out what is left. EVSEs that cannot be relied on are left out, and what the ledger counts for
-   them is taken off the circuits above them (by magnitude, which is never too little), so that it plans with what there
-is. 5. **Guard** lets through what cannot overload anything; whatever `allocate` says, no EVSE gets more than its own
-bounds. 6. **Why**, for each EVSE: what it is told, and whose limits hold it there, in the order of their ranks.
+   them is taken off the circuits above them (by magnitude, which is never too little), and so is what idle EVSEs fall
+   back to, so that it plans with what there is.
+5. **Guard** lets through what cannot overload anything; whatever `allocate` says, no EVSE gets more than its own
+   bounds.
+6. **Why**, for each EVSE: what it is told, and whose limits hold it there, in the order of their ranks.
 
 Nothing in here waits, and nothing depends on anything but its arguments, so a cycle can be replayed from its inputs.
 """
@@ -28,6 +30,7 @@ from typing import Protocol, TypeAlias
 from derms_agent.control import guard, obedience
 from derms_agent.control.guard import Admission, Rules, Write
 from derms_agent.control.ledger import (
+    NOTHING,
     Amount,
     Answered,
     Distrusted,
@@ -38,11 +41,21 @@ from derms_agent.control.ledger import (
     Span,
     Station,
     advance,
+    fallback_of,
     fresh,
     record,
 )
 from derms_agent.control.obedience import Allowance, Following, Obedience, Sample
-from derms_agent.control.worst_case import PHASES, BaseLoad, Caps, Circuits, Excess, amperes_of, watts_per_a
+from derms_agent.control.worst_case import (
+    PHASES,
+    BaseLoad,
+    Caps,
+    Circuits,
+    Excess,
+    amperes_of,
+    spans_of,
+    watts_per_a,
+)
 from derms_agent.model import Circuit, Limit, LimitQuantity, PerPhase, Phase, Quality, Rank
 
 Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
@@ -110,13 +123,17 @@ class EvseImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What a cycle is given. `events`: what became of writes, in order. `base` as the guard takes it; None: worst."""
+    """What a cycle is given. `events`: what became of writes, in order. `base` as the guard takes it; None: worst.
+
+    `idle`: EVSEs that will be given nothing, for nobody is there.
+    """
 
     now_s: float
     image: Mapping[str, EvseImage]
     limits: tuple[Limit, ...]
     events: tuple[Event, ...] = ()
     base: Mapping[str, BaseLoad] | None = None
+    idle: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +204,9 @@ class Cycle:
     rules: Rules = field(default_factory=Rules)
     allowance: Allowance = field(default_factory=Allowance)
     _places: Mapping[str, _Place] = field(init=False, repr=False, compare=False)
+    _last_reserved: dict[tuple[tuple[str, Span], ...], Mapping[Place, tuple[float, float]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         """Work out what is looked up in each cycle."""
@@ -213,7 +233,10 @@ class Cycle:
         bounds = self.combine(inputs.limits, now_s)
         stations, entries = self.circuits.stations, book.entries
         relied = [one.name for one in stations if guard.reliable(entries[one.name], one, now_s, self.rules)]
-        allocated = self.allocate(relied, self._left(bounds, book, set(relied), now_s), now_s)
+        kept = protecting(inputs.limits, self.circuits.circuits)
+        left = self._left(bounds, book, set(relied), now_s)
+        left = self._kept_free(left, kept, book, inputs.idle.intersection(relied))
+        allocated = self.allocate(relied, left, now_s)
         wanted = {
             name: Amount(_within(place, allocation.current_a, bounds))
             for name, allocation in allocated.items()
@@ -225,6 +248,7 @@ class Cycle:
             now_s,
             circuits=self.circuits,
             caps=caps_of(bounds, self.circuits.circuits),
+            kept=kept,
             base=inputs.base,
             rules=self.rules,
         )
@@ -232,7 +256,7 @@ class Cycle:
         return Outcome(
             State(admission.ledger, verdicts),
             admission.writes,
-            Reasons(self._places, admission, allocated, bounds, verdicts),
+            Reasons(self._places, admission, allocated, left, verdicts),
             bounds,
             admission,
             tuple(
@@ -288,6 +312,46 @@ class Cycle:
                     bound.high_by,
                 )
         return left
+
+    def _kept_free(self, left: Bounds, kept: Caps, book: Ledger, idle: Iterable[str]) -> Bounds:
+        """Return bounds in which what protects circuits is less by what idle EVSEs fall back to.
+
+        The guard counts that whatever they are told; those that are given something use it.
+        """
+        back = [
+            (self._places[name].station, fallback)
+            for name in sorted(idle)
+            if (fallback := fallback_of(book.entries[name], self._places[name].station)) != NOTHING
+        ]
+        if not back or not kept:
+            return left
+        reserved = self._reserved(tuple((one.name, fallback) for one, fallback in back))
+        found = dict(left)
+        for place, (low, high) in kept.items():
+            bound, (_low, back_high) = left.get(place), reserved.get(place, (0.0, 0.0))
+            if bound is not None and back_high > 0 and high - back_high < bound.high:
+                low_by = high_by = bound.high_by
+                if high_by is not None:
+                    source = f"{high_by.source}, less {back_high:.0f} that idle EVSEs fall back to"
+                    low_by = high_by = dataclasses.replace(high_by, source=source)
+                if bound.low_by is not bound.high_by:
+                    low_by = bound.low_by
+                found[place] = Less(max(bound.low, low), max(high - back_high, 0.0), low_by, high_by)
+        return found
+
+    def _reserved(self, back: tuple[tuple[str, Span], ...]) -> Mapping[Place, tuple[float, float]]:
+        """Return what EVSEs that fall back may take of each bound above them."""
+        known = self._last_reserved.get(back)
+        if known is None:
+            known = {}
+            for name, fallback in back:
+                one = self._places[name].station
+                for place, low, high in _counted(self.circuits.circuits, one, spans_of(one, fallback, None)):
+                    before = known.get(place, (0.0, 0.0))
+                    known[place] = (before[0] + low, before[1] + high)
+            self._last_reserved.clear()  # it changes when a vehicle comes or goes
+            self._last_reserved[back] = known
+        return known
 
 
 class Reasons(Mapping[str, Why]):
@@ -415,6 +479,18 @@ def caps_of(bounds: Bounds, circuits: Mapping[str, Circuit]) -> Caps:
     return {
         place: (bound.low, bound.high) for place, bound in bounds.items() if place[0] in circuits or place[0] == "site"
     }
+
+
+def protecting(limits: Iterable[Limit], circuits: Mapping[str, Circuit]) -> Caps:
+    """Return what protects circuits, lowest and highest by place: it holds for EVSEs left on their own as well."""
+    found: dict[Place, tuple[float, float]] = {}
+    for limit in limits:
+        if limit.rank is Rank.PROTECTION and limit.target in circuits:
+            for phase in limit.phases or (None,):
+                place = limit.target, limit.quantity, phase
+                low, high = found.get(place, (-math.inf, math.inf))
+                found[place] = max(low, limit.low), min(high, limit.high)
+    return found
 
 
 def _upwards(circuits: Mapping[str, Circuit], name: str) -> list[str]:

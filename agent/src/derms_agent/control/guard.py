@@ -10,6 +10,10 @@ takes what is wanted and says what is written.
 1. No write raises U where U is over its limit or would be after it.
 2. While U is over, each write to an EVSE that the row sees tells it no more than it was told before.
 
+For ratings, and for what else protects circuits, U contains each EVSE's fallback always, not only once its watchdog may
+have run out: when this process dies, watchdogs run out one after the other, and one EVSE may go up to its fallback
+while another still holds what it was told. So U holds through our death, until all have fallen back.
+
 **Why.** A write of v adds the claim [0, v] (or [v, 0]) to the EVSE's; so U can only grow with it, and does not at all
 where the EVSE's interval held it already. So a decrease, and the same value again, leave U as it is: they may leave at
 once, and U falls when the old value's claim is let go (by a proof of the write and a current measured `follow_s` after
@@ -199,14 +203,19 @@ def fallbacks(circuits: Circuits, entries: Mapping[str, Entry]) -> list[tuple[Sp
     ]
 
 
-def over(
-    ledger: Ledger, circuits: Circuits, caps: Caps, base: Mapping[str, BaseLoad] | None, now_s: float
+def over(  # noqa: PLR0917 - those of `admit`
+    ledger: Ledger,
+    circuits: Circuits,
+    caps: Caps,
+    base: Mapping[str, BaseLoad] | None,
+    now_s: float,
+    kept: Caps | None = None,
 ) -> tuple[Excess, ...]:
     """Return the rows whose worst case is over its limit now."""
     found = intervals(ledger, now_s)
     box = circuits.box([found[station.name] for station in circuits.stations])
     back = circuits.box(fallbacks(circuits, ledger.entries))
-    return tuple(circuits.over(circuits.reach(box, back), circuits.bounds(caps, base or {}, back)).values())
+    return tuple(circuits.over(circuits.reach(box, back), circuits.bounds(caps, base or {}, back, kept or {})).values())
 
 
 def admit(
@@ -216,15 +225,17 @@ def admit(
     *,
     circuits: Circuits,
     caps: Caps | None = None,
+    kept: Caps | None = None,
     base: Mapping[str, BaseLoad] | None = None,
     rules: Rules = Rules(),
 ) -> Admission:
     """Return which writes may leave now, and the ledger with them in it.
 
     `wanted` is in order of precedence; an EVSE that is not in it stands as it was told. `circuits` holds the ledger's
-    stations. `caps` bound circuits beyond their ratings; `base` is their base load, the declared worst where absent.
+    stations. `caps` bound circuits beyond their ratings, and `kept`, which are among them, whatever EVSEs do on their
+    own; `base` is the circuits' base load, the declared worst where absent.
     """
-    return _Admitting(ledger, wanted, now_s, circuits, caps or {}, base or {}, rules).run()
+    return _Admitting(ledger, wanted, now_s, circuits, caps or {}, kept or {}, base or {}, rules).run()
 
 
 class _Admitting:
@@ -237,6 +248,7 @@ class _Admitting:
         now_s: float,
         circuits: Circuits,
         caps: Caps,
+        kept: Caps,
         base: Mapping[str, BaseLoad],
         rules: Rules,
     ) -> None:
@@ -248,7 +260,7 @@ class _Admitting:
         self.reliable = [reliable(e, s, now_s, rules) for e, s in zip(self.entries, self.stations, strict=True)]
         self.alone = fallbacks(circuits, {s.name: e for s, e in zip(self.stations, self.entries, strict=True)})
         self.back: Box = circuits.box(self.alone)
-        self.bounds: list[Bound] = circuits.bounds(caps, base, self.back)
+        self.bounds: list[Bound] = circuits.bounds(caps, base, self.back, kept)
         self.box: Box = circuits.box(self.spans)
         self.loaded = circuits.wired
         known = [place for place, entry in enumerate(self.entries) if entry.phases is not None]

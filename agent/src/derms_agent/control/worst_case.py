@@ -19,10 +19,11 @@ base load, against what caps its EVSEs now: `taken`, with nobody giving back, ag
 nobody taking, against the lowest. Voltages are nominal and symmetric. A delta-wye transformer's vector group is not
 declared, so both are counted.
 
-Against a rating each EVSE counts with what it falls back to as well (`Reach.alone`): whoever may draw more on its own
-than it was told does so while others still hold what they were told. Where the fallbacks by themselves are more than a
-rating, which the depot's check rules out for the declared base load, it is they that may not be exceeded: to take away
-what an EVSE has up to its fallback would not help.
+Against a rating, and against what protects a circuit (`kept`: its rating less a base load that was measured), each EVSE
+counts with what it falls back to as well (`Reach.alone`): whoever may draw more on its own than it was told does so
+while others still hold what they were told. Where the fallbacks by themselves are more than that, which the depot's
+check rules out for the declared base load, it is they that may not be exceeded: to take away what an EVSE has up to its
+fallback would not help.
 """
 
 from __future__ import annotations
@@ -128,15 +129,16 @@ class Reach(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """A row's limits: its rating, for EVSEs and base load together, and what caps the EVSEs alone.
+    """A row's limits: its rating, for EVSEs and base load together, and what caps the EVSEs without it.
 
-    `alone` is what may not be exceeded with fallbacks counted: the rating, or if that is more, what they come to by
-    themselves. The others are of any corner, of taking, of giving (a positive number), of reactive power; `base` is
-    what the base load adds.
+    `rating_alone` (with base load) and `kept` (without) may not be exceeded with fallbacks counted: the rating, and
+    what protects the circuit, or if that is more, what fallbacks come to by themselves. The others are of any corner,
+    of taking, of giving (a positive number), of reactive power; `base` is what the base load adds.
     """
 
     rating: float
-    alone: float
+    rating_alone: float
+    kept: float
     base: Sums
     any: float
     taken: float
@@ -411,12 +413,15 @@ class Circuits:
             found[row.circuit, row.phase] = extent
         return found
 
-    def bounds(self, caps: Caps, base: Mapping[str, BaseLoad], back: Box) -> list[Bound]:
-        """Return the limits of each row: the circuits' ratings, and what caps their EVSEs now; "site" is each root."""
+    def bounds(self, caps: Caps, base: Mapping[str, BaseLoad], back: Box, kept: Caps) -> list[Bound]:
+        """Return the limits of each row: the circuits' ratings, and what caps their EVSEs now; "site" is each root.
+
+        `back` is what EVSEs fall back to, `kept` the caps that hold for that too.
+        """
         found = []
         for row, beside, fallbacks in zip(self._rows, self.base_sums(base), self.sums(back), strict=True):
             targets = (row.circuit, SITE) if self.circuits[row.circuit].parent is None else (row.circuit,)
-            found.append(_bound(targets, row, beside, fallbacks, caps))
+            found.append(_bound(targets, row, beside, fallbacks, caps, kept))
         return found
 
     def excess(self, row: int, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
@@ -666,21 +671,33 @@ def _added(one: Sums, other: Sums) -> Sums:
     return [[a + b for a, b in zip(first, second, strict=True)] for first, second in zip(one, other, strict=True)]
 
 
-def _bound(targets: Sequence[str], row: _Row, base: Sums, fallbacks: Sums, caps: Caps) -> Bound:
-    def cap(quantity: LimitQuantity, phases: Sequence[Phase | None]) -> tuple[float, float]:
-        found = [caps[key] for target in targets for phase in phases if (key := (target, quantity, phase)) in caps]
+def _bound(  # noqa: PLR0917 - a row's parts
+    targets: Sequence[str], row: _Row, base: Sums, fallbacks: Sums, caps: Caps, kept: Caps
+) -> Bound:
+    def cap(
+        quantity: LimitQuantity, phases: Sequence[Phase | None], given: Caps = caps, of: Sequence[str] = targets
+    ) -> tuple[float, float]:
+        found = [given[key] for target in of for phase in phases if (key := (target, quantity, phase)) in given]
         return max((low for low, _ in found), default=-math.inf), min((high for _, high in found), default=math.inf)
 
-    base_length, alone = _length(base), row.rating
-    if base_length + _length(fallbacks) > row.rating:
-        alone = max(alone, _extent(row, _added(fallbacks, base)).any)
+    own = (row.circuit,)
+    reactive_low, reactive_high = -math.inf, math.inf
     if row.phase is not None:
         low, high = cap(LimitQuantity.CURRENT, (row.phase, None))
-        return Bound(row.rating, alone, base, max(high, -low), high, -low, base_length=base_length)
-    low, high = cap(LimitQuantity.ACTIVE_POWER, (None,))
-    reactive_low, reactive_high = cap(LimitQuantity.REACTIVE_POWER, (None,))
-    apparent = cap(LimitQuantity.APPARENT_POWER, (None,))[1]
-    return Bound(row.rating, alone, base, apparent, high, -low, reactive_low, reactive_high, base_length)
+        every = max(high, -low)
+        kept_low, kept_high = cap(LimitQuantity.CURRENT, (row.phase, None), kept, own)
+        protects = max(kept_high, -kept_low)
+    else:
+        low, high = cap(LimitQuantity.ACTIVE_POWER, (None,))
+        every = cap(LimitQuantity.APPARENT_POWER, (None,))[1]
+        reactive_low, reactive_high = cap(LimitQuantity.REACTIVE_POWER, (None,))
+        protects = cap(LimitQuantity.APPARENT_POWER, (None,), kept, own)[1]
+    alone, base_length, back_length = row.rating, _length(base), _length(fallbacks)
+    if base_length + back_length > row.rating:
+        alone = max(alone, _extent(row, _added(fallbacks, base)).any)
+    if back_length > protects:
+        protects = max(protects, _extent(row, fallbacks).any)
+    return Bound(row.rating, alone, protects, base, every, high, -low, reactive_low, reactive_high, base_length)
 
 
 def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
@@ -689,12 +706,16 @@ def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
 
 def _excesses(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Iterator[Excess]:
     if bound.rating < math.inf:
-        for sums, rating in ((alone, bound.alone), (now, bound.rating)):
+        for sums, rating in ((alone, bound.rating_alone), (now, bound.rating)):
             found = _extent(row, _added(sums, bound.base)).any
             if found > rating * (1 + ROUNDING) + ROUNDING:
                 yield Excess(row.circuit, row.phase, "any", found, rating)
-            if bound.alone == bound.rating:
+            if bound.rating_alone == bound.rating:
                 break  # what is now is within what is with fallbacks
+    if bound.kept < math.inf:
+        found = _extent(row, alone).any
+        if found > bound.kept * (1 + ROUNDING) + ROUNDING:
+            yield Excess(row.circuit, row.phase, "any", found, bound.kept)
     if bound.least == math.inf:
         return
     extent = _extent(row, now)

@@ -341,6 +341,7 @@ class Controller:
             events=events,
             # Taken off the limits already.
             base=dict.fromkeys(self.site.depot.circuits, _NO_BASE),
+            idle=frozenset(self._by_name.keys() - self.sessions.keys()),
         )
         outcome = self._cycle.run(self.state, inputs)
         self.state = outcome.state

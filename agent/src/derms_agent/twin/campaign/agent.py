@@ -131,7 +131,14 @@ class Agent:
         base = None if self.base_by is Base.LIMITS else self._measured(now_s)
         if self.base_by is Base.LIMITS:
             base = dict.fromkeys(self.scene.depot.circuits, _NONE)
-        inputs = Inputs(now_s=now_s, image=image, limits=self._limits(now_s, asked), events=events, base=base)
+        inputs = Inputs(
+            now_s=now_s,
+            image=image,
+            limits=self._limits(now_s, asked),
+            events=events,
+            base=base,
+            idle=frozenset(evse.name for evse in self._evses if evse.name not in self._sessions),
+        )
         outcome = self.cycle.run(self.state, inputs)
         self.state = outcome.state
         if outcome.writes or self.disk.ledger is None:

@@ -83,6 +83,13 @@ MUTANTS = (
         found_by=197,
     ),
     Mutant(
+        "fallback counted only once the watchdog ran out",
+        "control/ledger.py",
+        "    return NOTHING if watchdog_s is None else fallback",
+        "    return NOTHING",
+        found_by=88,
+    ),
+    Mutant(
         "boot rule missing",
         "control/ledger.py",
         "        if not _open(entry, Cause.AFTER_BOOT):",
