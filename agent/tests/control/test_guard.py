@@ -35,6 +35,7 @@ from derms_agent.control.ledger import (
     NotExecuted,
     ReadBack,
     Replaced,
+    Seen,
     Span,
     Station,
 )
@@ -725,15 +726,15 @@ class Worst(RuleBasedStateMachine):
         for name, plant in self.plants.items():
             if not plant.answers(self.now_s):
                 continue
-            events.append(ReadBack(name, Amount(plant.register), self.clock_s, self.clock_s))
             if self.book.entries[name].fallback is None:
                 events.append(Armed(name, plant.station.watchdog_s, plant.station.fallback, self.clock_s))
             # Full truth at least for what is stuck; else any part of what it may draw.
             drawn_a = max(plant.stuck_a, plant.most_a(self.now_s) * share)
             loads = plant.station.phases
             currents = tuple(drawn_a if phase in loads else 0.0 for phase in THREE)
-            events.append(Measured(name, (currents[0], currents[1], currents[2]), self.clock_s, self.clock_s))
-        self.book = ledger.record(self.book, events)
+            at_s, active_a = self.clock_s, (currents[0], currents[1], currents[2])
+            events.append(Seen(name, Amount(plant.register), active_a, at_s, at_s))
+        self.book = self.recorded(events)
         before = self.book
         admission = admit(self.book, self.wanted, self.clock_s, circuits=self.tree, caps=self.caps)
         self.check(before, admission)
@@ -744,6 +745,19 @@ class Worst(RuleBasedStateMachine):
         self.elapse()
         self.answer(fates)
         self.the_truth_is_within_the_ledger()
+
+    def recorded(self, events: list[Event]) -> Ledger:
+        """Return the ledger after events: the same whether a reading comes as one event or as two."""
+        apart: list[Event] = []
+        for event in events:
+            if isinstance(event, Seen):
+                apart.append(ReadBack(event.evse, event.amount, event.sent_s, event.answered_s))
+                apart.append(Measured(event.evse, event.active_a, event.sent_s, event.answered_s))
+            else:
+                apart.append(event)
+        book = ledger.record(self.book, events)
+        assert book == ledger.record(self.book, apart)
+        return book
 
     def send(self, fates: list[tuple[guard.Write, str]]) -> None:
         for write, fate in fates:
@@ -797,8 +811,12 @@ class Worst(RuleBasedStateMachine):
         spans = guard.intervals(book, self.clock_s)
         box = self.tree.box([spans[one.name] for one in self.tree.stations])
         if dying:
-            back = {one.name: book.entries[one.name].fallback or one.fallback for one in self.tree.stations}
-            box = box.hull(self.tree.box([spans_of(one, back[one.name], None) for one in self.tree.stations]))
+            entries = ledger.advance(book, self.clock_s).entries
+            box = box.hull(
+                self.tree.box(
+                    [spans_of(one, ledger.fallback_of(entries[one.name], one), None) for one in self.tree.stations]
+                )
+            )
         return {row: extent.any for row, extent in self.tree.extents(box).items() if row[1] is not None}
 
     def limit(self, row: tuple[str, Phase | None], *, capped: bool) -> float:

@@ -38,6 +38,7 @@ from derms_agent.control.ledger import (
     Ledger,
     Measured,
     ReadBack,
+    Seen,
     Span,
     Station,
     advance,
@@ -454,9 +455,11 @@ def readings(image: Mapping[str, EvseImage]) -> list[Event]:
         if seen.up_since_s is not None or (seen.limit_a is None and seen.current_a is None):
             # Any other reading says by itself that the device answered.
             events.append(Answered(name, seen.sent_s, seen.answered_s, seen.up_since_s))
-        if seen.limit_a is not None:
+        if seen.limit_a is not None and seen.current_a is not None:
+            events.append(Seen(name, Amount(seen.limit_a), seen.current_a, seen.sent_s, seen.answered_s))
+        elif seen.limit_a is not None:
             events.append(ReadBack(name, Amount(seen.limit_a), seen.sent_s, seen.answered_s))
-        if seen.current_a is not None:
+        elif seen.current_a is not None:
             events.append(Measured(name, seen.current_a, seen.sent_s, seen.answered_s))
     return events
 

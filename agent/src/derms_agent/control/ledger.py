@@ -372,6 +372,16 @@ class Measured(NamedTuple):
     reactive_a: PerPhase = (0.0, 0.0, 0.0)
 
 
+class Seen(NamedTuple):
+    """One reading that showed both: what the device holds as its limit, and what flows. `ReadBack`, then `Measured`."""
+
+    evse: str
+    amount: Amount
+    active_a: PerPhase
+    sent_s: float
+    answered_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Answered:
     """The device answered something. `up_since_s`: by its own uptime it has not started later than then."""
@@ -427,7 +437,7 @@ class Replaced:
 
 
 Event: TypeAlias = (
-    "Acknowledged | Lost | NotExecuted | ReadBack | Measured | Answered | "
+    "Acknowledged | Lost | NotExecuted | ReadBack | Measured | Seen | Answered | "
     "Refreshed | Armed | Distrusted | Loads | Replaced"
 )
 
@@ -585,6 +595,8 @@ def _with(entry: Entry, claims: Iterable[Claim]) -> Entry:
 
 def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901, PLR0911, PLR0912 - a table
     match event:  # what comes most often, first
+        case Seen():
+            return _seen(entry, station, event)
         case Measured():
             return _sampled(_heard(entry, station, event.sent_s, event.answered_s), station, event)
         case ReadBack():
@@ -683,6 +695,34 @@ def _lost(entry: Entry, station: Station, event: Lost) -> Entry:
             for claim in entry.claims
         ),
     )
+
+
+def _seen(entry: Entry, station: Station, event: Seen) -> Entry:
+    """Return an entry after a reading. Nearly all show nothing new; those need not be looked at in two steps."""
+    _evse, amount, active_a, sent_s, answered_s = event
+    claims, heard_s, refreshed_s, _a, _r, measured_s, watchdog_s, fallback, phases, overrun, _u = entry
+    told = claims.told
+    if (
+        told is not None
+        and len(claims) == 1
+        and told.acknowledged
+        and told.executed_by_s is not None
+        and not overrun
+        and heard_s is not None
+        and heard_s < sent_s
+        and answered_s - heard_s < min(station.boot_s, station.silent_s)
+        and (measured_s is None or measured_s <= sent_s)
+        and claims.told_amount is not None
+        and claims.told_amount.is_near(amount)
+        and _watched(entry, station, answered_s)
+        and claims.span.holds(_flowing(active_a, _UNITY), station.tolerance_a)
+    ):
+        if station.refreshed_by is Refresh.REQUEST:
+            refreshed_s = _latest(refreshed_s, sent_s)
+        return Entry(claims, sent_s, refreshed_s, active_a, _UNITY, sent_s, watchdog_s, fallback, phases, False, None)
+    entry = _read_back(entry, station, ReadBack(event.evse, amount, sent_s, answered_s))
+    entry = _heard(entry, station, sent_s, answered_s)
+    return _sampled(entry, station, Measured(event.evse, active_a, sent_s, answered_s))
 
 
 def _read_back(entry: Entry, station: Station, event: ReadBack) -> Entry:

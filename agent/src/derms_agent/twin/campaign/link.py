@@ -483,7 +483,11 @@ _STORAGE_WATCHDOG_S = 20.0
 def _shifted(news: News, by_s: float) -> News:
     """Return news with its times by another clock."""
     times = {name: getattr(news, name) + by_s for name in ("sent_s", "answered_s", "at_s") if hasattr(news, name)}
-    return news._replace(**times) if isinstance(news, book.Measured | book.ReadBack) else replace(news, **times)
+    return (
+        news._replace(**times)
+        if isinstance(news, book.Measured | book.ReadBack | book.Seen)
+        else replace(news, **times)
+    )
 
 
 def _nothing(_sent: bool, _refused: bool, _at_s: float) -> None:
