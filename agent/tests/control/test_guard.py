@@ -522,6 +522,25 @@ def test_a_lost_write_is_repeated_and_a_watchdog_is_fed() -> None:
     assert [(w.amount, w.purpose) for w in fed.writes] == [(Amount(8.0), Purpose.REFRESH)]
 
 
+def test_refreshes_of_evses_that_were_told_at_once_part_and_none_is_late() -> None:
+    """Twenty in 15 s are four in three cycles."""
+    stations = [station(f"e{index}", refresh_s=15.0, watchdog_s=60.0) for index in range(20)]
+    tree = Circuits({"main": circuit(rating_a=1000.0)}, stations)
+    book = proven(stations, {one.name: 6.0 for one in stations})
+    written: dict[int, list[str]] = {}
+    last_s = dict.fromkeys((one.name for one in stations), 0.0)
+    drawn_a: PerPhase = (6.0, 6.0, 6.0)
+    for second in range(1, 121):
+        book = ledger.record(book, [Seen(one.name, Amount(6.0), drawn_a, second, second) for one in stations])
+        admission = admit(book, {}, float(second), circuits=tree)
+        book = ledger.record(admission.ledger, [Acknowledged(w.evse, w.id, second + 0.1) for w in admission.writes])
+        for write in admission.writes:
+            assert second < 16 or second - last_s[write.evse] <= 15
+            last_s[write.evse] = second
+            written.setdefault(second, []).append(write.evse)
+    assert max(len(names) for second, names in written.items() if second > 75) <= 2
+
+
 def test_at_the_start_nothing_is_raised_beyond_what_is_seen_to_flow() -> None:
     book = ledger.started(TWO, 0.0)
     book = seen(seen(book, "one", 17.3, 1.0), "two", 0.0, 1.0)

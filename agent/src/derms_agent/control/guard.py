@@ -90,12 +90,15 @@ class Rules:
 
     `retry_s`: how soon a write is repeated that got no answer, or after which something else may be in force.
     `grace_s`: for how long an EVSE is relied on to take writes, or to follow, beyond what it is allowed.
-    `least_raise_a`: a smaller part of a raise waits.
+    `least_raise_a`: a smaller part of a raise waits. `early_share`: so much of its time after the last write an EVSE
+    may be refreshed already, where few others are in the same cycle; else those that were told at the same moment would
+    burden the same cycle, and the same bus, for ever.
     """
 
     retry_s: float = 2.0
     grace_s: float = 5.0
     least_raise_a: float = 1.0
+    early_share: float = 0.7
 
 
 class Purpose(str, Enum):
@@ -278,6 +281,7 @@ class _Admitting:
         self.capped: dict[str, Excess] = {}
         self.held: dict[str, Excess | None] = {}
         self.writes: list[Write] = []
+        self.early: list[tuple[float, int]] = []
         self.next_write = ledger.next_write
         self.full: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], tuple[_Growth, Excess]] = {}
 
@@ -291,6 +295,7 @@ class _Admitting:
             if asked is not None:
                 raises.append(asked)
         self._raise(raises)
+        self._refresh_early()
         entries = {station.name: entry for station, entry in zip(self.stations, self.entries, strict=True)}
         ledger = dataclasses.replace(
             self.ledger, entries={**self.ledger.entries, **entries}, next_write=self.next_write
@@ -403,8 +408,7 @@ class _Admitting:
         entry, claim = self.entries[place], self.told[place]
         if claim is None or len(entry.claims) != 1 or entry.unproven_s is not None or claim.executed_by_s is None:
             return False
-        refresh_s = self.stations[place].refresh_s
-        if refresh_s is not None and self.now_s - claim.since_s >= refresh_s:
+        if self._is_due(place, claim.since_s):
             return False
         return self.targets[place] == self.references[place]
 
@@ -433,8 +437,7 @@ class _Admitting:
 
     def _write_base(self, place: int, base: Amount) -> None:
         """Write what is no raise, where it is not what the EVSE was told, or has to be told again."""
-        entry, station = self.entries[place], self.stations[place]
-        told = self.told[place]
+        entry, told = self.entries[place], self.told[place]
         if told is None or not base.is_near(amount_of(told.span)):
             if told is None or not self._waits(told.since_s, entry):
                 self._write(place, base, Purpose.LOWER)
@@ -446,8 +449,29 @@ class _Admitting:
         )
         if doubtful and since_s >= self.rules.retry_s:
             self._write(place, base, Purpose.REPEAT)
-        elif station.refresh_s is not None and since_s >= station.refresh_s:
+        elif self._is_due(place, told.since_s):
             self._write(place, base, Purpose.REFRESH)
+
+    def _is_due(self, place: int, told_s: float) -> bool:
+        """Whether an EVSE's watchdog wants to be fed by the same write again."""
+        refresh_s = self.stations[place].refresh_s
+        if refresh_s is None:
+            return False
+        left_s = refresh_s - (self.now_s - told_s)
+        if 0 < left_s <= refresh_s * (1 - self.rules.early_share):
+            self.early.append((left_s, place))
+        return left_s <= 0
+
+    def _refresh_early(self) -> None:
+        """Refresh those that are next, as far as this cycle has written less than its share of all refreshes."""
+        if not self.early:
+            return
+        share = math.fsum(1 / station.refresh_s for station in self.stations if station.refresh_s is not None)
+        written = {write.evse for write in self.writes}
+        for _left_s, place in sorted(self.early)[: max(0, math.ceil(share) - len(written))]:
+            told = self.entries[place].claims.told_amount
+            if told is not None and self.stations[place].name not in written:
+                self._write(place, told, Purpose.REFRESH)
 
     def _waits(self, since_s: float, entry: Entry) -> bool:
         """Whether an EVSE that did not take the last writes is left alone for a moment."""
