@@ -222,13 +222,14 @@ class _Parts:
 
     def sums(self, terms: int, high: Floats, low: Floats) -> Sums:
         """Return what so many terms add up to, of the highest and lowest of each part."""
-        columns = (
-            np.bincount(self.up_terms, self.up_factors * high[self.up], terms).tolist(),
-            np.bincount(self.down_terms, self.down_factors * high[self.down], terms).tolist(),
-            np.bincount(self.down_terms, self.down_factors * low[self.down], terms).tolist(),
-            np.bincount(self.up_terms, self.up_factors * low[self.up], terms).tolist(),
-        )
-        return [list(term) for term in zip(*columns, strict=True)]
+        up_taken = down_taken = up_given = down_given = [0.0] * terms
+        if len(self.up):
+            up_taken = np.bincount(self.up_terms, self.up_factors * high[self.up], terms).tolist()
+            down_given = np.bincount(self.up_terms, self.up_factors * low[self.up], terms).tolist()
+        if len(self.down):
+            down_taken = np.bincount(self.down_terms, self.down_factors * high[self.down], terms).tolist()
+            up_given = np.bincount(self.down_terms, self.down_factors * low[self.down], terms).tolist()
+        return [list(term) for term in zip(up_taken, down_taken, up_given, down_given, strict=True)]
 
 
 class Circuits:
@@ -638,6 +639,24 @@ def _extent(row: _Row, sums: Sums) -> Extent:
     )
 
 
+def _any(row: _Row, sums: Sums) -> float:
+    """Return how far a row may go at any corner: `_extent(row, sums).any`, without the rest."""
+    if row.phase is None:
+        return _extent(row, sums).any
+    terms: list[tuple[complex, float, float]] = []
+    for term in row.order:
+        up_taken, down_taken, up_given, down_given = sums[term]
+        low, high = down_taken + down_given, up_taken + up_given
+        if low != 0.0 or high != 0.0:
+            terms.append((row.directions[term], low, high))
+    found = _farthest(terms)
+    if len(row.order) < len(sums):
+        for term, kind in enumerate(row.kinds):
+            if kind == _LOOSE:
+                found += sums[term][0] - sums[term][3]
+    return found
+
+
 def _farthest(terms: Sequence[tuple[complex, float, float]]) -> float:
     """Return the largest modulus of a sum of intervals times directions, which come ordered by angle in [0, π).
 
@@ -663,7 +682,7 @@ def _length(sums: Sums) -> float:
     """Return a length that no corner exceeds: of all terms, whichever way they point."""
     length = 0.0
     for up_taken, down_taken, up_given, down_given in sums:
-        length += abs(up_taken) + abs(down_taken) + abs(up_given) + abs(down_given)
+        length += up_taken - down_taken + up_given - down_given
     return length
 
 
@@ -694,9 +713,9 @@ def _bound(  # noqa: PLR0917 - a row's parts
         protects = cap(LimitQuantity.APPARENT_POWER, (None,), kept, own)[1]
     alone, base_length, back_length = row.rating, _length(base), _length(fallbacks)
     if base_length + back_length > row.rating:
-        alone = max(alone, _extent(row, _added(fallbacks, base)).any)
+        alone = max(alone, _any(row, _added(fallbacks, base)))
     if back_length > protects:
-        protects = max(protects, _extent(row, fallbacks).any)
+        protects = max(protects, _any(row, fallbacks))
     return Bound(row.rating, alone, protects, base, every, high, -low, reactive_low, reactive_high, base_length)
 
 
@@ -707,13 +726,13 @@ def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
 def _excesses(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Iterator[Excess]:
     if bound.rating < math.inf:
         for sums, rating in ((alone, bound.rating_alone), (now, bound.rating)):
-            found = _extent(row, _added(sums, bound.base)).any
+            found = _any(row, _added(sums, bound.base))
             if found > rating * (1 + ROUNDING) + ROUNDING:
                 yield Excess(row.circuit, row.phase, "any", found, rating)
             if bound.rating_alone == bound.rating:
                 break  # what is now is within what is with fallbacks
     if bound.kept < math.inf:
-        found = _extent(row, alone).any
+        found = _any(row, alone)
         if found > bound.kept * (1 + ROUNDING) + ROUNDING:
             yield Excess(row.circuit, row.phase, "any", found, bound.kept)
     if bound.least == math.inf:
