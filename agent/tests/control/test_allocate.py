@@ -4,9 +4,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
-from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -24,20 +23,18 @@ from derms_agent.control.allocate import (
     needs,
     reserved_a,
 )
+from derms_agent.control.limits import Bound, Place
 from derms_agent.control.network import Floats, Network
 from derms_agent.control.plan import Outlook, Plan, plan
 from derms_agent.model import Circuit, Connection, Evse, LimitQuantity, Phase, Session
 
 LINES = tuple(Phase)
 BRANCHES = ((LINES[0], LINES[1]), (LINES[1], LINES[2]), (LINES[2], LINES[0]))
-Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
 SITE_POWER: Place = ("site", LimitQuantity.ACTIVE_POWER, None)
 
 
-@dataclass(frozen=True)
-class Bound:
-    low: float = -math.inf
-    high: float = math.inf
+def within(low: float = -math.inf, high: float = math.inf) -> Bound:
+    return Bound(low, high)
 
 
 def depot(count: int, rating_a: float = 60.0) -> tuple[Network, tuple[Evse, ...]]:
@@ -174,8 +171,8 @@ def test_a_lower_limit_never_gives_more_in_all(count: int, rating_a: float, part
     sessions = {evse.name: session(evse.name, hours=1.0 + index, need_wh=9000.0) for index, evse in enumerate(evses)}
     line = ("main", LimitQuantity.CURRENT, Phase.L1)
     params = Params(otherwise=ANY)
-    more = share(network, evses, sessions, params, bounds={line: Bound(high=rating_a)})
-    less = share(network, evses, sessions, params, bounds={line: Bound(high=rating_a * part)})
+    more = share(network, evses, sessions, params, bounds={line: within(high=rating_a)})
+    less = share(network, evses, sessions, params, bounds={line: within(high=rating_a * part)})
     assert amps(less, network).sum() <= amps(more, network).sum() + 1e-6
     assert amps(less, network).sum() <= rating_a * part + 1e-5
 
@@ -283,9 +280,9 @@ def test_an_evses_own_bounds_hold() -> None:
         sessions,
         Params(),
         bounds={
-            ("e0", LimitQuantity.CURRENT, Phase.L1): Bound(high=13.0),
-            ("e1", LimitQuantity.ACTIVE_POWER, None): Bound(high=9.0 * watts),
-            ("e2", LimitQuantity.ACTIVE_POWER, None): Bound(high=0.0),
+            ("e0", LimitQuantity.CURRENT, Phase.L1): within(high=13.0),
+            ("e1", LimitQuantity.ACTIVE_POWER, None): within(high=9.0 * watts),
+            ("e2", LimitQuantity.ACTIVE_POWER, None): within(high=0.0),
         },
     )
     assert amps(shared, network) == pytest.approx([13.0, 9.0, 0.0])
@@ -314,7 +311,7 @@ def test_a_trembling_limit_moves_an_evse_at_most_once_in_five_minutes() -> None:
         previous: Mapping[str, Allocation] = {}
         moves: dict[str, list[tuple[int, int]]] = {evse.name: [] for evse in evses}
         for now in range(3000):
-            bound = Bound(high=100.0 + rng.uniform(-3, 3))
+            bound = within(high=100.0 + rng.uniform(-3, 3))
             shared = share(
                 network,
                 evses,
@@ -345,7 +342,7 @@ def test_after_a_lasting_lowering_it_rises_again() -> None:
     for now in range(0, 1500, 10):
         high = 10.0 if 100 <= now < 500 else 32.0
         previous = share(
-            network, evses, sessions, Params(), bounds={line: Bound(high=high)}, now_s=now, previous=previous
+            network, evses, sessions, Params(), bounds={line: within(high=high)}, now_s=now, previous=previous
         )
         seen.append(previous["e0"].current_a)
     assert seen[0] == 32.0
@@ -372,13 +369,13 @@ def test_storage_charges_from_what_is_left_and_gives_first() -> None:
     }
     params = Params(storage=frozenset({"e2"}))
     own: dict[Place, Bound] = {
-        ("e0", LimitQuantity.ACTIVE_POWER, None): Bound(low=0.0),
-        ("e1", LimitQuantity.ACTIVE_POWER, None): Bound(low=-10.0 * watts),
-        ("e2", LimitQuantity.ACTIVE_POWER, None): Bound(low=-10.0 * watts),
+        ("e0", LimitQuantity.ACTIVE_POWER, None): within(low=0.0),
+        ("e1", LimitQuantity.ACTIVE_POWER, None): within(low=-10.0 * watts),
+        ("e2", LimitQuantity.ACTIVE_POWER, None): within(low=-10.0 * watts),
     }
     shared = share(network, evses, {"e0": sessions["e0"], "e2": sessions["e2"]}, params, bounds=own)
     assert amps(shared, network) == pytest.approx([32.0, 0.0, 8.0])
-    asked = share(network, evses, sessions, params, bounds=own | {SITE_POWER: Bound(high=-13.0 * watts)})
+    asked = share(network, evses, sessions, params, bounds=own | {SITE_POWER: within(high=-13.0 * watts)})
     assert amps(asked, network) == pytest.approx([0.0, -3.0, -10.0])
 
 
@@ -386,15 +383,15 @@ def test_no_discharge_where_a_bound_forbids_it() -> None:
     network, evses = on_one_line(1, 40.0)
     sessions = {"e0": session("e0", discharge_w=5000.0)}
     bounds: dict[Place, Bound] = {
-        SITE_POWER: Bound(high=-1000.0),
-        ("e0", LimitQuantity.ACTIVE_POWER, None): Bound(low=0.0, high=5000.0),
+        SITE_POWER: within(high=-1000.0),
+        ("e0", LimitQuantity.ACTIVE_POWER, None): within(low=0.0, high=5000.0),
     }
     assert share(network, evses, sessions, Params(), bounds=bounds)["e0"].current_a == 0.0
 
 
 def test_site_power_is_a_limit_of_every_root() -> None:
     network, _ = on_one_line(3, 100.0)
-    limits = circuit_limits(network, {SITE_POWER: Bound(high=4000.0)})
+    limits = circuit_limits(network, {SITE_POWER: within(high=4000.0)})
     assert network.fits(np.array([17.3, 0.0, 0.0]), limits)
     assert not network.fits(np.array([17.4, 0.0, 0.0]), limits)
 

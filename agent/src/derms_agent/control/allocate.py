@@ -33,10 +33,11 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TypeAlias
 
 import numpy as np
 
+from derms_agent.control.limits import Bound, Place, by_target
 from derms_agent.control.network import Floats, Network, Room
 from derms_agent.control.plan import Need, Plan
 from derms_agent.model import Evse, LimitQuantity, Phase, Session
@@ -48,19 +49,7 @@ _DRAWN_BYTES = 6
 _MET_A = 1e-3
 
 
-class Bounded(Protocol):
-    """What limits leave at one place, in the quantity's unit."""
-
-    @property
-    def low(self) -> float:
-        """Return the least."""
-
-    @property
-    def high(self) -> float:
-        """Return the most."""
-
-
-Bounds = Mapping["tuple[str, LimitQuantity, Phase | None]", Bounded]
+Bounds: TypeAlias = "Mapping[Place, Bound]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,22 +182,16 @@ def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) ->
 
 def evse_bounds(network: Network, evses: Iterable[Evse], bounds: Bounds) -> dict[str, tuple[float, float]]:
     """Return the least and the most A per conductor that the bounds leave to each EVSE by itself."""
-    found = {evse.name: (-evse.limit_a, evse.limit_a) for evse in evses}
-    phases = {evse.name: evse.phases for evse in evses}
-    current, reactive = LimitQuantity.CURRENT, LimitQuantity.REACTIVE_POWER
-    for (target, quantity, phase), bound in bounds.items():
-        if target not in found or quantity is reactive:
-            continue
-        if quantity is current:
-            if phase is not None and phase not in phases[target]:
-                continue
-            watts = 1.0
-        elif phase is None:
-            watts = float(network.watts_per_a[network.place[target]])
-        else:
-            continue
-        low, high = found[target]
-        found[target] = max(low, bound.low / watts), min(high, bound.high / watts)
+    found = {}
+    known = by_target(bounds)
+    watts_per_a = network.watts_per_a.tolist()
+    for evse in evses:
+        low, high = -evse.limit_a, evse.limit_a
+        target = known.get(evse.name)
+        if target is not None:
+            least, most = target.range_a(evse.phases, watts_per_a[network.place[evse.name]])
+            low, high = max(low, least), min(high, most)
+        found[evse.name] = low, high
     return found
 
 

@@ -46,6 +46,7 @@ from derms_agent.control.ledger import (
     fresh,
     record,
 )
+from derms_agent.control.limits import Bound, Combined, Place, Target
 from derms_agent.control.obedience import Allowance, Following, Obedience, Sample
 from derms_agent.control.worst_case import (
     PHASES,
@@ -58,33 +59,6 @@ from derms_agent.control.worst_case import (
     watts_per_a,
 )
 from derms_agent.model import Circuit, Limit, LimitQuantity, PerPhase, Phase, Quality, Rank
-
-Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
-"""What is bounded: target, quantity, and the phase; None for all phases together."""
-
-
-class Bounded(Protocol):
-    """What limits leave at a place: `limits.Bound`."""
-
-    @property
-    def low(self) -> float:
-        """The least, consumption positive."""
-        ...
-
-    @property
-    def high(self) -> float:
-        """The most."""
-        ...
-
-    @property
-    def low_by(self) -> Limit | None:
-        """Whose the low is."""
-        ...
-
-    @property
-    def high_by(self) -> Limit | None:
-        """Whose the high is."""
-        ...
 
 
 class Allocated(Protocol):
@@ -101,8 +75,8 @@ class Allocated(Protocol):
         ...
 
 
-Bounds: TypeAlias = "Mapping[Place, Bounded]"
-Combine: TypeAlias = "Callable[[Iterable[Limit], float], Bounds]"
+Bounds: TypeAlias = "Mapping[Place, Bound]"
+Combine: TypeAlias = "Callable[[Iterable[Limit], float], Combined]"
 Allocate: TypeAlias = "Callable[[Sequence[str], Bounds, float], Mapping[str, Allocated]]"
 """EVSEs that can be relied on, the bounds, and now, in: what each gets, out. The caller binds all else."""
 
@@ -183,15 +157,13 @@ class _Place:
     """What is looked up for one EVSE in each cycle, worked out once.
 
     `phases` are those that it may load; `above` its circuit and all above that; `allowance` its own in obedience;
-    `currents` and `power` the places of its own bounds, `watts_per_a` what is between them.
+    `watts_per_a` what is between its power and its current.
     """
 
     station: Station
     phases: frozenset[Phase]
     above: tuple[str, ...]
     allowance: Allowance
-    currents: tuple[Place, ...]
-    power: Place
     watts_per_a: float
 
 
@@ -220,8 +192,6 @@ class Cycle:
             frozenset(phases),
             tuple(_upwards(self.circuits.circuits, one.circuit)),
             dataclasses.replace(self.allowance, follow_s=one.follow_s),
-            tuple((one.name, LimitQuantity.CURRENT, phase) for phase in (None, *phases)),
-            (one.name, LimitQuantity.ACTIVE_POWER, None),
             watts_per_a(self.circuits.circuits[one.circuit], len(phases)),
         )
 
@@ -239,7 +209,7 @@ class Cycle:
         left = self._kept_free(left, kept, book, inputs.idle.intersection(relied))
         allocated = self.allocate(relied, left, now_s)
         wanted = {
-            name: Amount(_within(place, allocation.current_a, bounds))
+            name: Amount(_within(place, allocation.current_a, bounds.of.get(name)))
             for name, allocation in allocated.items()
             if (place := self._places.get(name)) is not None
         }
@@ -290,7 +260,7 @@ class Cycle:
                 events.append(Distrusted(name, not verdict.trusted, now_s))
         return record(book, events) if events else book, verdicts
 
-    def _left(self, bounds: Bounds, book: Ledger, relied: set[str], now_s: float) -> Bounds:
+    def _left(self, bounds: Combined, book: Ledger, relied: set[str], now_s: float) -> Combined:
         """Return the bounds of the circuits less what the ledger counts for EVSEs that cannot be relied on."""
         taken: dict[Place, tuple[float, float]] = {}
         for one in self.circuits.stations:
@@ -302,19 +272,19 @@ class Cycle:
                 taken[place] = (before[0] + low, before[1] + high)
         if not taken:
             return bounds
-        left = dict(bounds)
+        left: dict[Place, Bound] = {}
         for place, (low, high) in taken.items():
             bound = bounds.get(place)
             if bound is not None:
-                left[place] = Less(
+                left[place] = Bound(
                     min(bound.low - low, 0.0) if bound.low <= 0 else bound.low,
                     max(bound.high - high, 0.0) if bound.high >= 0 else bound.high,
                     bound.low_by,
                     bound.high_by,
                 )
-        return left
+        return bounds.changed(left)
 
-    def _kept_free(self, left: Bounds, kept: Caps, book: Ledger, idle: Iterable[str]) -> Bounds:
+    def _kept_free(self, left: Combined, kept: Caps, book: Ledger, idle: Iterable[str]) -> Combined:
         """Return bounds in which what protects circuits is less by what idle EVSEs fall back to.
 
         The guard counts that whatever they are told; those that are given something use it.
@@ -327,7 +297,7 @@ class Cycle:
         if not back or not kept:
             return left
         reserved = self._reserved(tuple((one.name, fallback) for one, fallback in back))
-        found = dict(left)
+        found: dict[Place, Bound] = {}
         for place, (low, high) in kept.items():
             bound, (_low, back_high) = left.get(place), reserved.get(place, (0.0, 0.0))
             if bound is not None and back_high > 0 and high - back_high < bound.high:
@@ -337,8 +307,8 @@ class Cycle:
                     low_by = high_by = dataclasses.replace(high_by, source=source)
                 if bound.low_by is not bound.high_by:
                     low_by = bound.low_by
-                found[place] = Less(max(bound.low, low), max(high - back_high, 0.0), low_by, high_by)
-        return found
+                found[place] = Bound(max(bound.low, low), max(high - back_high, 0.0), low_by, high_by)
+        return left.changed(found) if found else left
 
     def _reserved(self, back: tuple[tuple[str, Span], ...]) -> Mapping[Place, tuple[float, float]]:
         """Return what EVSEs that fall back may take of each bound above them."""
@@ -399,8 +369,8 @@ class Reasons(Mapping[str, Why]):
         )
 
     @cached_property
-    def _by_target(self) -> Mapping[str, list[tuple[Phase | None, Bounded]]]:
-        found: dict[str, list[tuple[Phase | None, Bounded]]] = {}
+    def _by_target(self) -> Mapping[str, list[tuple[Phase | None, Bound]]]:
+        found: dict[str, list[tuple[Phase | None, Bound]]] = {}
         for (target, _quantity, phase), bound in self._bounds.items():
             found.setdefault(target, []).append((phase, bound))
         return found
@@ -430,22 +400,6 @@ _Ranked: TypeAlias = "tuple[Rank, int, Limit]"
 """A limit with its rank and how far up the tree it is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Less:
-    """A bound less what is counted for others."""
-
-    low: float
-    high: float
-    low_by: Limit | None
-    high_by: Limit | None
-    clipped: tuple[object, ...] = ()
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Return whose the bound is."""
-        return tuple(dict.fromkeys(limit.source for limit in (self.low_by, self.high_by) if limit is not None))
-
-
 def readings(image: Mapping[str, EvseImage]) -> list[Event]:
     """Return what readings say: only good ones say anything, and each as of when it was asked for."""
     events: list[Event] = []
@@ -464,16 +418,12 @@ def readings(image: Mapping[str, EvseImage]) -> list[Event]:
     return events
 
 
-def _within(place: _Place, current_a: float, bounds: Bounds) -> float:
+def _within(place: _Place, current_a: float, own: Target | None) -> float:
     """Return a current within the bounds of the EVSE itself, in A per conductor."""
     low, high = place.station.lowest_a, place.station.rating_a
-    for each in place.currents:
-        bound = bounds.get(each)
-        if bound is not None:
-            low, high = max(low, bound.low), min(high, bound.high)
-    bound = bounds.get(place.power)
-    if bound is not None:
-        low, high = max(low, bound.low / place.watts_per_a), min(high, bound.high / place.watts_per_a)
+    if own is not None:
+        least, most = own.range_a(place.station.phases or PHASES, place.watts_per_a)
+        low, high = max(low, least), min(high, most)
     return min(max(current_a, low), high) if low <= high else 0.0
 
 

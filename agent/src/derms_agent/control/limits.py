@@ -95,12 +95,22 @@ class Bound(NamedTuple):
 UNBOUNDED = Bound(-math.inf, math.inf)
 
 
+def by_target(bounds: Mapping[Place, Bound]) -> Mapping[str, Target]:
+    """Return bounds by what they are on."""
+    if isinstance(bounds, Combined):
+        return bounds.of
+    found: dict[str, Target] = {}
+    for place, bound in bounds.items():
+        found.setdefault(place[0], Target({}))[place] = bound
+    return found
+
+
 def in_force(limit: Limit, now_s: float) -> bool:
     """Return whether a limit holds: from its start, inclusive, to its end, exclusive."""
     return (limit.start_s is None or limit.start_s <= now_s) and (limit.end_s is None or now_s < limit.end_s)
 
 
-def combine(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
+def combine(limits: Iterable[Limit], now_s: float) -> Combined:
     """Return what all limits in force leave at each place, and which of them were clipped.
 
     A limit on several phases bounds each of them.
@@ -110,13 +120,61 @@ def combine(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
     return Combining()(limits, now_s)
 
 
+class Target(dict[Place, Bound]):
+    """What limits leave of one target."""
+
+    __slots__ = ("_ranges_a",)
+
+    def __init__(self, bounds: Mapping[Place, Bound]) -> None:
+        super().__init__(bounds)
+        self._ranges_a: dict[tuple[tuple[Phase, ...], float], tuple[float, float]] = {}
+
+    def range_a(self, phases: tuple[Phase, ...], watts_per_a: float) -> tuple[float, float]:
+        """Return the least and the most current of an EVSE on these phases, in A per conductor. Worked out once."""
+        known = self._ranges_a.get((phases, watts_per_a))
+        if known is None:
+            known = self._ranges_a[phases, watts_per_a] = self._range_a(phases, watts_per_a)
+        return known
+
+    def _range_a(self, phases: tuple[Phase, ...], watts_per_a: float) -> tuple[float, float]:
+        low, high = -math.inf, math.inf
+        for (_target, quantity, phase), bound in self.items():
+            if quantity is LimitQuantity.CURRENT:
+                if phase is None or phase in phases:
+                    low, high = max(low, bound.low), min(high, bound.high)
+            elif phase is None and quantity is LimitQuantity.ACTIVE_POWER:
+                low, high = max(low, bound.low / watts_per_a), min(high, bound.high / watts_per_a)
+            elif phase is None and quantity is LimitQuantity.APPARENT_POWER:  # it has no sign
+                low, high = max(low, -bound.high / watts_per_a), min(high, bound.high / watts_per_a)
+        return low, high
+
+
+class Combined(dict[Place, Bound]):
+    """Bounds by place. `of` has those of each target, and the same object as long as they are the same."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: Mapping[str, Target]) -> None:
+        super().__init__()
+        self.of = of
+        for target in of.values():
+            self.update(target)
+
+    def changed(self, bounds: Mapping[Place, Bound]) -> Combined:
+        """Return the same with other bounds at some places."""
+        of = dict(self.of)
+        for place, bound in bounds.items():
+            of[place[0]] = Target({**of.get(place[0], {}), place: bound})
+        return Combined(of)
+
+
 class Combining:
     """`combine` for one cycle after another: what the same limits leave of a target is not worked out again."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[list[Limit], Mapping[Place, Bound]]] = {}
+        self._known: dict[str, tuple[list[Limit], Target]] = {}
 
-    def __call__(self, limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
+    def __call__(self, limits: Iterable[Limit], now_s: float) -> Combined:
         """Return what `combine` does."""
         on: dict[str, list[Limit]] = {}
         for limit in limits:
@@ -125,20 +183,20 @@ class Combining:
                 on[limit.target] = [limit]
             else:
                 found.append(limit)
-        bounds: dict[Place, Bound] = {}
-        known: dict[str, tuple[list[Limit], Mapping[Place, Bound]]] = {}
+        of: dict[str, Target] = {}
+        known: dict[str, tuple[list[Limit], Target]] = {}
         for target, found in on.items():
             entry = self._known.get(target)
             if entry is None or len(entry[0]) != len(found) or not all(map(is_, entry[0], found)):
                 entry = found, _bounds(found, now_s)
             if all(limit.start_s is limit.end_s is None for limit in found):
                 known[target] = entry  # it holds at any time
-            bounds.update(entry[1])
+            of[target] = entry[1]
         self._known = known
-        return bounds
+        return Combined(of)
 
 
-def _bounds(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
+def _bounds(limits: Iterable[Limit], now_s: float) -> Target:
     """Return what limits on one target leave at each of its places."""
     at: dict[Place, list[Limit]] = {}
     for limit in limits:
@@ -150,7 +208,7 @@ def _bounds(limits: Iterable[Limit], now_s: float) -> Mapping[Place, Bound]:
         if in_force(limit, now_s):
             for phase in limit.phases or (None,):
                 at.setdefault((limit.target, limit.quantity, phase), []).append(limit)
-    return {place: _meet(found) for place, found in at.items()}
+    return Target({place: _meet(found) for place, found in at.items()})
 
 
 def _meet(limits: list[Limit]) -> Bound:
