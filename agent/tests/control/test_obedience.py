@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from derms_agent.control import obedience
 from derms_agent.control.ledger import Amount
 from derms_agent.control.obedience import (
     Allowance,
@@ -147,3 +148,31 @@ def test_a_draw_within_all_limits_is_never_accused_and_trust_changes_seldom(step
     any_course = course(lambda s: steps[s][0], lambda s: steps[s][1], len(steps))
     turns = sum(one.trusted != other.trusted for one, other in itertools.pairwise(any_course))
     assert turns <= 1 + len(steps) // 15
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([-16.0, 0.0, 6.0, 6.0, 16.0]),
+            st.sampled_from([-17.0, -16.0, 0.0, 5.0, 6.0, 6.62, 6.63, 16.82, 16.83, None]),
+            st.integers(1, 20),
+        ),
+        max_size=30,
+    )
+)
+def test_what_nearly_all_samples_show_is_judged_as_all_others_are(
+    steps: list[tuple[float, float | None, int]],
+) -> None:
+    """The short way for a sample within what was told long ago gives what the long one gives."""
+    short = long = unproven(0.0)
+    now_s = 0.0
+    for told_a, drawn_a, seconds in steps:
+        for _ in range(seconds):
+            now_s += 1.0
+            currents = () if drawn_a is None else (drawn_a, drawn_a / 2, 0.0)
+            sample = Sample(Amount(told_a), currents, None if drawn_a is None else now_s)
+            short = judge(short, sample, now_s, ALLOWANCE)
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(obedience, "_goes_on", lambda *_: False)
+                long = judge(long, sample, now_s, ALLOWANCE)
+            assert short == long

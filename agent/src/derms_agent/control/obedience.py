@@ -146,6 +146,10 @@ def unproven(now_s: float) -> Obedience:
 
 def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience:
     """Return the verdict after a sample; the same one seen twice says nothing new."""
+    if before.state is Following.FOLLOWING and before.clear_s == 0.0 and _goes_on(before, sample, allowance):
+        good_s = now_s if before.good_s is None else before.good_s
+        same = 0.0, max(sample.currents_a, key=abs), before.limit_a, before.checks
+        return Obedience(before.state, before.since_s, before.told, sample.sampled_s, good_s, None, 0, *same)
     told = _told(before.told, sample.told, now_s, allowance.follow_s)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
         return _unseen(before._replace(told=told), now_s, allowance)
@@ -160,8 +164,7 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
         good_s = now_s if before.good_s is None else before.good_s
         same = before.clear_s, drawn_a, before.limit_a, before.checks
         after = Obedience(before.state, before.since_s, told, sample.sampled_s, good_s, None, 0, *same)
-        settled = before.state is Following.FOLLOWING and before.clear_s == 0.0
-        return after if settled else _pardoned(after, now_s, allowance)
+        return _pardoned(after, now_s, allowance)
     after = before._replace(
         told=told,
         sampled_s=sample.sampled_s,
@@ -172,6 +175,23 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
         limit_a=limits.high if drawn_a > 0 else limits.low,
     )
     return _accused(after, sample, now_s, allowance)
+
+
+def _goes_on(before: Obedience, sample: Sample, allowance: Allowance) -> bool:
+    """Whether a new sample shows what nearly all do: the same was told for long, and what flows is within that."""
+    told, sampled_s = before.told, sample.sampled_s
+    if sampled_s is None or not sample.currents_a or len(told) != 1 or told[0][1] != sample.told:
+        return False
+    if before.sampled_s is not None and sampled_s <= before.sampled_s:
+        return False
+    active_a = told[0][1].active_a
+    spread_a = abs(active_a) * allowance.tolerance_share + allowance.tolerance_a
+    low, high = min(active_a, 0.0) - allowance.tolerance_a, max(active_a, 0.0) + allowance.tolerance_a
+    low, high = (low, active_a + spread_a) if active_a > 0 else (active_a - spread_a, high)
+    for current_a in sample.currents_a:  # noqa: SIM110 - a generator costs more than all of the rest
+        if not low <= current_a <= high:
+            return False
+    return True
 
 
 def _told(
