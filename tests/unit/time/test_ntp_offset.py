@@ -39,28 +39,33 @@ def answer(
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., str]]:
-    """Answer on 127.0.0.N, all on the same port, as real sources do."""
-    sockets: list[socket.socket] = []
+    """Answer on 127.0.0.N, all on the same port, as real sources do; an empty reply is not sent."""
+    servers: list[tuple[socket.socket, threading.Thread]] = []
 
     def start(host: str, port: int, reply: Answer) -> str:
         channel = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         channel.bind((host, port))
-        sockets.append(channel)
 
         def loop() -> None:
             while True:
-                try:
-                    query, client = channel.recvfrom(512)
-                except OSError:
+                query, client = channel.recvfrom(512)
+                if not query:
                     return
-                channel.sendto(reply(query), client)
+                if said := reply(query):
+                    channel.sendto(said, client)
 
-        threading.Thread(target=loop, daemon=True).start()
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        servers.append((channel, thread))
         return host
 
     yield start
-    for channel in sockets:
-        channel.close()
+    for channel, thread in servers:
+        with channel, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stop:
+            # Closing it would not wake the thread that waits on it; no query is empty.
+            stop.sendto(b"", channel.getsockname())
+            thread.join(timeout=10)
+            assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -150,7 +155,7 @@ def test_sources_are_asked_at_once_and_each_is_reported(
     serve("127.0.0.3", port, lambda _query: b"?")
     silent = [f"127.0.1.{n}" for n in range(1, 5)]
     for host in silent:
-        serve(host, port, lambda _query: time.sleep(30) or b"")  # type: ignore[func-returns-value]
+        serve(host, port, lambda _query: b"")
     began_s = time.monotonic()
     result = run(
         capsys,
