@@ -37,6 +37,7 @@ VARIABLES = {
     "derms_internal_blocks": NETWORK,
     "time_sync_sources": [{"address": "10.213.8.1"}],
     "fail2ban_manage_repository": False,
+    "mqtt_broker_manage_repository": False,
 }
 CHRONY_FILE = {"ubuntu2204": "/etc/chrony/chrony.conf", "rhel9": "/etc/chrony.conf"}
 CHRONY_UNIT = {"ubuntu2204": "chrony", "rhel9": "chronyd"}

@@ -43,6 +43,7 @@ def inventory(gateway: Gateway, tmp_path: Path) -> Path:
         "derms_management_blocks": MANAGEMENT,
         "derms_internal_blocks": MANAGEMENT,
         "fail2ban_manage_repository": False,
+        "mqtt_broker_manage_repository": False,
         "time_sync_sources": [{"address": "10.213.8.1", "kind": "server"}],
     }
     path.write_text(json.dumps({"derms_gateways": {"hosts": {gateway.name: {}}, "vars": variables}}), encoding="utf-8")
