@@ -32,6 +32,9 @@ test-all: setup-dev ## … and what does not fit there: fifty dry runs amid bans
 lint types unit agent sanity e2e molecule soak vm: setup-dev ## One part of the tests
 	@$(BIN)/python -m tests.run $@
 
+collection: setup ## Build the collection into build/, the agent in it
+	@tools/build_collection
+
 bench: setup-dev ## Measure; ONLY=prefix limits it, as in ONLY=host.
 	@$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 

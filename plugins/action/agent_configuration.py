@@ -14,6 +14,7 @@ from typing import Any
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
+from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import WheelhouseError, opened
 
 FILES = {"agent_conf": "agent.conf", "limits_conf": "limits.conf", "depot": "depot.yml"}
 TIMEOUT_S = 120
@@ -35,14 +36,18 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible's classes carry 
                 **{name: {"type": "str", "required": True} for name in FILES},
             }
         )
-        result.update(changed=False, summary=checked(Path(options["source"]), options))
+        try:
+            with opened(Path(options["source"])) as source:
+                result.update(changed=False, summary=checked(source, options))
+        except WheelhouseError as error:
+            raise AnsibleActionFail(str(error)) from error
         return result
 
 
 def checked(source: Path, texts: Mapping[str, str]) -> str:
     """Return what check-config says of files with these texts.
 
-    :raises AnsibleActionFail: they have mistakes, or there is no such source
+    :raises AnsibleActionFail: they have mistakes
     """
     with TemporaryDirectory() as directory:
         words = []

@@ -19,8 +19,10 @@ from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import (
     built_wheel,
     cached_path,
     fetch,
+    opened,
     parsed_lock,
     release_version,
+    require_programs,
 )
 
 MODULE = "derms.edge.agent_release"
@@ -31,7 +33,8 @@ PARCEL_BYTES = 8 << 20
 class ActionModule(ActionBase):  # type: ignore[misc] # Ansible's classes carry no types
     """Make a release's wheels on the control node, and send the gateway those that it lacks."""
 
-    TRANSFERS_FILES = True
+    # Only some states do, and those make their own directory: one needs no gateway at all.
+    TRANSFERS_FILES = False
     _supports_check_mode = True
     _supports_diff = True
 
@@ -41,8 +44,13 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible's classes carry 
         variables = dict(task_vars or {})
         arguments = dict(self._task.args)
         try:
-            if arguments.get("state") == "installed":
-                result.update(self._installed(arguments, variables))
+            if arguments.get("state") in {"installed", "obtainable"}:
+                if not arguments.get("source"):
+                    raise AnsibleActionFail(f"state {arguments['state']} needs source")
+                require_programs()
+                with opened(Path(str(arguments["source"])).expanduser()) as source:
+                    if arguments["state"] == "installed":
+                        result.update(self._installed(source, arguments, variables))
             else:
                 result.update(self._execute_module(MODULE, arguments, task_vars=variables))
         except (WheelhouseError, subprocess.TimeoutExpired) as error:
@@ -51,10 +59,10 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible's classes carry 
             self._remove_tmp_path(self._connection._shell.tmpdir)  # noqa: SLF001 (as every action does)
         return result
 
-    def _installed(self, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
-        source, cache = (Path(str(arguments.get(name) or "")).expanduser() for name in ("source", "cache"))
-        if not arguments.get("source") or not arguments.get("cache"):
-            raise AnsibleActionFail("state installed needs source and cache")
+    def _installed(self, source: Path, arguments: dict[str, Any], variables: dict[str, Any]) -> dict[str, Any]:
+        if not arguments.get("cache"):
+            raise AnsibleActionFail("state installed needs cache")
+        cache = Path(str(arguments["cache"])).expanduser()
         locks = {target: lock_text(source, target) for target in TARGETS}
         arguments["releases"] = [
             {

@@ -16,7 +16,7 @@ description:
   - It runs on the control node and needs no connection, so a mistake shows in a dry run on a bare host as well.
 options:
   source:
-    description: The directory of the agent's source.
+    description: The directory of the agent's source, or of the archive of it that a built collection has.
     type: path
     required: true
   agent_conf:

@@ -24,9 +24,11 @@ options:
   state:
     description:
       - What is asked for.
+      - V(obtainable) only looks whether the control node can make a release - its source, and the programs for it - and
+        needs no gateway.
       - V(stored) is a step of V(installed) that only keeps the wheels in O(upload).
     type: str
-    choices: [installed, current, stored]
+    choices: [obtainable, installed, current, stored]
     required: true
   directory:
     description: Where releases are.
@@ -37,7 +39,9 @@ options:
     type: str
     default: python3
   source:
-    description: On the control node, the directory of the agent's source, with its locks. Used by O(state=installed).
+    description:
+      - On the control node, the directory of the agent's source, with its locks; or of the one archive of both that a
+        built collection has. Used by O(state=obtainable) and O(state=installed).
     type: path
   cache:
     description: On the control node, where wheels are kept. Used by O(state=installed).
@@ -585,7 +589,7 @@ def stored(gateway: Gateway) -> dict[str, Any]:
 def argument_spec() -> dict[str, Any]:
     """Return what the module takes."""
     return {
-        "state": {"type": "str", "choices": ["installed", "current", "stored"], "required": True},
+        "state": {"type": "str", "choices": ["obtainable", "installed", "current", "stored"], "required": True},
         "directory": {"type": "path", "default": "/opt/derms"},
         "interpreter": {"type": "str", "default": "python3"},
         "source": {"type": "path"},

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
@@ -29,6 +32,8 @@ GLIBC_MINORS = range(34, 16, -1)
 EXTRAS = ("control", "service")
 # 1980-01-01, the first day that a ZIP archive can name: the wheel holds nothing of when it was built.
 SOURCE_DATE_EPOCH = "315532800"
+# What this control node's Python runs to make a release, by the package that has it.
+PROGRAMS = ("pip", "flit_core")
 DOWNLOAD_TIMEOUT_S = 1800
 BUILD_TIMEOUT_S = 120
 
@@ -96,6 +101,43 @@ def parsed_lock(text: str, file: str) -> list[Wheel]:
             raise WheelhouseError(f"{file}:{number}: found {line!r}, expected a line as `make lock` writes it")
         wheels.append(Wheel(**match.groupdict()))
     return wheels
+
+
+def require_programs() -> None:
+    """See that this control node can build the agent's wheel and download others.
+
+    :raises WheelhouseError: it lacks a program for that
+    """
+    lacking = [name for name in PROGRAMS if importlib.util.find_spec(name) is None]
+    if lacking:
+        raise WheelhouseError(
+            f"{sys.executable}: found no {' and no '.join(lacking)}; this control node needs {' and '.join(PROGRAMS)} "
+            "to make the agent's release. `make setup` installs them; in an environment of your own, install the "
+            "packages of these names beside ansible-core."
+        )
+
+
+@contextmanager
+def opened(source: Path) -> Iterator[Path]:
+    """Yield the agent's source as files: a checkout's as it stands, a built collection's out of the archive that it is.
+
+    :raises WheelhouseError: there is neither
+    """
+    if (source / "pyproject.toml").is_file():
+        yield source
+        return
+    archives = sorted(source.glob("derms_agent-*.tar.gz"))
+    if len(archives) != 1:
+        raise WheelhouseError(
+            f"{source}: found {len(archives)} archives of the agent's source and no pyproject.toml, expected one of "
+            "either; `make collection` builds a collection that has its archive"
+        )
+    # Python has it from 3.11.4 on, and asks for it from 3.12 on.
+    careful: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+    with tempfile.TemporaryDirectory() as directory:
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(directory, **careful)  # noqa: S202 (it came with this very code)
+        yield Path(directory, archives[0].name.removesuffix(".tar.gz"))
 
 
 def source_files(source: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,9 +22,12 @@ from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import (
     cached_path,
     fetch,
     file_sha256,
+    opened,
     parsed_lock,
     release_version,
+    require_programs,
 )
+from flit_core.buildapi import build_sdist
 from hypothesis import given
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
@@ -158,6 +162,65 @@ def test_another_lock_or_python_is_another_version() -> None:
 def test_without_a_source_it_says_where_it_looked(tmp_path: Path) -> None:
     with pytest.raises(WheelhouseError, match=f"{tmp_path}.*pyproject"):
         release_version(tmp_path, "lock", TARGET)
+
+
+# --- the control node -------------------------------------------------------------------------------------------------
+
+
+def test_this_control_node_has_what_makes_a_release() -> None:
+    require_programs()
+
+
+def test_a_control_node_without_pip_is_told_what_to_install(tmp_path: Path) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    program = tmp_path / "bare" / "bin" / "python"
+    called = f"from {require_programs.__module__} import require_programs; require_programs()"
+    done = subprocess.run(
+        [program, "-c", called],
+        env={"PYTHONPATH": str(ROOT / "collections")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"WheelhouseError: {program}: found no pip and no flit_core; " in last
+    assert "`make setup` installs them" in last
+
+
+# --- the archive of a built collection --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def carried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the directory of the agent's archive, as tools/build_collection makes it."""
+    directory = tmp_path / "carried"
+    directory.mkdir()
+    monkeypatch.chdir(AGENT)
+    build_sdist(str(directory))
+    return directory
+
+
+def test_an_archive_gives_the_release_that_its_checkout_gives(carried: Path, tmp_path: Path) -> None:
+    with opened(carried) as source, opened(AGENT) as checkout:
+        assert checkout == AGENT
+        for target in TARGETS:
+            locks = [(tree / "locks" / target.lock_name).read_text("utf-8") for tree in (source, checkout)]
+            assert locks[0] == locks[1]
+            assert release_version(source, locks[0], target) == release_version(checkout, locks[1], target)
+        _, one = built_wheel(source, VERSION, tmp_path / "one")
+        _, two = built_wheel(checkout, VERSION, tmp_path / "two")
+    assert one.read_bytes() == two.read_bytes()
+    assert not source.exists()
+
+
+def test_without_a_source_or_one_archive_it_says_what_it_found(carried: Path, tmp_path: Path) -> None:
+    with pytest.raises(WheelhouseError, match=f"{tmp_path}: found 0 archives.*make collection"), opened(tmp_path):
+        pass
+    shutil.copy(next(carried.iterdir()), carried / "derms_agent-0.0.1.tar.gz")
+    with pytest.raises(WheelhouseError, match=f"{carried}: found 2 archives"), opened(carried):
+        pass
 
 
 # --- the agent's own wheel --------------------------------------------------------------------------------------------
