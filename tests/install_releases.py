@@ -96,6 +96,9 @@ def main() -> None:
             if told != version:
                 sys.exit(f"Python {python}: found a release that says {told}, expected {version}")
             print(f"Python {python}, {target.machine}: {version} installed and imported", flush=True)
+    for machine in wheelhouse.MACHINES:
+        if machine != platform.machine():
+            print(f"NOT TESTED: install on {machine}, this machine is {platform.machine()}")
 
 
 if __name__ == "__main__":
