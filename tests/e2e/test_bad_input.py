@@ -153,6 +153,20 @@ def test_a_wrong_variable_stops_the_run_before_the_first_change(
 
 
 @pytest.mark.usefixtures("untouched")
+def test_a_control_node_without_pip_stops_before_the_first_change(
+    control_node: ControlNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Python's own way to say that there is no such module, in an environment that has it.
+    (control_node.directory / "sitecustomize.py").write_text('import sys\n\nsys.modules["pip"] = None\n')
+    monkeypatch.setenv("PYTHONPATH", str(control_node.directory))
+    control_node.declare(derms_depot_document={})
+    run = control_node.deploy()
+    assert run.status == 1, run.words
+    assert "found no pip; this control node needs pip and flit_core to make the agent's release" in run.words, run.words
+    assert not any(run.report["hosts"].values())
+
+
+@pytest.mark.usefixtures("untouched")
 def test_an_unknown_operating_system_is_refused(control_node: ControlNode, gateway: Gateway) -> None:
     files = "/usr/lib/os-release /etc/redhat-release /etc/debian_version"
     older = 's/^VERSION_ID=.*/VERSION_ID="7"/; s/^VERSION=.*/VERSION="7"/; s/9\\.4/7.9/; s/^12\\.*/7/'
