@@ -17,7 +17,7 @@ from anyio import to_thread
 from derms_agent.mqtt import Outbox, Publisher, Request, TlsFiles
 
 if TYPE_CHECKING:
-    from agent.tests.mqtt.conftest import Broker, Peer
+    from agent.tests.conftest import Broker, Peer
 
 pytestmark = pytest.mark.anyio
 

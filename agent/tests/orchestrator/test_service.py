@@ -6,20 +6,31 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
+from derms_agent.orchestrator.report import stamp
 from derms_agent.socket_client import Client
 from derms_agent.socket_protocol import ProtocolError
+
+if TYPE_CHECKING:
+    from agent.tests.conftest import Broker, Peer
 
 KILLS = int(os.environ.get("DERMS_KILLS", "3"))
 SLACK_W = 300.0
@@ -27,6 +38,10 @@ FOLLOW_S = 20.0
 CHARGERS = 4
 SITE_KVA = 28
 SITE_W = 1000 * SITE_KVA
+SHED_W = 0.2 * SITE_W
+"""So little that each charger comes down: one of them gets the rest, the others nothing."""
+LIMIT_AT = 261
+"""Where a charger takes its limit, in 0.1 A."""
 DEPOT = """\
 plugin: derms.edge.depot
 depot: small
@@ -142,6 +157,7 @@ class Orchestrator:
     depot: Path
     process: subprocess.Popen[str] | None = None
     notified: list[str] = field(default_factory=list)
+    credentials: Path | None = None
 
     def __post_init__(self) -> None:
         self.configure()
@@ -175,6 +191,8 @@ class Orchestrator:
             told.bind(str(address))
             told.settimeout(30)
             environment = {**SINGLE_THREADED, "NOTIFY_SOCKET": str(address)}
+            if self.credentials is not None:
+                environment["CREDENTIALS_DIRECTORY"] = str(self.credentials)
             with (self.directory / "stderr").open("a", encoding="utf-8") as output:
                 self.process = subprocess.Popen(self.command(), env=environment, stderr=output, text=True)
             while not any("READY=1" in one for one in self.notified):
@@ -244,6 +262,84 @@ def test_vehicles_charge_under_the_limit_and_come_down_when_asked(orchestrator: 
     assert charging.drawn_w() <= SITE_W + SLACK_W
 
 
+def lowered_in_s(orchestrator: Orchestrator, charging: Field, meanwhile: Callable[[], None]) -> float:
+    """Put a limit while something else happens; return after how long every charger was written a lower one, in s."""
+    before_a = orchestrator.setpoints_a()
+    since = charging.send({"writes": 0})["next"]
+
+    def lowered() -> bool:
+        told = {
+            one["bus"]: one["words"][0] / 10
+            for one in charging.send({"writes": since})["writes"]
+            if one["address"] == LIMIT_AT
+        }
+        return all(told.get(f"bus-{name[-1]}", amperes) < amperes - 0.5 for name, amperes in before_a.items())
+
+    with ThreadPoolExecutor(1) as pool:
+        began_s = time.monotonic()
+        answer = pool.submit(orchestrator.ask, "limit.put", name="shed", high_w=SHED_W, rank="grid")
+        meanwhile()
+        within(10, lowered, every_s=0.01)
+        lowered_s = time.monotonic() - began_s
+        assert answer.result(10)["can_honour"] is True
+    within(FOLLOW_S, lambda: charging.drawn_w() <= SHED_W + SLACK_W)
+    return lowered_s
+
+
+def queued_on_disk(orchestrator: Orchestrator) -> int:
+    """Return how many messages wait for the broker; in a copy of the file, which its owner has locked."""
+    copy = orchestrator.directory / "copy"
+    copy.mkdir(exist_ok=True)
+    for path in orchestrator.directory.glob("outbox.sqlite*"):
+        shutil.copy(path, copy)
+    with closing(sqlite3.connect(copy / "outbox.sqlite")) as outbox:
+        found: int = outbox.execute("SELECT count(*) FROM message").fetchone()[0]
+    return found
+
+
+def test_a_broker_killed_in_the_middle_of_a_shed_neither_delays_it_nor_loses_what_was_to_be_told(
+    orchestrator: Orchestrator, charging: Field, broker: Broker, peer: Callable[[], Peer], pki: Path
+) -> None:
+    """The subscriber's session outlives the kill, so that what it misses was never sent."""
+    orchestrator.credentials = orchestrator.directory / "credentials"
+    orchestrator.credentials.mkdir()
+    for name, file in (("cert", f"{CLIENT_ID}.crt"), ("key", f"{CLIENT_ID}.key"), ("ca", "ca.crt")):
+        (orchestrator.credentials / name).symlink_to(pki / file)
+    orchestrator.configure(MQTT_URL=broker.url)
+    seen = peer()
+    broker.save()
+    orchestrator.start()
+    orchestrator.settle(charging)
+
+    def told_at(topic: str) -> list[str]:
+        return [body["at"] for body in seen.bodies(f"{topic}/telemetry")]
+
+    def sheds() -> list[float]:
+        bodies = seen.bodies("small/event")
+        return [body["high_w"] for body in bodies if body["kind"] == "limit put"]
+
+    undisturbed_s = lowered_in_s(orchestrator, charging, lambda: None)
+    within(10, lambda: sheds() == [SHED_W])
+    orchestrator.ask("limit.remove", name="shed")
+    orchestrator.settle(charging)
+    # Right after a round of telemetry: nothing but the shed is on its way to the broker when it is killed.
+    rounds = len(told_at("evse/charger-4"))
+    within(10, lambda: len(told_at("evse/charger-4")) > rounds, every_s=0.02)
+
+    disturbed_s = lowered_in_s(orchestrator, charging, broker.kill)
+    assert disturbed_s <= undisturbed_s + 0.5
+    within(30, lambda: queued_on_disk(orchestrator) > 2 * (CHARGERS + 1), every_s=0.5)
+    back_at = stamp(time.time())
+    broker.start()
+
+    topics = ["site/small", *(f"evse/charger-{number}" for number in range(1, CHARGERS + 1))]
+    within(60, lambda: all(told_at(topic)[-1] > back_at for topic in topics) and len(sheds()) == 2)
+    for topic in topics:
+        at_s = [datetime.fromisoformat(at.replace("Z", "+00:00")).timestamp() for at in told_at(topic)]
+        between_s = [later - earlier for earlier, later in pairwise(at_s)]
+        assert all(0 < one < 1.5 * TELEMETRY_S for one in between_s), (topic, between_s)
+
+
 def test_it_ends_in_order_and_its_successor_drops_no_setpoint(orchestrator: Orchestrator, charging: Field) -> None:
     orchestrator.start()
     orchestrator.settle(charging)
@@ -258,9 +354,8 @@ def test_it_ends_in_order_and_its_successor_drops_no_setpoint(orchestrator: Orch
     time.sleep(5)
     after = orchestrator.setpoints_a()
     assert all(after[name] >= before[name] - 0.5 for name in before)
-    # 261: the limit, in 0.1 A.
     lowest = min(before.values())
-    limits = [one["words"][0] / 10 for one in charging.send({"writes": since})["writes"] if one["address"] == 261]
+    limits = [one["words"][0] / 10 for one in charging.send({"writes": since})["writes"] if one["address"] == LIMIT_AT]
     assert all(amperes >= lowest - 0.5 for amperes in limits), limits
     assert next(one for one in orchestrator.status()["evses"] if one["name"] == "charger-2")["need_wh"] == 20_000.0
 

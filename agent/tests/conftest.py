@@ -6,6 +6,7 @@ from __future__ import annotations
 import getpass
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -33,6 +34,7 @@ use_identity_as_username true
 allow_anonymous false
 max_queued_messages 200000
 max_inflight_messages 1000
+queue_qos0_messages true
 set_tcp_nodelay true
 persistence true
 persistence_location {state}/
@@ -113,6 +115,17 @@ class Broker:
         assert self.process is not None
         self.process.kill()
         self.process.wait()
+
+    def save(self) -> None:
+        """Have it write down who has subscribed to what, so that it knows them after a kill."""
+        assert self.process is not None
+        written = self.directory / "mosquitto.db"
+        written.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        ends_s = time.monotonic() + STARTS_WITHIN_S
+        while not written.exists():
+            assert time.monotonic() < ends_s, (self.directory / "log").read_text()
+            time.sleep(0.02)
 
 
 @pytest.fixture
