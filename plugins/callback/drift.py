@@ -53,7 +53,16 @@ from ansible.utils.color import stringc
 # "is" is a keyword, so that these two cannot be written as classes.
 Drift = TypedDict("Drift", {"what": str, "is": str, "should_be": str})
 Entry = TypedDict(
-    "Entry", {"what": str, "is": str, "should_be": str, "task": str, "role": str, "delegated_to": Optional[str]}
+    "Entry",
+    {
+        "what": str,
+        "is": str,
+        "should_be": str,
+        "task": str,
+        "role": str,
+        "delegated_to": Optional[str],
+        "rolled_back": bool,
+    },
 )
 
 
@@ -85,6 +94,7 @@ CHARACTERS_SHOWN = 160
 REASON_CHARACTERS_SHOWN = 400
 NARROWEST_COLUMN = 10
 UNFINISHED = "the run did not reach its end"
+ROLLED_BACK = "as before: rolled back"
 
 # A skip is by design for these reasons; for any other, what the task would have done is unknown.
 NEUTRAL_SKIPS = (
@@ -339,7 +349,9 @@ class Run:
     left_as_is: bool = False
     tags_met: set[str] = field(default_factory=set)
     groups: set[str] = field(default_factory=set)
-    addressed: set[str] = field(default_factory=set)
+    # For each play: the hosts that it is for, and those that it came to.
+    addressed: dict[str, set[str]] = field(default_factory=dict)
+    met: dict[str, set[str]] = field(default_factory=dict)
     named_by_plays: set[str] = field(default_factory=set)
     hosts: dict[str, list[Entry]] = field(default_factory=dict)
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -369,9 +381,17 @@ class Run:
                 "task": source.task,
                 "role": source.role,
                 "delegated_to": source.delegated_to,
+                "rolled_back": False,
             }
             for found in drifts
         )
+
+    def rolled_back(self, host: str, names: object) -> None:
+        """Record that a failure took changes back: those of this name, or of an attribute of it."""
+        for name in names if isinstance(names, list) else []:
+            for entry in self.hosts.get(host, []):
+                if entry["what"] == name or entry["what"].startswith(f"{name} "):
+                    entry["rolled_back"] = True
 
     def changed_hidden(self, source: Source, applied: bool) -> None:
         """Record a change whose content no_log hides."""
@@ -392,6 +412,7 @@ class Run:
         """Return the report; stopped are the hosts on which the run failed or which it could not reach."""
         stopped = sorted(stopped)
         reasons = [*self.reasons, *self.gaps(stopped)]
+        unseen = {*stopped, *self.not_reached(stopped)}
         changes = any(self.hosts.values()) or bool(self.hidden)
         if stopped and not self.dry_run:
             status = "failed"
@@ -406,7 +427,7 @@ class Run:
             "dry_run": self.dry_run,
             "scope": self.scope,
             # A host that was not looked at to its end must not read as one that is in sync.
-            "hosts": {host: found for host, found in sorted(self.hosts.items()) if found or host not in stopped},
+            "hosts": {host: found for host, found in sorted(self.hosts.items()) if found or host not in unseen},
             "notes": {host: notes for host, notes in sorted(self.notes.items()) if notes},
             "hidden": [
                 {"host": source.host, "role": source.role, "task": source.task, "changes": count}
@@ -427,9 +448,15 @@ class Run:
             found.append("nothing was executed")
         explained = [reason.partition(":")[0] for reason in self.reasons]
         found += [f"{host}: the run stopped there" for host in stopped if host not in explained]
-        if stopped:
-            found += [f"{host}: not reached, the run ended before" for host in sorted(self.addressed - set(self.hosts))]
+        found += [f"{host}: not reached, the run ended before" for host in sorted(self.not_reached(stopped))]
         return found
+
+    def not_reached(self, stopped: list[str]) -> set[str]:
+        """Return the hosts that a play was for and did not come to, because the run stopped on others."""
+        if not stopped:
+            return set()
+        left_out = {host for play, hosts in self.addressed.items() for host in hosts - self.met[play]}
+        return left_out - set(stopped)
 
 
 # --- from a report to what people read ----------------------------------------------------------------------------
@@ -457,10 +484,18 @@ def counts(report: Report) -> str:
     lines = []
     for host, entries in report["hosts"].items():
         roles = dict.fromkeys(entry["role"] or entry["task"] for entry in entries)
-        found = (f"{role} {sum((entry['role'] or entry['task']) == role for entry in entries)}" for role in roles)
+        found = (
+            of_role(role, [entry for entry in entries if (entry["role"] or entry["task"]) == role]) for role in roles
+        )
         if entries:
             lines.append(f"{host}: {', '.join(found)}")
     return "\n".join(lines)
+
+
+def of_role(role: str, entries: list[Entry]) -> str:
+    """Return how many changes a role made on a host, and how many of them were taken back."""
+    rolled_back = sum(entry["rolled_back"] for entry in entries)
+    return f"{role} {len(entries)}{f' ({rolled_back} rolled back)' if rolled_back else ''}"
 
 
 def counted(number: int, noun: str) -> str:
@@ -470,8 +505,11 @@ def counted(number: int, noun: str) -> str:
 
 def verdicts(report: Report) -> list[tuple[str, str]]:
     """Return the lines that say how the run ended, and their colours."""
-    count = sum(map(len, report["hosts"].values())) + sum(hidden["changes"] for hidden in report["hidden"])
-    affected = {host for host, found in report["hosts"].items() if found} | {h["host"] for h in report["hidden"]}
+    every = [(host, entry) for host, entries in report["hosts"].items() for entry in entries]
+    kept = [host for host, entry in every if not entry["rolled_back"]]
+    rolled_back = [host for host, entry in every if entry["rolled_back"]]
+    count = len(kept) + sum(hidden["changes"] for hidden in report["hidden"])
+    affected = {*kept} | {h["host"] for h in report["hidden"]}
     scope = f" (only {report['scope']})" if report["scope"] else ""
     if report["status"] == "in_sync":
         return [(f"No Changes Required{scope}", "green")]
@@ -480,9 +518,17 @@ def verdicts(report: Report) -> list[tuple[str, str]]:
         verb = "required" if report["dry_run"] or report["status"] == "drift" else "applied"
         hosts = f"{len(affected)} of {counted(len(report['hosts']), 'host')}"
         lines.append((f"{counted(count, 'change')} {verb} on {hosts}{scope}", "yellow"))
+    if rolled_back:
+        names = ", ".join(dict.fromkeys(rolled_back))
+        lines.append((f"{counted(len(rolled_back), 'change')} rolled back on {names}{scope}", "yellow"))
     prefix = "Failed" if report["status"] == "failed" else "Not verified"
     lines += [(f"{prefix}: {reason}{scope}", "red") for reason in report["not_verified"]]
     return lines
+
+
+def went_back(report: Report, host: str) -> bool:
+    """Tell whether changes were taken back on a host."""
+    return any(entry["rolled_back"] for entry in report["hosts"].get(host, []))
 
 
 def remarks(report: Report, width: int) -> str:
@@ -490,6 +536,7 @@ def remarks(report: Report, width: int) -> str:
     lines = [f"{host}: {note}" for host, notes in report["notes"].items() for note in notes]
     lines += [
         f"{hidden['host']}: {counted(hidden['changes'], 'hidden change')} in {hidden['task']}"
+        f"{', perhaps rolled back as well' if went_back(report, hidden['host']) else ''}"
         for hidden in report["hidden"]
     ]
     return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in lines)
@@ -502,7 +549,8 @@ def table(report: Report, width: int, paint: Paint) -> str:
     for host, entries in report["hosts"].items():
         for entry in entries:
             label = f"{host} → {entry['delegated_to']}" if entry["delegated_to"] else host
-            rows.append(["" if label == previous else label, entry["what"], entry["is"], entry["should_be"]])
+            became = ROLLED_BACK if entry["rolled_back"] else entry["should_be"]
+            rows.append(["" if label == previous else label, entry["what"], entry["is"], became])
             previous = label
     if not rows:
         return ""
@@ -594,6 +642,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             only_tags=frozenset(options.get("tags") or ()) - {"all"},
             only_hosts=host_names(options.get("subset")),
         )
+        self.play = ""
         self.play_hosts: frozenset[str] = frozenset()
 
     def v2_playbook_on_start(self, playbook: Any) -> None:  # noqa: ARG002
@@ -603,7 +652,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self.save(report)
 
     def v2_playbook_on_play_start(self, play: Any) -> None:
-        """Note whom the play is for."""
+        """Note whom the play is for; each of its batches starts it anew."""
+        self.play = play._uuid  # noqa: SLF001 (its name need not be its own)
         variables = play.get_variable_manager().get_vars(play=play)
         self.play_hosts = frozenset(variables.get("ansible_play_hosts_all", ()))
         self.run.named_by_plays |= self.play_hosts
@@ -675,8 +725,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
             self._display.error(f"The drift report could not be written: {error}")
 
     def fail(self, result: Any, remark: str) -> None:
-        """Record a failure and its reason."""
+        """Record a failure, its reason, and what it took back."""
         self.meet(result, executed=True)
+        self.run.rolled_back(result.host.get_name(), result.result.get("rolled_back"))
         self.run.unverified(f"{self.source(result)}: failed{remark}: {why_failed(result.result)}")
 
     def meet(self, result: Any, executed: bool = False) -> bool:
@@ -685,8 +736,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         module = task.action.rpartition(".")[2]
         self.run.hosts.setdefault(host, [])
         self.run.noted(host, result.result.get("notes"))
+        self.run.met.setdefault(self.play, set()).add(host)
         if not task.run_once:
-            self.run.addressed |= self.play_hosts
+            self.run.addressed.setdefault(self.play, set()).update(self.play_hosts)
         if self.run.selected_by_tags(task.tags) and executed and module not in PRELUDE_ACTIONS:
             self.run.executed = True
         # What a handler would do follows from a drift that is reported already.

@@ -142,6 +142,12 @@ wheels:
   description: The hash of each wheel that the gateway has, where a release has to be built.
   type: dict
   returned: with O(state=installed)
+rolled_back:
+  description: What is as it was before the run again, named as in RV(drift); files stand for their attributes too.
+  type: list
+  elements: str
+  returned: failure
+  sample: [agent, /etc/derms/agent.conf]
 drift:
   description: Every difference between what is declared and what was found.
   type: list
@@ -184,7 +190,14 @@ PAUSE_S = 0.5
 
 
 class RefusalError(Exception):
-    """Why the release could not be installed or put in service."""
+    """Why the release could not be installed or put in service, and what was put back as it was before.
+
+    `rolled_back` names it as drift does: the agent, and files.
+    """
+
+    def __init__(self, message: str, rolled_back: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.rolled_back = list(rolled_back)
 
 
 def python_in_name(interpreter: str) -> str:
@@ -322,10 +335,10 @@ class Configuration:
                 self._duplicate(path, work / str(path).lstrip("/"))
         work.rename(self.kept)
 
-    def put_back(self) -> None:
-        """Make the files what the copies are; what had no copy was not there."""
+    def put_back(self) -> list[str]:
+        """Make the files what the copies are; what had no copy was not there. Return which are as they were."""
         if not self.kept.is_dir():
-            return
+            return []
         for path in self.files:
             copy = self._copy(path)
             if copy.is_file():
@@ -335,6 +348,7 @@ class Configuration:
             elif path.is_file():
                 path.unlink()
         self.forget()
+        return [str(path) for path in self.files]
 
     def forget(self) -> None:
         """Remove the copies."""
@@ -500,13 +514,17 @@ class Gateway:
             self.tidy(version)
             return
         lines = self.journal()
-        raise RefusalError(f"{ailment}. {self._gone_back(before, version)}\nThe journal's last lines:\n{lines}")
+        rolled_back: list[str] = []
+        if before != version:
+            rolled_back = ["agent", *self.configuration.put_back()]
+        raise RefusalError(
+            f"{ailment}. {self._gone_back(before, version)}\nThe journal's last lines:\n{lines}", rolled_back
+        )
 
     def _gone_back(self, before: str, version: str) -> str:
-        """Go back to the release that was in service; return how that went."""
+        """Run the release that was in service, with its files back in their places; return how that went."""
         if before == version:
             return f"{version} was in service before as well, so there is nothing to go back to."
-        self.configuration.put_back()
         if not before:
             self.releases.link.unlink()
             self._systemctl("daemon-reload")
@@ -626,7 +644,9 @@ def main() -> None:
     verb = {"installed": installed, "current": current, "stored": stored}[module.params["state"]]
     try:
         result = verb(gateway)
-    except (RefusalError, OSError) as error:
+    except RefusalError as refusal:
+        module.fail_json(msg=str(refusal), rolled_back=refusal.rolled_back)
+    except OSError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -357,6 +357,7 @@ def test_a_release_that_does_not_answer_as_it_should_goes_back_with_its_configur
     assert f"no answer as {NEW} within 1 s; last: {last}" in failed["msg"]
     assert f"Went back to {OLD}, which is in service again" in failed["msg"]
     assert "the last words" in failed["msg"]
+    assert failed["rolled_back"] == ["agent", *(str(tmp_path / "etc" / name) for name in ("agent.conf", "limits.conf"))]
     assert served(directory) == OLD
     assert configuration(tmp_path) == OLD_CONFIGURATION
     assert len(calls(systemd, "restart")) == len(calls(systemd, "daemon-reload")) == 2
@@ -404,6 +405,7 @@ def test_what_is_not_whole_is_not_put_in_service(directory: Path, systemd: Path)
 def test_what_is_no_link_is_not_replaced_by_one(directory: Path, systemd: Path) -> None:
     release(directory, NEW)
     (directory / "current").mkdir()
-    assert "is in the way" in put_in_service(directory)["msg"]
+    refused = put_in_service(directory)
+    assert ("is in the way" in refused["msg"], refused["rolled_back"]) == (True, [])
     assert (directory / "current").is_dir()
     assert not (systemd / "calls").read_text(encoding="utf-8")

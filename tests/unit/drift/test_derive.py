@@ -307,7 +307,7 @@ def test_hidden_changes_count_and_notes_are_told() -> None:
 
 def test_a_host_that_was_not_reached_is_named_and_not_shown_as_in_sync() -> None:
     run = a_run(dry_run=False)
-    run.addressed = {"gw1", "gw2", "gw3"}
+    run.addressed, run.met = {"play": {"gw1", "gw2", "gw3"}}, {"play": {"gw1"}}
     run.unverified("gw2: unreachable: no route")
     report = run.report(stopped=["gw2"])
     assert report["status"] == "failed"

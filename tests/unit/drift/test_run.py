@@ -201,7 +201,9 @@ def test_role_and_task_are_named(project: Project) -> None:
     role.mkdir(parents=True)
     (role / "main.yml").write_text(yaml.safe_dump([{"name": "Set rules", **planted(ONE)}]), encoding="utf-8")
     outcome = project.check(roles=["firewall"])
-    assert outcome.report["hosts"]["gw1"] == [{**ONE, "task": "Set rules", "role": "firewall", "delegated_to": None}]
+    assert outcome.report["hosts"]["gw1"] == [
+        {**ONE, "task": "Set rules", "role": "firewall", "delegated_to": None, "rolled_back": False}
+    ]
 
 
 def test_no_log_counts_and_hides(project: Project) -> None:
@@ -281,6 +283,43 @@ def test_batches_that_a_failure_leaves_out_are_named(project: Project) -> None:
     outcome = project.play(tasks=[IN_SYNC_TASK, fails_on_two], serial=1, max_fail_percentage=0)
     assert_not_verified(outcome, "gw2: T: failed: oops", "Failed")
     assert "gw3: not reached, the run ended before" in outcome.report["not_verified"]
+
+
+def test_batches_that_a_failure_leaves_out_are_named_though_earlier_plays_came_to_them(project: Project) -> None:
+    project.hosts("gw1", "gw2", "gw3")
+    fails_on_two = {"name": "T", "ansible.builtin.fail": {"msg": "oops"}, "when": "inventory_hostname == 'gw2'"}
+    plays = [
+        {"hosts": "all", "tasks": [IN_SYNC_TASK]},
+        {"hosts": "all", "tasks": [IN_SYNC_TASK, fails_on_two], "serial": 1, "max_fail_percentage": 0},
+    ]
+    outcome = project.play(plays=plays)
+    assert outcome.report["not_verified"] == ["gw2: T: failed: oops", "gw3: not reached, the run ended before"]
+    assert outcome.report["hosts"] == {"gw1": []}
+
+
+def test_what_a_failure_took_back_is_not_called_applied(project: Project) -> None:
+    mode = {**ONE, "what": "/etc/derms/agent.conf mode"}
+    outcome = project.play(
+        tasks=[
+            {"name": "Own", **planted(ONE, TWO, {**ONE, "what": "agent"}, mode)},
+            {"name": "Secret", **planted(ONE), "no_log": True},
+            {
+                "name": "T",
+                "answer": {
+                    "result": {"failed": True, "msg": "oops", "rolled_back": ["agent", "/etc/derms/agent.conf"]}
+                },
+            },
+        ]
+    )
+    assert [entry["rolled_back"] for entry in outcome.report["hosts"]["gw1"]] == [False, False, True, True]
+    rows = [line.rpartition("  ")[2].strip() for line in outcome.last_lines if line.startswith(("gw1 ", "    "))]
+    assert rows == [ONE["should_be"], TWO["should_be"], "as before: rolled back", "as before: rolled back"]
+    assert "gw1: 1 hidden change in Secret, perhaps rolled back as well" in outcome.last_lines
+    assert outcome.last_lines[-3:] == [
+        "3 changes applied on 1 of 1 host",
+        "2 changes rolled back on gw1",
+        "Failed: gw1: T: failed: oops",
+    ]
 
 
 def test_nothing_executed(project: Project) -> None:
