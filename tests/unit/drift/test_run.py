@@ -288,7 +288,7 @@ def test_batches_that_a_failure_leaves_out_are_named(project: Project) -> None:
 def test_batches_that_a_failure_leaves_out_are_named_though_earlier_plays_came_to_them(project: Project) -> None:
     project.hosts("gw1", "gw2", "gw3")
     fails_on_two = {"name": "T", "ansible.builtin.fail": {"msg": "oops"}, "when": "inventory_hostname == 'gw2'"}
-    plays = [
+    plays: list[dict[str, Any]] = [
         {"hosts": "all", "tasks": [IN_SYNC_TASK]},
         {"hosts": "all", "tasks": [IN_SYNC_TASK, fails_on_two], "serial": 1, "max_fail_percentage": 0},
     ]
