@@ -8,14 +8,17 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 CANNOT_RUN = 3
 HOSTS = (sys.executable, "-m", "tests.hosts")
+LONGEST_RUN_S = 600
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,44 @@ class Gateway:
         return self.run("true").returncode == 0
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run printed and reported."""
+
+    status: int
+    words: str
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """./deploy on an inventory, as an operator would."""
+
+    inventory: Path
+    report: Path
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, str(ROOT / "deploy"), "--no-progress", "-i", str(self.inventory), *words]
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "DERMS_DRIFT_JSON": str(self.report)}
+
+    def run(self, *words: str) -> Run:
+        """Run it to its end."""
+        done = subprocess.run(
+            self.command(*words),
+            cwd=ROOT,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+            timeout=LONGEST_RUN_S,
+        )
+        return Run(done.returncode, done.stdout, json.loads(self.report.read_text()) if self.report.exists() else {})
+
+
 def call_hosts(*words: str) -> str:
     done = subprocess.run([*HOSTS, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode == CANNOT_RUN:
@@ -62,14 +103,23 @@ def call_hosts(*words: str) -> str:
     return done.stdout
 
 
+@contextmanager
+def raised(platform: str, *names: str) -> Iterator[list[Gateway]]:
+    """Raise fresh hosts; take them down afterwards, whatever happened."""
+    call_hosts("up", *names, "--platform", platform, "--fresh")
+    listed = {host["name"]: host for host in json.loads(call_hosts("list", "--json"))}
+    directory = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
+    try:
+        yield [Gateway(name, listed[name]["platform"], directory / "ssh" / "config") for name in names]
+    finally:
+        call_hosts("down", *names)
+
+
 @pytest.fixture(scope="module", params=["ubuntu2204", "rhel9"])
 def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
-    """Raise a fresh host of each platform; take it down afterwards, whatever happened."""
+    """Raise a fresh host of each platform."""
     platform = str(request.param)
     # A name of its own for each module, so that two of them can run at once.
     name = f"{request.module.__name__.rpartition('.test_')[2]}-{platform}".replace("_", "-")
-    call_hosts("up", name, "--platform", platform, "--fresh")
-    listed = {host["name"]: host for host in json.loads(call_hosts("list", "--json"))}
-    directory = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
-    yield Gateway(name, listed[name]["platform"], directory / "ssh" / "config")
-    call_hosts("down", name)
+    with raised(platform, name) as (one,):
+        yield one

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tests.e2e.conftest import ROOT, Gateway
+from tests.e2e.conftest import LONGEST_RUN_S, ROOT, Deployment, Gateway, Run
 
 NETWORK = ["10.213.8.0/24", "fd42:213:8::/64"]
 # In the hosts' network, and no host's.
@@ -41,16 +40,6 @@ VARIABLES = {
 }
 CHRONY_FILE = {"ubuntu2204": "/etc/chrony/chrony.conf", "rhel9": "/etc/chrony.conf"}
 CHRONY_UNIT = {"ubuntu2204": "chrony", "rhel9": "chronyd"}
-LONGEST_RUN_S = 300
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run printed and reported."""
-
-    status: int
-    words: str
-    report: dict[str, Any]
 
 
 class ControlNode:
@@ -59,6 +48,7 @@ class ControlNode:
     def __init__(self, directory: Path, gateway: Gateway) -> None:
         self.directory = directory
         self.inventory = directory / "inventory"
+        self.deployment = Deployment(self.inventory, directory / "drift.json")
         self.gateway = gateway
         (self.inventory / "group_vars" / "all").mkdir(parents=True)
         self.declare()
@@ -74,27 +64,9 @@ class ControlNode:
         variables = {name: value for name, value in {**VARIABLES, **more}.items() if name != leave_out}
         (self.inventory / "group_vars" / "all" / "main.yml").write_text(yaml.safe_dump(variables))
 
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, str(ROOT / "deploy"), "--no-progress", "-i", str(self.inventory), *words]
-
-    def environment(self) -> dict[str, str]:
-        return {**os.environ, "DERMS_DRIFT_JSON": str(self.directory / "drift.json")}
-
     def deploy(self, *words: str) -> Run:
         """Run ./deploy to its end."""
-        done = subprocess.run(
-            self.command(*words),
-            cwd=ROOT,
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=LONGEST_RUN_S,
-        )
-        report = self.directory / "drift.json"
-        return Run(done.returncode, done.stdout, json.loads(report.read_text()) if report.exists() else {})
+        return self.deployment.run(*words)
 
 
 @pytest.fixture
@@ -278,7 +250,7 @@ def killed_after_the_change(control_node: ControlNode, gateway: Gateway, minpoll
                 "site.yml",
             ],
             cwd=ROOT,
-            env=control_node.environment(),
+            env=control_node.deployment.environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
