@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from typing import Any
 from derms_agent.serial_line import write_s
 from derms_agent.socket_client import Client
 
+from tests import small_depot
+from tests.bench import host
 from tests.bench.agent_service_devices import FULL, address
 from tests.bench.figures import Figure, median_and_spread
 
@@ -47,6 +50,7 @@ LINES, UNITS, BAUD_RATE = 2, 12, 19_200
 LINE_EVENTS = 60
 STEADY_S = 60.0
 RESTARTS = 3
+REBOOTS = 5
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STATUS_RSS = "VmRSS:"
 
@@ -404,10 +408,43 @@ def restart() -> list[Figure]:
     ]
 
 
+def reboot() -> list[Figure]:
+    """Measure from when a gateway is started, its network there, until its charger acknowledges a limit.
+
+    It was down for so long that the charger fell back. The whole site is converged on it: whatever else boots, boots.
+
+    :raises TimeoutError: the charger does not fall back, or is not written to
+    """
+    name, options = "bench-reboot", ("--ntp", "--fake-sysctl")
+    controlled_s: list[float] = []
+    full_s: list[float] = []
+    with host.raised([name], *options) as beside, ThreadPoolExecutor(1) as pool:
+        inventory = beside.parent / "small"
+        small_depot.declare(inventory, [name], host.ssh_config())
+        with small_depot.charging(inventory, name) as charger:
+            host.play(inventory)
+            for _ in range(REBOOTS):
+                small_depot.within(START_S, lambda: charger.drawn_a > 0.9 * small_depot.FULL_A)
+                host.hosts("down", name, "--keep")
+                small_depot.within(START_S, lambda: charger.drawn_a <= small_depot.FALLBACK_A)
+                _, since = charger.limits_since(0)
+                began_s = time.monotonic()
+                raising = pool.submit(host.hosts, "up", name, "--platform", "ubuntu2204", *options)
+                small_depot.within(START_S, lambda since=since: bool(charger.limits_since(since)[0]), 0.05)  # type: ignore[misc]
+                controlled_s.append(time.monotonic() - began_s)
+                small_depot.within(START_S, lambda: charger.drawn_a > 0.9 * small_depot.FULL_A, 0.1)
+                full_s.append(time.monotonic() - began_s)
+                raising.result(START_S)
+    value, spread = median_and_spread(controlled_s)
+    spread = f"{spread}; full current again after {median_and_spread(full_s)[0]:.1f}"
+    return [Figure("agent.service.reboot", value, "s", None, None, "≤ 20 s", value <= 20, spread)]
+
+
 BENCHMARKS: dict[tuple[str, ...], Callable[[], list[Figure]]] = {
     ("agent.service.shed_100", "agent.service.limit_put_answer_100"): lambda: shed(100),
     ("agent.service.shed_500", "agent.service.limit_put_answer_500"): lambda: shed(500),
     ("agent.service.shed_serial",): shed_serial,
     ("agent.service.steady_200.cpu", "agent.service.steady_200.rss"): steady,
     ("agent.service.restart.ready", "agent.service.restart.lowered"): restart,
+    ("agent.service.reboot",): reboot,
 }

@@ -37,6 +37,11 @@ def hosts(*verb: str) -> str:
     return done.stdout
 
 
+def ssh_config() -> Path:
+    """Return the file by which ssh finds the hosts."""
+    return Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts")) / "ssh" / "config"
+
+
 @contextmanager
 def raised(names: Sequence[str], *options: str, platform: str = "ubuntu2204") -> Iterator[Path]:
     """Raise fresh hosts and yield an inventory of them; take them down at the end."""
@@ -171,7 +176,7 @@ def verified_controls(platform: str) -> tuple[int, int]:
     with raised([name], "--ntp", "--fake-sysctl", platform=platform) as inventory:
         play(inventory)
         (entry,) = (entry for entry in json.loads(hosts("list", "--json")) if entry["name"] == name)
-        ssh = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts")) / "ssh"
+        ssh = ssh_config().parent
         gateway = {
             "name": name,
             "platform": platform,
@@ -179,7 +184,7 @@ def verified_controls(platform: str) -> tuple[int, int]:
             "address6": entry["address6"],
             "user": "deploy",
             "private_key": str(ssh / "id_ed25519"),
-            "ssh_options": f"-F {ssh / 'config'}",
+            "ssh_options": f"-F {ssh_config()}",
         }
         report = inventory.parent / "controls.xml"
         subprocess.run(
