@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup setup-dev demo demo-watch demo-down test test-all lint types unit agent molecule sanity soak collection bench campaign mutants generate lock
+.PHONY: help setup setup-dev demo demo-watch picture demo-down test test-all lint types unit agent molecule sanity soak collection bench campaign mutants generate lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ demo: setup ## Raise the demo depot's gateway and converge it
 
 demo-watch: ## Show the demo depot live, until interrupted
 	@tools/demo watch
+
+picture: setup ## Draw what the standing demo shows into docs/demo.svg, which the README begins with
+	@tools/demo picture
 
 demo-down: ## Take the demo depot down
 	@tools/demo down
