@@ -426,7 +426,7 @@ def reboot() -> list[Figure]:
             for _ in range(REBOOTS):
                 small_depot.within(START_S, lambda: charger.drawn_a > 0.9 * small_depot.FULL_A)
                 host.hosts("down", name, "--keep")
-                small_depot.within(START_S, lambda: charger.drawn_a <= small_depot.FALLBACK_A)
+                small_depot.within(START_S, lambda: charger.drawn_a < small_depot.FALLBACK_A + 0.5)
                 _, since = charger.limits_since(0)
                 began_s = time.monotonic()
                 raising = pool.submit(host.hosts, "up", name, "--platform", "ubuntu2204", *options)
