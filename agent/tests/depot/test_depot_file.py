@@ -596,6 +596,13 @@ def test_what_is_only_unwise_is_a_warning(old: str, new: str, said: str, profile
     assert str(examined.warnings[0].problem) == said
 
 
+def test_a_gateway_shares_out_one_tree(profiles: Profiles) -> None:
+    (line,) = lines(changed("  feeder: {parent: main, ", "  feeder: {"), profiles)
+    assert (
+        "circuits.feeder: found a second tree for gateway-1, which shares out that of main; expected a parent" in line
+    )
+
+
 def test_two_gateways_want_an_allocator_for_each_tree(profiles: Profiles) -> None:
     (line,) = lines(changed("gateway-1: {address: 192.0.2.10}", "gateway-[1:2]: {}"), profiles)
     assert line.startswith(

@@ -247,8 +247,10 @@ class Assembly:
         for name, circuit in list(self.circuits.items()):
             allocator = self._allocator(circuit, parents)
             self.circuits[name] = replace(circuit, parent=parents[name], allocator=allocator)
+        shared_out: dict[str, str] = {}
         for name, circuit in self.circuits.items():
             if circuit.parent is None:
+                self._one_tree(name, circuit.allocator, shared_out)
                 continue
             above = self.circuits[circuit.parent]
             lacking = [
@@ -259,6 +261,20 @@ class Assembly:
             if lacking:
                 path = (*self.entry_of["circuits", name].path, "rating_a")
                 self.report(path, f"{', '.join(lacking)}, which its parent {above.name} lacks", "phases of the parent")
+
+    def _one_tree(self, root: str, allocator: str | None, shared_out: dict[str, str]) -> None:
+        """Refuse a second tree for a gateway: what "the site" is would not be known."""
+        entry = self.entry_of["circuits", root]
+        if allocator is None or "parent" in entry.values:
+            return  # that was refused, and is told of
+        first = shared_out.setdefault(allocator, root)
+        if first != root:
+            self.report(
+                entry.path,
+                f"a second tree for {allocator}, which shares out that of {first}",
+                f"a parent that it has in common with {first}, the site's supply, or a gateway of its own",
+                at_key=True,
+            )
 
     def _allocator(self, circuit: Circuit, parents: Mapping[str, str | None]) -> str | None:
         """Return the allocator that a circuit is to have: the root's own, and none below it."""

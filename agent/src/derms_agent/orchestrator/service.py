@@ -48,7 +48,7 @@ from derms_agent.orchestrator.controller import Controller, Policy, Told
 from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
-from derms_agent.orchestrator.site import Site, site_of
+from derms_agent.orchestrator.site import Site, site_of, tree_of
 from derms_agent.orchestrator.store import ASKS, LEDGER, SESSIONS, Store, boot_id
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
@@ -65,9 +65,9 @@ _MOST_REGISTERS = 125
 logger = logging.getLogger("derms.orchestrator")
 
 
-def policy_of(configuration: Configuration) -> Policy:
-    """Return the limits of the configuration as control takes them."""
-    conf, site = configuration.limits, configuration.depot.site
+def policy_of(configuration: Configuration, known: Site) -> Policy:
+    """Return the limits of the configuration as control takes them; of those of the whole site, this tree's share."""
+    conf, site = configuration.limits, known.depot.site
     defaults = thermal.DEFAULTS
     kinds = thermal.SensorKind
     return Policy(
@@ -76,7 +76,9 @@ def policy_of(configuration: Configuration) -> Policy:
         soc_reserve_percent=site.soc_reserve_percent,
         demand_cap=None
         if conf.demand_cap_w is None
-        else demand.Cap(cap_w=conf.demand_cap_w, windows=demand.Windows(conf.demand_windows), window_s=_DEMAND_S),
+        else demand.Cap(
+            cap_w=conf.demand_cap_w * known.share, windows=demand.Windows(conf.demand_windows), window_s=_DEMAND_S
+        ),
         droop=droop.Settings(
             nominal_hz=conf.nominal_hz,
             deadband_of_hz=conf.droop_deadband_hz,
@@ -439,14 +441,14 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     store = Store(configuration.agent.state_directory)
     now_s, boot = boottime_s(), boot_id()
     ledger, rebooted = _adopted(store, site, boot, now_s)
-    controller = Controller(site=site, policy=policy_of(configuration), state=State(ledger))
+    controller = Controller(site=site, policy=policy_of(configuration, site), state=State(ledger))
     # Power may have been away with the host: who then charges shows it.
     controller.energised_at_s = math.inf if rebooted else None
     _recall_asks(controller, store, boot, now_s)
     _recall_sessions(controller, store, now_s)
-    buses = open_buses(configuration.depot, configuration.agent.gateway)
+    buses = open_buses(site.depot, configuration.agent.gateway)
     pace = Pace(shed_s=SHED_S)
-    devices = open_devices(configuration.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False)
+    devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False)
     engine = Engine(controller=controller, devices=devices, buses=buses, store=store, boot_id=boot, began_s=now_s)
     service = Service(configuration, paths, site, store, controller, engine, leds=Leds(configuration.agent))
     engine.told = service.told
@@ -595,7 +597,8 @@ def _reload(service: Service) -> None:
         logger.error("Not reloaded: found another depot file or agent.conf; that takes effect with a restart")
         return
     service.configuration = fresh
-    service.controller.policy = policy_of(fresh)
+    depot, _share = tree_of(fresh.depot, fresh.agent.gateway)
+    service.controller.policy = policy_of(fresh, replace(service.site, depot=depot))
     service.engine.wake()
     logger.info("Reloaded: limits.conf is in force as it is now")
 

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from derms_agent import profiles
@@ -12,7 +13,7 @@ from derms_agent.control import ledger as book
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import Circuits
 from derms_agent.drivers.factory import phase_voltage_v
-from derms_agent.model import Circuit, Connection, Depot, Device, Evse, Measures, Meter
+from derms_agent.model import Circuit, Connection, Depot, Device, DeviceKind, Evse, Measures, Meter
 from derms_agent.profiles.profile import Profile, Refresh
 
 REFRESH_SHARE = 4
@@ -25,7 +26,8 @@ ANSWER_S = 1.0
 class Site:
     """A depot as one gateway sees it.
 
-    `devices` are those on its buses; profiles, EVSEs and stations are the whole depot's, so that what hangs on another
+    `depot` has the tree of circuits that this gateway shares out, and its share of the site's limits (`tree_of`).
+    `devices` are those on its buses; profiles, EVSEs and stations are the whole tree's, so that what hangs on another
     gateway's buses, and is never heard here, counts at its rating. `meters` are the own meters that measure a circuit,
     by that circuit; `root` is the circuit that "site" stands for.
     """
@@ -40,25 +42,64 @@ class Site:
     network: Network
     meters: Mapping[str, Meter]
     root: Circuit
+    share: float
 
     def voltage_v(self, evse: Evse) -> float:
         """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
         return declared_voltage_v(self.depot.circuits[evse.circuit], evse)
 
 
+def tree_of(depot: Depot, gateway: str) -> tuple[Depot, float]:
+    """Return a depot as far as one gateway shares it out, and what share of the site that is.
+
+    Where each of several gateways shares out a tree of its own, none knows what the others draw. So each is given of
+    the site's limits what its root's rating is of all roots': together they are the whole.
+
+    :raises ValueError: it shares out no tree, or more than one
+    """
+    roots = {circuit.name: circuit for circuit in depot.circuits.values() if circuit.parent is None}
+    own = [name for name, circuit in roots.items() if circuit.allocator == gateway]
+    if len(own) != 1:
+        found = ", ".join(own) or "none"
+        raise ValueError(f"found the trees of circuits {found} for gateway {gateway}, expected one that it shares out")
+    circuits = {name: circuit for name, circuit in depot.circuits.items() if _root_of(depot.circuits, name) == own[0]}
+    share = _rating_va(roots[own[0]]) / math.fsum(map(_rating_va, roots.values()))
+    devices = {}
+    for name, device in depot.devices.items():
+        evses = tuple(evse for evse in device.evses if evse.circuit in circuits)
+        elsewhere = device.kind is not DeviceKind.METER and device.circuit not in {None, *circuits}
+        if evses or not (device.evses or elsewhere):
+            devices[name] = replace(device, evses=evses)
+    default_w = depot.site.default_limit_w
+    site = replace(
+        depot.site,
+        limit_va=depot.site.limit_va * share,
+        default_limit_w=None if default_w is None else default_w * share,
+    )
+    return replace(depot, circuits=circuits, devices=devices, site=site), share
+
+
+def _root_of(circuits: Mapping[str, Circuit], name: str) -> str:
+    while (parent := circuits[name].parent) is not None:
+        name = parent
+    return name
+
+
+def _rating_va(circuit: Circuit) -> float:
+    by_lines_va = sum(circuit.rating_a) * phase_voltage_v(circuit)
+    return by_lines_va if circuit.rating_kva is None else min(by_lines_va, circuit.rating_kva * 1000)
+
+
 def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
     """Return what a gateway of a depot controls.
 
     :param shed_s: how long a setpoint's write may take until it is given up
-    :raises ValueError: the gateway has no bus, or the depot no single root circuit
+    :raises ValueError: the gateway has no bus, or no tree of circuits, or several
     """
     buses = {bus.name for bus in depot.buses.values() if bus.gateway == gateway}
     if not buses:
         raise ValueError(f"found no bus of gateway {gateway} in depot {depot.name}, expected one at least")
-    roots = [circuit for circuit in depot.circuits.values() if circuit.parent is None]
-    if len(roots) != 1:
-        found = ", ".join(circuit.name for circuit in roots)
-        raise ValueError(f"found {len(roots)} circuits without a parent in depot {depot.name} ({found}), expected one")
+    depot, share = tree_of(depot, gateway)
     devices = {name: device for name, device in depot.devices.items() if device.bus in buses}
     known = {name: profiles.load(device.profile) for name, device in depot.devices.items()}
     evses = depot.evses()
@@ -79,9 +120,10 @@ def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
         meters={
             meter.circuit: meter
             for meter in depot.meters.values()
-            if meter.measures is Measures.CIRCUIT and meter.device in devices
+            if meter.measures is Measures.CIRCUIT and meter.device in devices and meter.circuit in depot.circuits
         },
-        root=roots[0],
+        root=next(circuit for circuit in depot.circuits.values() if circuit.parent is None),
+        share=share,
     )
 
 
