@@ -333,6 +333,45 @@ def test_a_trembling_limit_moves_an_evse_at_most_once_in_five_minutes() -> None:
         assert amps(previous, network).sum() > 90.0
 
 
+@pytest.mark.parametrize("steps", [FINE, Steps()])
+@pytest.mark.parametrize("seed", range(4))
+def test_own_limits_that_come_and_go_amid_trembling_turn_an_evse_no_more_often_than_they_turn(
+    seed: int, steps: Steps
+) -> None:
+    network, evses = on_one_line(5, 200.0)
+    params = Params(otherwise=steps, hold_s=30.0)
+    sessions = {evse.name: session(evse.name) for evse in evses}
+    rng = random.Random(seed)  # noqa: S311
+    begins = 600 + rng.randrange(60)
+    turns_at = [begins]
+    for _ in range(6):
+        turns_at.append(turns_at[-1] + rng.randrange(40, 70))
+    previous: Mapping[str, Allocation] = {}
+    before_a: dict[str, float] = {}
+    direction = dict.fromkeys(sessions, 0)
+    turned: dict[str, list[int]] = {name: [] for name in sessions}
+    for now in range(turns_at[-1] + 100):
+        lowered = sum(now >= at for at in turns_at) % 2 == 1
+        if not lowered:
+            before_a = {name: one.current_a for name, one in previous.items()}
+        bounds: dict[Place, Bound] = {
+            ("main", LimitQuantity.CURRENT, Phase.L1): within(high=100.0 + rng.choice([-2.0, -1.0, 0.0, 1.0, 2.0]))
+        }
+        if lowered:
+            for name in sessions:
+                bounds[name, LimitQuantity.CURRENT, None] = within(high=max(before_a[name] - 0.3, 0.0))
+        shared = share(network, evses, sessions, params, bounds=bounds, now_s=float(now), previous=previous)
+        for name, one in shared.items():
+            change = one.current_a - previous[name].current_a if previous else 0.0
+            if abs(change) > 1e-6:
+                if direction[name] * change < 0 and now > begins:
+                    turned[name].append(now)
+                direction[name] = 1 if change > 0 else -1
+        previous = shared
+    assert all(later - sooner >= 30 for places in turned.values() for sooner, later in pairwise(places))
+    assert all(len(places) >= 6 for places in turned.values())
+
+
 def test_after_a_lasting_lowering_it_rises_again() -> None:
     network, evses = on_one_line(1, 200.0)
     sessions = {"e0": session("e0", hours=20.0, need_wh=900_000.0)}

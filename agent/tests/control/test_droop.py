@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -200,6 +201,9 @@ def test_noise_reverses_the_output_at_most_once_in_five_minutes(
         state.output for state in run(settled, (settled.nominal_hz + centre_hz + noise(at_s) for at_s in range(1800)))
     ]
     assert max(reversals(outputs[start : start + 300]) for start in range(60, 1500, 20)) <= 1
+    # A charger's steps: 1 A of 32.
+    stepped = [math.floor(output * 32) for output in outputs]
+    assert max(reversals(stepped[start : start + 300]) for start in range(60, 1500, 20)) <= 1
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -211,6 +215,8 @@ def test_slow_wandering_within_the_noise_reverses_no_more_than_once_in_five_minu
     outputs = [state.output for state in run(DEFAULT, (60.0 + centre_hz + noise(at_s) for at_s in range(3600)))]
     worst = max(reversals(outputs[start : start + 300]) for start in range(60, 3300, 20))
     assert worst <= 1
+    moves = [(at_s, math.copysign(1.0, now - was)) for at_s, (was, now) in enumerate(pairwise(outputs)) if now != was]
+    assert all(later - sooner >= 300 for (sooner, was), (later, now) in pairwise(moves) if sooner > 60 and was != now)
 
 
 def test_noise_within_the_deadband_asks_for_nothing() -> None:

@@ -9,9 +9,11 @@
    running ones that the plan still wants keep their minimum; each comes up to its wish; wishes that were too small for
    a minimum are gathered, EVSE by EVSE, up to the sum of those that load the root in the same way; what is left goes
    to whoever can take it, storage last.
-4. **Holding.** A lower result is taken at once. A higher one is not taken until `hold_s` after the last lowering; where
-   it has trembled meanwhile, only up to the lowest that it was, less a margin, and the wait begins anew. Where an EVSE
-   has all that its own limits leave, as under droop, they are followed `hold_s` after they first lowered it.
+4. **Holding.** A lower result is taken at once. What the circuits leave an EVSE *lastingly* falls with it, and rises no
+   sooner than `hold_s` later; where it has trembled meanwhile, only to the lowest that it was, less a margin, and the
+   wait begins anew. Beneath that, what an EVSE's own limits lower, as droop does, is followed up again `hold_s` after
+   they first lowered it, and at once; while they hold it, they hide what the circuits leave, which therefore stays as
+   it was known. So a droop that comes and goes brings an EVSE back to where it was, and starts no new trembling.
 
 Before all rounds, EVSEs that were raised less than `hold_s` ago keep what they have, as far as it fits. So whatever
 plan, order and wishes say, an EVSE's setpoint turns round at most once in `hold_s`; only a limit may lower it sooner.
@@ -137,8 +139,9 @@ class Params:
 class Allocation:
     """What an EVSE gets, in A per conductor and in W, with the reason in words.
 
-    `raised_at_s` and `lowered_at_s` are when it was last raised and lowered, `least_a` and `most_a` the lowest and the
-    highest that it could have had since the latter: what the next cycle needs so that it does not flap.
+    What the next cycle needs so that it does not flap: `raised_at_s` and `lowered_at_s` are when it was last raised and
+    lowered; `lasting_a` is what circuits leave it lastingly, `cut_at_s` when that was cut, `least_a` and `most_a` the
+    lowest and the highest that it could have had since.
     """
 
     evse: str
@@ -147,8 +150,13 @@ class Allocation:
     why: str
     raised_at_s: float = -math.inf
     lowered_at_s: float = -math.inf
+    lasting_a: float = 0.0
+    cut_at_s: float = -math.inf
     least_a: float = math.inf
     most_a: float = -math.inf
+
+
+_NOTHING = Allocation(evse="", current_a=0.0, power_w=0.0, why="")
 
 
 def may_start_at_s(evse: str, params: Params) -> float:
@@ -523,45 +531,51 @@ def _reason(seat: _Seat) -> str:
 
 def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) -> Allocation:
     """Return what an EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
-    could = current = seat.current_a
-    raised_at, lowered_at, least, most = -math.inf, -math.inf, math.inf, -math.inf
-    held = 0.0
-    if before is not None:
-        held, raised_at = max(before.current_a, 0.0), before.raised_at_s
-        lowered_at, least, most = before.lowered_at_s, min(before.least_a, could), max(before.most_a, could)
+    could = seat.current_a
+    before = _NOTHING if before is None else before
+    held, raised_at, lowered_at = max(before.current_a, 0.0), before.raised_at_s, before.lowered_at_s
     own = could >= seat.top_a - _CLOSE_A
-    if could < held - _CLOSE_A:
+    lasting, cut_at, least, most = _lasting(seat, before, own, now_s, params)
+    current = wanted = min(could, lasting)
+    if wanted < held - _CLOSE_A:
         lowered_at = lowered_at if own and lowered_at > raised_at else now_s
-        least, most = math.inf, -math.inf
-    elif now_s - lowered_at < params.hold_s:
-        current = held
-    elif lowered_at > -math.inf and not own and most - least > _CLOSE_A:
-        current = max(held, seat.steps.down(least - params.margin_a))
-        lowered_at, least, most = now_s, math.inf, -math.inf
-    else:
+    elif now_s - lowered_at < params.hold_s or wanted <= held + _CLOSE_A:
         # What differs by rounding is the same.
-        current = could if could > held + _CLOSE_A else held
-        lowered_at, least, most = -math.inf, math.inf, -math.inf
-    if current > held + _CLOSE_A:
+        current = held
+    else:
         raised_at = now_s
     why = _reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while"
-    if (
-        before is not None
-        and (current, why) == (before.current_a, before.why)
-        and (raised_at, lowered_at, least, most)
-        == (before.raised_at_s, before.lowered_at_s, before.least_a, before.most_a)
-    ):
-        return before
-    return Allocation(
+    found = Allocation(
         evse=seat.name,
         current_a=current,
         power_w=current * seat.watts_per_a,
         why=why,
         raised_at_s=raised_at,
         lowered_at_s=lowered_at,
+        lasting_a=lasting,
+        cut_at_s=cut_at,
         least_a=least,
         most_a=most,
     )
+    return before if found == before else found
+
+
+def _lasting(
+    seat: _Seat, before: Allocation, own: bool, now_s: float, params: Params
+) -> tuple[float, float, float, float]:
+    """Return what the circuits leave an EVSE lastingly, when that was cut, and the least and the most seen since."""
+    could, lasting, cut_at = seat.current_a, before.lasting_a, before.cut_at_s
+    least, most = min(before.least_a, could), max(before.most_a, could)
+    if could <= lasting + _CLOSE_A and own:
+        # Its own limits do not let it see what the circuits leave: nothing is known anew.
+        return lasting, now_s if cut_at > -math.inf else cut_at, math.inf, -math.inf
+    if could < lasting - _CLOSE_A:
+        return could, now_s, math.inf, -math.inf
+    if now_s - cut_at < params.hold_s:
+        return lasting, cut_at, least, most
+    if cut_at > -math.inf and most - least > _CLOSE_A:
+        return max(lasting, seat.steps.down(least - params.margin_a)), now_s, math.inf, -math.inf
+    return max(lasting, could), -math.inf, math.inf, -math.inf
 
 
 def _given_back(
@@ -597,8 +611,8 @@ def _given_back(
             if missing_w > 0:
                 missing_w -= give(seat, missing_w / seat.watts_per_a) * seat.watts_per_a
     return {
-        seat.name: Allocation(
-            evse=seat.name,
+        seat.name: replace(
+            shared[seat.name],
             current_a=-given[seat.name],
             power_w=-given[seat.name] * seat.watts_per_a,
             why="gives back what a limit asks for",

@@ -22,18 +22,20 @@ two reasons only:
 - *Coarse*: the response is more than 2 w away. The output is taken along to 2 w from it, at once and in either
   direction.
 - *Fine*: the response's mean (time constant `_MEAN_S`, or twice T, never more than 2 w from the response) is more than
-  half of `exactness` away. The output is set to the mean; where that would turn it round, only if it has not turned
-  round for `calm_s` (5 minutes).
+  half of `exactness` away. The output is set to the mean; but against the direction of its last move only `calm_s`
+  (5 minutes) after that.
 
 Once the output is inside the interval of what noise asks for, where the first move puts it, no coarse move happens, for
 nothing in it is more than 2 w away; so **any** noise within ±noise_hz, fast, slow or wandering, turns the output round
-at most once in `calm_s`. There is no limit cycle through the grid either: curve, lag, mean and play are no steeper than
-the curve, and a depot moves the frequency of an interconnected grid by far less than 1 / g per unit, so that the loop's
-gain is far below 1 and it contracts, whatever delays are in it.
+at most once in `calm_s`. Nor does it turn anything round more often that follows the output by steps of any size, for
+every move up is `calm_s` away from every move down, not just the first of a row. There is no limit cycle through the
+grid either: curve, lag, mean and play are no steeper than the curve, and a depot moves the frequency of an
+interconnected grid by far less than 1 / g per unit, so that the loop's gain is far below 1 and it contracts, whatever
+delays are in it.
 
 **Exact when steady.** At a constant frequency response and mean settle on the curve and the fine move leaves at most
 half of `exactness` (0.5 % of rated): within 10 T (or 60 s, for a fast T) after the change. One case waits longer: a
-change by less than 2 noise_hz that would turn the output round within `calm_s` of the last time looks like noise, is
+change by less than 2 noise_hz that would turn the output round within `calm_s` of its last move looks like noise, is
 answered once `calm_s` is over, and leaves up to 2 w until then (1.33 % at the defaults). The standard's own accuracy,
 10 mHz and 5 % of rated power (clause 4.4, table 3), is wider.
 
@@ -155,7 +157,7 @@ class State:
     """The droop's memory.
 
     `response` is the lag's output, `mean` the mean of that, and `output` what is asked for, all in per unit of rated
-    power. `direction` is where the output went last, `turned_at_s` when it last turned round. `before_w` is what each
+    power. `direction` is where the output went last, `moved_at_s` when. `before_w` is what each
     device drew before the disturbance, by name; it stands still while the output is not 0.
     """
 
@@ -164,7 +166,7 @@ class State:
     mean: float = 0.0
     output: float = 0.0
     direction: int = 0
-    turned_at_s: float = -math.inf
+    moved_at_s: float = -math.inf
     known: bool = False
     before_w: Mapping[str, float] = field(default_factory=dict)
 
@@ -188,18 +190,16 @@ def step(settings: Settings, state: State, frequency_hz: float | None, now_s: fl
     mean = min(max(state.mean + (response - state.mean) * slow, response - noise), response + noise)
     moved = _moved(state, min(max(state.output, response - noise), response + noise), now_s)
     wanted = _moved(moved, _fine(settings, moved.output, mean), now_s)
-    if wanted.turned_at_s == moved.turned_at_s or now_s - moved.turned_at_s >= settings.calm_s:
+    if wanted.direction != -moved.direction or now_s - moved.moved_at_s >= settings.calm_s:
         moved = wanted
     return replace(moved, at_s=now_s, response=response, mean=mean, known=True)
 
 
 def _moved(state: State, output: float, now_s: float) -> State:
-    """Return the state with another output, and where that turns it round, with the time."""
+    """Return the state with another output, and where that moves it, with direction and time."""
     if output == state.output:
         return state
-    direction = 1 if output > state.output else -1
-    turned_at_s = now_s if direction == -state.direction else state.turned_at_s
-    return replace(state, output=output, direction=direction, turned_at_s=turned_at_s)
+    return replace(state, output=output, direction=1 if output > state.output else -1, moved_at_s=now_s)
 
 
 def _fine(settings: Settings, output: float, mean: float) -> float:

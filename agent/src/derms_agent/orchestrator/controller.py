@@ -361,7 +361,7 @@ class Controller:
             self._settled_s = now_s + SETTLE_S
         if now_s <= self._settled_s:
             self._previous = {
-                name: replace(one, lowered_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
+                name: replace(one, lowered_at_s=-math.inf, cut_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
                 for name, one in self._previous.items()
             }
 
