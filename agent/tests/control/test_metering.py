@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count, takewhile
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from derms_agent.control.metering import Drawn, Rules, Shown, bracket, clearest, metered, reached
+from derms_agent.control.metering import Drawn, Rules, Shown, bracket, clearest, metered, reached, standing
 from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase
 
 
@@ -66,6 +71,15 @@ def test_a_sample_with_an_evse_that_is_not_known_is_no_clear_one() -> None:
     assert clearest([clear, blurred], 2.5) == clear
 
 
+@pytest.mark.parametrize(("age_s", "stands"), [(2.9, "clear"), (3.1, "clear"), (4.9, "clear"), (5.1, "blurred")])
+def test_what_is_known_stands_beside_what_is_not_until_it_is_no_longer_fresh(age_s: float, stands: str) -> None:
+    clear = metered(shown(1.0, 40.0), [(on_all(20.0), on_all(20.0)), (on_all(20.0), on_all(20.0))])
+    blurred = metered(shown(3.5, 40.0), [(on_all(20.0), on_all(20.0)), None])
+    assert clear.complete
+    assert not blurred.complete
+    assert clearest([clear, blurred], 1.0 + age_s) == {"clear": clear, "blurred": blurred}[stands]
+
+
 def test_a_rise_that_a_newer_sample_proves_stands_at_once() -> None:
     before = metered(shown(1.0, 40.0), [(on_all(20.0), on_all(20.0))])
     risen = metered(shown(2.0, 90.0), [(on_all(20.0), on_all(36.0))])
@@ -81,7 +95,7 @@ def test_what_is_old_does_not_stand() -> None:
 def test_an_evse_that_is_not_sampled_on_both_sides_may_have_drawn_nothing() -> None:
     meter = shown(5.0, 40.0)
     assert bracket(meter, [drawn(4.5, 16.0)]) is None
-    assert bracket(meter, [drawn(1.0, 16.0), drawn(5.5, 16.0)]) is None
+    assert bracket(meter, [drawn(0.5, 16.0), drawn(5.5, 16.0)]) is None
     assert bracket(meter, [drawn(4.5, 16.0), drawn(5.5, 6.0)]) == (on_all(6.0), on_all(16.0))
     assert metered(meter, [None]).evse_low_a == on_all(0.0)
 
@@ -123,3 +137,99 @@ def test_a_rise_of_the_base_load_shows_at_once_beside_steady_evses_and_else_once
         most_a = chosen.current_a[0] - chosen.evse_low_a[0]
         held_s = 0.0 if not moving else Rules().hold_s
         assert most_a >= loads(at_s + 0.1 - held_s - 0.1) - 1e-6
+
+
+ENDS_S = 40.0
+
+
+def polls(rng: random.Random, period_s: float, first_s: float, late_s: float) -> list[tuple[float, float]]:
+    """Return when a device is asked and has answered: at an even pace, each time up to so much late."""
+    asked = [
+        first_s + index * period_s + rng.uniform(0, late_s)
+        for index in takewhile(lambda index: first_s + index * period_s < ENDS_S, count())
+    ]
+    return [(at_s, at_s + rng.uniform(0.02, 0.2)) for at_s in asked]
+
+
+def polled(
+    rng: random.Random, period_s: float, first_s: float, late_s: float, drawn_a: Sequence[Callable[[float], float]]
+) -> tuple[list[tuple[float, float]], list[list[Drawn]]]:
+    """Return the meter's polls, and of each EVSE what it showed; each value is of some moment of its poll."""
+    trails = []
+    for one in drawn_a:
+        trail = []
+        for asked_s, answered_s in polls(rng, period_s, first_s, late_s):
+            shows = on_all(one(rng.uniform(asked_s, answered_s)))
+            trail.append(Drawn(asked_s, answered_s, shows, shows))
+        trails.append(trail)
+    return polls(rng, period_s, 0.0, late_s), trails
+
+
+def known_by(now_s: float, shown: list[Shown], trails: list[list[Drawn]]) -> tuple[list[Shown], list[list[Drawn]]]:
+    """Return what control has at a moment: the last eight answers of each."""
+    return (
+        [one for one in shown if one.answered_s <= now_s][-8:],
+        [[one for one in trail if one.answered_s <= now_s][-8:] for trail in trails],
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    period_s=st.floats(0.8, 2.0),
+    first_s=st.sampled_from([-0.2, -0.05, -0.01, 0.0, 0.01, 0.05, 0.2]),
+    late_s=st.sampled_from([0.0, 0.1, 0.3, 0.5]),
+    evses=st.integers(1, 12),
+)
+def test_meter_and_evses_polled_in_phase_take_no_vehicle_for_base_load(
+    seed: int, period_s: float, first_s: float, late_s: float, evses: int
+) -> None:
+    rng = random.Random(seed)  # noqa: S311
+    asked, trails = polled(rng, period_s, first_s, late_s, [lambda _at_s: 16.0] * evses)
+    shown = [
+        Shown(asked_s=a_s, answered_s=b_s, current_a=on_all(16.0 * evses + 5), active_w=on_all(0)) for a_s, b_s in asked
+    ]
+    for now_s in (10.0 + 0.25 * step for step in range(100)):
+        one = standing(*known_by(now_s, shown, trails), now_s)
+        assert one is not None
+        assert one.complete
+        assert one.current_a[0] - one.evse_low_a[0] == pytest.approx(5.0)
+        assert now_s - one.read_at_s <= Rules().fresh_s
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32),
+    period_s=st.floats(0.8, 2.4),
+    first_s=st.floats(-0.5, 0.5),
+    late_s=st.floats(0.0, 0.5),
+    moving=st.lists(moves, max_size=4),
+    rises_s=st.floats(12.0, 30.0),
+    rise_a=st.floats(0.0, 60.0),
+)
+def test_polled_in_phase_the_base_load_is_not_under_estimated_for_longer_than_a_sample_is_fresh(
+    *,
+    seed: int,
+    period_s: float,
+    first_s: float,
+    late_s: float,
+    moving: list[tuple[float, float, float, float, float]],
+    rises_s: float,
+    rise_a: float,
+) -> None:
+    rng = random.Random(seed)  # noqa: S311
+
+    def load_a(at_s: float) -> float:
+        return 5.0 + (rise_a if at_s >= rises_s else 0.0)
+
+    evses = [partial(course, move[0] + 12, *move[1:4]) for move in moving]
+    asked, trails = polled(rng, period_s, first_s, late_s, evses)
+    shown = []
+    for asked_s, answered_s in asked:
+        at_s = rng.uniform(asked_s, answered_s)
+        flows = load_a(at_s) + sum(one(at_s) for one in evses)
+        shown.append(Shown(asked_s=asked_s, answered_s=answered_s, current_a=on_all(flows), active_w=on_all(0)))
+    for now_s in (10.0 + 0.25 * step for step in range(100)):
+        one = standing(*known_by(now_s, shown, trails), now_s)
+        if one is not None and now_s - one.read_at_s <= Rules().fresh_s:
+            assert one.current_a[0] - one.evse_low_a[0] >= load_a(now_s - Rules().fresh_s) - 1e-6

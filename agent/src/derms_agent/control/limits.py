@@ -265,6 +265,7 @@ class Metered:
     `reactive_var` is signed for all phases. `evse_low_a` and `evse_high_a` bound, per phase, the active current of all
     EVSEs that the reading contains, over the time in which it may have been taken; leave both at no flow for a meter
     that measures the base load alone. EVSEs draw with a power factor of 1; `evse_var` bounds what deviates from that.
+    `complete`: each of these EVSEs was sampled on both sides of the reading, so that none is wholly unknown.
     """
 
     read_at_s: float
@@ -275,6 +276,7 @@ class Metered:
     evse_low_a: PerPhase = NO_FLOW
     evse_high_a: PerPhase = NO_FLOW
     evse_var: float = 0.0
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,9 +26,10 @@ from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
 from derms_agent.profiles.profile import Quantity
 
-METER_FRESH_S = 5.0
-"""How old a meter's reading may be and still count: its pace, the brackets around it, and for how long one stands."""
 READING_FRESH_S = 2.5
+_METERING = metering.Rules(answers_s=READING_FRESH_S)
+METER_FRESH_S = _METERING.fresh_s
+"""How old a meter's reading may be and still count: its pace, the brackets around it, and for how long one stands."""
 GAP_S = 4.0
 """A device that was silent for longer may have been restarted: its settings are read again."""
 SETTLE_S = 20.0
@@ -413,12 +414,7 @@ class Controller:
             beneath = self._reached(circuit)
             if beneath is None:
                 continue
-            samples = [
-                metering.metered(one, [metering.bracket(one, self._drawn.get(evse.name, ())) for evse in beneath])
-                for one in shown
-                if self._settled(one, beneath, now_s)
-            ]
-            chosen = metering.clearest(samples, now_s)
+            chosen = metering.standing(shown, [self._drawn.get(evse.name, ()) for evse in beneath], now_s, _METERING)
             if chosen is not None:
                 found[circuit] = chosen
         return found
@@ -436,14 +432,6 @@ class Controller:
                 all(metering.bracket(one, self._drawn.get(evse.name, ())) is not None for evse in beneath)
                 for one in self._shown.get(circuit, ())
             ):
-                return False
-        return True
-
-    def _settled(self, shown: metering.Shown, beneath: Sequence[Evse], now_s: float) -> bool:
-        """Whether every EVSE beneath that still answers was sampled after the meter was."""
-        for evse in beneath:
-            trail = self._drawn.get(evse.name)
-            if trail and trail[-1].asked_s < shown.answered_s and now_s - trail[-1].asked_s <= READING_FRESH_S:
                 return False
         return True
 
