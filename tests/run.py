@@ -25,6 +25,8 @@ LOGS = ROOT / "build" / "test"
 CANNOT_RUN = 3
 
 SOAK = "tests/e2e/test_dry_runs_amid_bans.py"
+DAY = ("--log-cli-level=INFO", "agent/tests/orchestrator/test_memory.py")
+KILLED = ("-k", "killed_at_any_instant", "agent/tests/orchestrator/test_service.py")
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ PARTS = (
             (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "test", "--count", "200"),
             (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "mutants", "--quick"),
         ),
+    ),
+    Part(
+        "endurance",
+        "computing",
+        (
+            ("env", "DERMS_HOURS=24", f"{BIN}/pytest", "-q", *DAY),
+            ("env", "DERMS_KILLS=200", f"{BIN}/pytest", "-q", *KILLED),
+        ),
+        always=False,
     ),
     Part("sanity", "computing", (("tests/check_sanity",),)),
     Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),

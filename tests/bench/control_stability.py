@@ -35,7 +35,7 @@ BASE_A = 40.0
 FRESH_S = 10.0
 VOLTAGE_V = 400.0
 NOISES = (white, wave, wandering)
-CENTRES_HZ = (0.0, -0.036, -0.08, 0.08)
+CENTRES_HZ = (0.0, -0.036, 0.036, -0.08, 0.08)
 MODES: Mapping[str, Params] = {
     "continuous": Params(),
     "stepped": Params(otherwise=Steps(minimum_a=6.0, step_a=1.0)),

@@ -54,6 +54,7 @@ class Play:
     controller: Controller
     now_s: float = BEGAN_S
     base_a: PerPhase = (20.0, 20.0, 20.0)
+    frequency_hz: float = 50.0
     limit_a: dict[str, float] = field(default_factory=dict)
     most_a: dict[str, float] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
@@ -132,7 +133,7 @@ class Play:
             volts = 400 / math.sqrt(3)
             values = {f"current_l{line}": lines[line - 1] for line in (1, 2, 3)}
             values |= {f"active_power_l{line}": volts * lines[line - 1] for line in (1, 2, 3)}
-            values |= {"reactive_power": 0.0, "frequency": 50.0, "voltage_l1": volts, "energy": 1e6}
+            values |= {"reactive_power": 0.0, "frequency": self.frequency_hz, "voltage_l1": volts, "energy": 1e6}
             self.take("grid", values, self.now_s + METER_AT_S)
 
     def cycle(self) -> Outcome:
