@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 KILLS = int(os.environ.get("DERMS_KILLS", "3"))
 SLACK_W = 300.0
 FOLLOW_S = 20.0
+START_S = 120.0
+"""For how long a start is waited for: three seconds of processor time, of which a busy machine gives little."""
 CHARGERS = 4
 SITE_KVA = 28
 SITE_W = 1000 * SITE_KVA
@@ -189,7 +191,7 @@ class Orchestrator:
         address.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
             told.bind(str(address))
-            told.settimeout(30)
+            told.settimeout(START_S)
             environment = {**SINGLE_THREADED, "NOTIFY_SOCKET": str(address)}
             if self.credentials is not None:
                 environment["CREDENTIALS_DIRECTORY"] = str(self.credentials)
