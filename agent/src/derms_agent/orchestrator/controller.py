@@ -362,7 +362,14 @@ class Controller:
             self._settled_s = now_s + SETTLE_S
         if now_s <= self._settled_s:
             self._previous = {
-                name: replace(one, lowered_at_s=-math.inf, cut_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
+                name: replace(
+                    one,
+                    raised_at_s=-math.inf,
+                    lowered_at_s=-math.inf,
+                    cut_at_s=-math.inf,
+                    least_a=math.inf,
+                    most_a=-math.inf,
+                )
                 for name, one in self._previous.items()
             }
 
