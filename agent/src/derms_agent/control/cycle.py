@@ -27,7 +27,7 @@ from functools import cached_property
 from operator import itemgetter
 from typing import Protocol, TypeAlias
 
-from derms_agent.control import guard, obedience
+from derms_agent.control import guard, obedience, shed
 from derms_agent.control.guard import Admission, Rules, Write
 from derms_agent.control.ledger import (
     NOTHING,
@@ -205,14 +205,7 @@ class Cycle:
         stations, entries = self.circuits.stations, book.entries
         relied = [one.name for one in stations if guard.reliable(entries[one.name], one, now_s, self.rules)]
         kept = protecting(inputs.limits, self.circuits.circuits)
-        left = self._left(bounds, book, set(relied), now_s)
-        left = self._kept_free(left, kept, book, inputs.idle.intersection(relied))
-        allocated = self.allocate(relied, left, now_s)
-        wanted = {
-            name: Amount(_within(place, allocation.current_a, bounds.of.get(name)))
-            for name, allocation in allocated.items()
-            if (place := self._places.get(name)) is not None
-        }
+        left, allocated, wanted = self._shared(book, bounds, kept, relied, inputs.idle, now_s)
         admission = guard.admit(
             book,
             wanted,
@@ -237,6 +230,42 @@ class Cycle:
             ),
             tuple(one.name for one in stations if entries[one.name].silent_for_s(now_s) >= one.silent_s),
         )
+
+    def shed(
+        self, state: State, limits: tuple[Limit, ...], idle: frozenset[str], now_s: float
+    ) -> tuple[State, tuple[Write, ...]]:
+        """Return what limits that have just come call for and that no cycle need be waited for: decreases.
+
+        `limits` are all that hold. The state's ledger counts the writes; it is to be stored before they leave.
+        """
+        book, circuits = state.ledger, self.circuits
+        kept = protecting(limits, circuits.circuits)
+        answering = [
+            one.name for one in circuits.stations if shed.answers(book.entries[one.name], one, now_s, self.rules)
+        ]
+        _, _, wanted = self._shared(book, self.combine(limits, now_s), kept, answering, idle, now_s)
+        writes, book = shed.lowered(book, wanted, now_s)
+        return State(book, state.obedience), writes
+
+    def _shared(  # noqa: PLR0917 - what the shares are made from
+        self,
+        book: Ledger,
+        bounds: Combined,
+        kept: Caps,
+        relied: Sequence[str],
+        idle: frozenset[str],
+        now_s: float,
+    ) -> tuple[Combined, Mapping[str, Allocated], Mapping[str, Amount]]:
+        """Return what is left for those that are relied on, their shares, and those within each one's own bounds."""
+        left = self._left(bounds, book, set(relied), now_s)
+        left = self._kept_free(left, kept, book, idle.intersection(relied))
+        allocated = self.allocate(relied, left, now_s)
+        wanted = {
+            name: Amount(_within(place, allocation.current_a, bounds.of.get(name)))
+            for name, allocation in allocated.items()
+            if (place := self._places.get(name)) is not None
+        }
+        return left, allocated, wanted
 
     def _judged(
         self, book: Ledger, before: Mapping[str, Obedience], now_s: float
