@@ -72,3 +72,18 @@ def test_no_job_waits_behind_a_less_urgent_or_a_later_one(arrivals: list[Priorit
         jobs.push((priority, number), priority)
     served = [jobs.pop() for _ in arrivals]
     assert served == sorted(served)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_of_sheds_the_unit_that_was_sent_one_longest_ago_goes_first(units: list[int]) -> None:
+    sent_at = dict.fromkeys(range(4), -1)
+    jobs: WaitingJobs[tuple[int, int]] = WaitingJobs(len(units), lambda job: sent_at[job[0]])
+    for number, unit in enumerate(units):
+        jobs.push((unit, number), Priority.SHED)
+    left = [(unit, number) for number, unit in enumerate(units)]
+    for turn in range(len(units)):
+        unit, number = jobs.pop()
+        assert sent_at[unit] == min(sent_at[one] for one, _ in left)
+        assert number == min(came for one, came in left if sent_at[one] == sent_at[unit])
+        left.remove((unit, number))
+        sent_at[unit] = turn

@@ -98,10 +98,11 @@ class ModbusBus:
     `read` and `write` work while `run` does. While the bus is connecting, jobs wait as their deadlines allow; once an
     attempt has failed they are refused at once with `Unreachable`, until a connection stands.
 
-    Among jobs of one priority, first come is first served. A unit that does not answer is set apart: what is not a shed
-    is refused to it, but for a try now and then (at first after 1 s, at last every 10 s); its sheds are sent, but after
-    each attempt that it leaves unanswered a job for another unit goes first. So its neighbours wait one time-out at the
-    most.
+    Among jobs of one priority, first come is first served; of sheds, the unit goes first that was sent one longest
+    ago, so that who is to be lowered further waits for those who have not been lowered at all. A unit that does not
+    answer is set apart: what is not a shed is refused to it, but for a try now and then (at first after 1 s, at last
+    every 10 s); its sheds are sent, but after each attempt that it leaves unanswered a job for another unit goes first.
+    So its neighbours wait one time-out at the most.
     """
 
     def __init__(self, bus: Bus, most_waiting: int = MOST_WAITING) -> None:
@@ -116,8 +117,8 @@ class ModbusBus:
         if bus.transport is Transport.SERIAL and bus.baud_rate is not None:
             self._delay_between_s = max(bus.delay_between_s, silence_s(bus.baud_rate))
         self._units: dict[int, Unit] = {}
-        self._waiting: WaitingJobs[Job] = WaitingJobs(most_waiting)
-        self._waiting_for_dead: WaitingJobs[Job] = WaitingJobs(most_waiting)
+        self._waiting: WaitingJobs[Job] = WaitingJobs(most_waiting, _shed_at_s)
+        self._waiting_for_dead: WaitingJobs[Job] = WaitingJobs(most_waiting, _shed_at_s)
         self._dead_had_its_turn = False
         self._in_flight: dict[Job, None] = {}
         self._connection: Connection[Job] | None = None
@@ -308,6 +309,8 @@ class ModbusBus:
         assert self._connection is not None  # noqa: S101 -- every caller looked; this tells the type checker
         job.sent_at_s = now_s
         job.due_s = now_s + self.bus.timeout_s
+        if job.priority is Priority.SHED:
+            job.unit.shed_at_s = now_s
         self._in_flight[job] = None
         if self._delay_between_s:
             self._free_at_s = now_s + self._delay_between_s
@@ -440,6 +443,10 @@ class ModbusBus:
     @staticmethod
     def _now() -> float:
         return asyncio.get_running_loop().time()
+
+
+def _shed_at_s(job: Job) -> float:
+    return job.unit.shed_at_s
 
 
 def _too_late(job: Job) -> DeadlinePassed:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from derms_agent.drivers.modbus.backoff import Backoff
@@ -20,12 +21,13 @@ class Unit:
     """What is known of one unit of a bus. Times are the event loop's monotonic clock, in s.
 
     `failures` counts requests in a row that were sent and got no valid reply; a lost connection is not the unit's
-    failure. `silent_since_s` is when the first of them was sent.
+    failure. `silent_since_s` is when the first of them was sent, `shed_at_s` when a shed was sent to it last.
     """
 
     failures: int = 0
     last_good_s: float | None = None
     silent_since_s: float | None = None
+    shed_at_s: float = -math.inf
     _next_try_s: float = 0.0
     _rest: Backoff = field(default_factory=lambda: Backoff(FIRST_REST_S, LONGEST_REST_S))
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The jobs that wait for a bus: by priority, first come first served within one, and never more than a bound."""
+"""The jobs that wait for a bus: by priority, first come first served within one but for sheds, and never too many."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
 from derms_agent.drivers.interface import Priority
@@ -15,13 +15,15 @@ J = TypeVar("J", bound=Hashable)
 class WaitingJobs(Generic[J]):
     """Jobs in the order in which they are served.
 
-    Pure: it knows neither time nor bus. A job is in it once at the most.
+    Pure: it knows neither time nor bus. A job is in it once at the most. Among sheds, that with the least `shed_at_s`
+    goes first, and of several such the one that came first.
     """
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, bound: int, shed_at_s: Callable[[J], float] = lambda _: 0.0) -> None:
         if bound < 1:
             raise ValueError(f"found a bound of {bound}, expected at least 1")
         self._bound = bound
+        self._shed_at_s = shed_at_s
         self._by_priority: dict[Priority, OrderedDict[J, None]] = {priority: OrderedDict() for priority in Priority}
         self._count = 0
 
@@ -54,10 +56,12 @@ class WaitingJobs(Generic[J]):
 
         :raises IndexError: none waits
         """
-        for jobs in self._by_priority.values():
+        for priority, jobs in self._by_priority.items():
             if jobs:
+                job = min(jobs, key=self._shed_at_s) if priority is Priority.SHED else next(iter(jobs))
+                del jobs[job]
                 self._count -= 1
-                return jobs.popitem(last=False)[0]
+                return job
         raise IndexError("no job waits")
 
     def first(self) -> Priority | None:
