@@ -52,13 +52,13 @@ def fill(bus: MemoryBus, device: Device, profile: Profile) -> None:
 
 
 def opened(
-    kit: Kit, name: str, *, pace: Pace = QUICK, bus: MemoryBus | None = None, **made: Any
+    kit: Kit, name: str, *, pace: Pace = QUICK, bus: MemoryBus | None = None, reads_back: bool = True, **made: Any
 ) -> tuple[ModbusDevice, MemoryBus]:
     profile = profiles.load(name)
     device = kit.device(name, **made)
     bus = kit.bus() if bus is None else bus
     fill(bus, device, profile)
-    driver = open_device(device, profile, bus, pace=pace)
+    driver = open_device(device, profile, bus, pace=pace, reads_back=reads_back)
     return driver, bus
 
 
@@ -121,6 +121,29 @@ async def test_below_the_minimum_a_switch_is_turned_off_and_the_limit_left_alone
     proof = await driver.apply(Setpoint(evse="charger-1", p_w=4139))
     assert sent(bus) == [(KEBA_ENABLED, (0,))]
     assert (proof.kind, proof.asked, proof.in_force) == (ProofKind.ACKNOWLEDGED, 0.0, 0.0)
+
+
+async def test_whoever_compares_polls_is_not_read_back_for_what_they_show(kit: Kit) -> None:
+    driver, bus = opened(kit, "heidelberg_energy_control", rating_a=16.0, reads_back=False)
+    before = await driver.apply(Setpoint(evse="charger-1", p_w=6900))
+    assert before.kind is ProofKind.READ_BACK  # it was never polled
+    async with running(driver) as readings:
+        await until(lambda: bool(readings))
+    bus.requests.clear()
+    proof = await driver.apply(Setpoint(evse="charger-1", p_w=6210))
+    assert sent(bus)[-1] == (HEIDELBERG_LIMIT, (90,))
+    assert (proof.kind, proof.in_force) == (ProofKind.ACKNOWLEDGED, 9.0)
+    assert not bus.reads
+
+
+async def test_a_limit_in_force_is_waited_for_whoever_asks(kit: Kit) -> None:
+    driver, bus = keba(kit, reads_back=False)
+    async with running(driver) as readings:
+        await until(lambda: bool(readings))
+    bus.requests.clear()
+    proof = await driver.apply(Setpoint(evse="charger-1", p_w=6900))
+    assert proof.kind is ProofKind.READ_BACK
+    assert bus.reads
 
 
 async def test_a_device_without_a_switch_is_told_zero(kit: Kit) -> None:

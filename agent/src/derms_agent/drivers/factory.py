@@ -27,17 +27,27 @@ def open_device(
     pace: Pace | None = None,
     clock: Clock = time.monotonic,
     repeats_limits: bool = True,
+    reads_back: bool = True,
 ) -> ModbusDevice:
     """Return the driver of a device; nothing is sent yet.
 
-    `circuits` give the voltage by which W become A; without them 230 V to neutral are taken. `clock` and
-    `repeats_limits` are as `ModbusDevice` has them. Raises ValueError where the profile cannot limit each of the
-    device's EVSEs.
+    `circuits` give the voltage by which W become A; without them 230 V to neutral are taken. `clock`,
+    `repeats_limits` and `reads_back` are as `ModbusDevice` has them. Raises ValueError where the profile cannot limit
+    each of the device's EVSEs.
     """
     kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
     known = circuits or {}
     voltages = {evse.name: phase_voltage_v(known[evse.circuit]) for evse in device.evses if evse.circuit in known}
-    return kind(device, profile, bus, phase_voltage_v=voltages, pace=pace, clock=clock, repeats_limits=repeats_limits)
+    return kind(
+        device,
+        profile,
+        bus,
+        phase_voltage_v=voltages,
+        pace=pace,
+        clock=clock,
+        repeats_limits=repeats_limits,
+        reads_back=reads_back,
+    )
 
 
 def phase_voltage_v(circuit: Circuit) -> float:
@@ -70,6 +80,7 @@ def open_devices(
     pace: Pace | None = None,
     clock: Clock = time.monotonic,
     repeats_limits: bool = True,
+    reads_back: bool = True,
 ) -> dict[str, ModbusDevice]:
     """Return the drivers of the devices on those buses, by name. Raises ProfileError; ValueError as `open_device`."""
     return {
@@ -81,6 +92,7 @@ def open_devices(
             pace=pace,
             clock=clock,
             repeats_limits=repeats_limits,
+            reads_back=reads_back,
         )
         for device in depot.devices.values()
         if device.bus in buses

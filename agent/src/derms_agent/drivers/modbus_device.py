@@ -122,7 +122,9 @@ class ModbusDevice:
 
     `phase_voltage_v` is the nominal voltage to neutral, by EVSE: what W are divided by for a device that is limited in
     A. The declared settings stand for those not read yet. `repeats_limits`: it writes a limit again by itself where
-    that is what feeds the watchdog; whoever keeps a ledger of writes repeats them itself.
+    that is what feeds the watchdog; whoever keeps a ledger of writes repeats them itself. `reads_back`: it
+    reads each limit back once it is written; whoever looks at what polls show of it need not have that as well, and the
+    bus carries half of what it would.
     """
 
     def __init__(
@@ -135,9 +137,11 @@ class ModbusDevice:
         pace: Pace | None = None,
         clock: Clock = time.monotonic,
         repeats_limits: bool = True,
+        reads_back: bool = True,
     ) -> None:
         self.device = device
         self._repeats_limits = repeats_limits
+        self._reads_back = reads_back
         self.profile = profile
         self.pace = Pace() if pace is None else pace
         self.freshness_s = self.pace.freshness_s
@@ -501,7 +505,9 @@ class ModbusDevice:
             doubt = failure
         registers = await self.find_map()
         name, step = steps[0]
-        if not registers.readable(name):
+        # What shows the limit in force follows a write in its own time: that is waited for here.
+        polled = not (self._reads_back or self.profile.shows_in_force) and name in self._groups[0].values
+        if not registers.readable(name) or (polled and doubt is None):
             if doubt is not None:
                 return ProofKind.INDETERMINATE, None, str(doubt)
             return ProofKind.ACKNOWLEDGED, _amount(held[0]) if name == limit.name else value, ""
