@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from derms_agent.control import ledger as book
-from derms_agent.model import Rank
+from derms_agent.control.guard import Purpose
+from derms_agent.model import Proof, ProofKind, Rank
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Told
 
@@ -74,6 +75,74 @@ def test_an_ask_is_obeyed_with_the_writes_of_one_cycle(charging: Play) -> None:
     assert not one.controller.forget("less")
     one.step(2 * SETTLED_S)
     assert one.drawn_w() + BASE_W > 0.9 * SITE_VA
+
+
+def test_an_ask_lowers_ahead_of_the_cycle_what_the_cycle_would_lower(charging: Play) -> None:
+    one = charging
+    one.read()
+    one.controller.put(ask(SITE_VA / 2))
+    decreases = one.controller.shed(one.now_s + 0.3)
+    told_a = {write.evse: write.amount.active_a for write in decreases}
+    assert all(amperes < one.limit_a[name] for name, amperes in told_a.items())
+    assert one.told_w() + BASE_W <= SITE_VA / 2 + 1
+    entries = one.controller.state.ledger.entries
+    assert {name: entries[name].told_amount.active_a for name in told_a} == told_a  # type: ignore[union-attr]
+    for write in decreases:
+        one.limit_a[write.evse] = write.amount.active_a
+        one.controller.proved(write.evse, write.id, taken(write.evse), one.now_s + 0.4)
+    assert one.controller.shed(one.now_s + 0.5) == ()
+    assert [write for write in one.cycle().writes if write.evse in told_a and write.purpose is Purpose.LOWER] == []
+    one.step(SETTLED_S)
+    assert one.drawn_w() + BASE_W <= SITE_VA / 2 + 1
+
+
+def test_nothing_is_lowered_ahead_of_the_first_cycle_or_without_an_ask(charging: Play, play: MakePlay) -> None:
+    one = play()
+    one.controller.put(ask(0.0))
+    one.read()
+    assert one.controller.shed(one.now_s + 0.3) == ()
+    assert charging.controller.shed(charging.now_s) == ()
+
+
+def test_those_that_were_raised_lately_are_lowered_with_the_others(charging: Play) -> None:
+    one = charging
+    one.controller.put(ask(SITE_VA / 2))
+    one.step(SETTLED_S)
+    one.controller.forget("less")
+    one.step(SETTLED_S)
+    before = dict(one.limit_a)
+    one.controller.put(ask(SITE_VA / 2))
+    one.step()
+    # The 22 kW chargers are alike; each has less than before.
+    alike = [name for name in before if not name.startswith("fast")]
+    assert max(one.limit_a[name] for name in alike) < max(before[name] for name in alike)
+
+
+def taken(evse: str) -> Proof:
+    return Proof(evse=evse, kind=ProofKind.ACKNOWLEDGED, asked=0.0, in_force=0.0)
+
+
+def test_an_acknowledgement_is_not_believed_of_one_that_showed_more_than_it_acknowledged(charging: Play) -> None:
+    one = charging
+    name = "charger-001"
+    full_a = one.limit_a[name]
+    entries = one.controller.state.ledger.entries
+
+    def writes_that_are_acknowledged_and_not_taken(seconds: int) -> bool:
+        for _ in range(seconds):
+            one.step()
+            one.limit_a[name] = full_a
+        return one.controller.state.ledger.entries[name].unproven_s is None
+
+    assert entries[name].unproven_s is None
+    one.controller.put(ask(one.controller.watts_per_a(name) * 6.0, target=name))
+    assert not writes_that_are_acknowledged_and_not_taken(12)
+    assert one.controller.outcome is not None
+    assert "cannot be relied on" in one.controller.outcome.why[name].words
+    for _ in range(6):
+        one.step()  # now it takes what it is told
+    assert one.controller.state.ledger.entries[name].unproven_s is None
+    assert one.limit_a[name] == pytest.approx(6.0)
 
 
 def test_an_ask_holds_from_its_start_to_its_end(charging: Play) -> None:

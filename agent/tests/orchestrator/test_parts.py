@@ -22,7 +22,7 @@ from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session
 from derms_agent.orchestrator.asks import Ask, from_json, limits_of, placed, to_json
 from derms_agent.orchestrator.image import EvseReading, evse_readings, meter_sample
 from derms_agent.orchestrator.sessions import LONGEST_GAP_S, Metering, followed
-from derms_agent.orchestrator.store import LEDGER, Store
+from derms_agent.orchestrator.store import JOURNAL, LEDGER, Store
 
 if TYPE_CHECKING:
     from derms_agent.orchestrator.site import Site
@@ -326,6 +326,53 @@ def test_what_is_on_disk_was_synced_before_it_was_put_in_place(tmp_path: Path, m
     monkeypatch.setattr(Path, "replace", put_in_place)
     Store(tmp_path).save(LEDGER, {})
     assert order == ["sync", "replace", "sync"]
+
+
+def test_a_journal_has_what_was_added_since_it_was_begun(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.records(JOURNAL) == []
+    with pytest.raises(FileNotFoundError):
+        store.append(JOURNAL, {"a": 1})  # it follows no ledger
+    store.begin(JOURNAL)
+    store.append(JOURNAL, {"a": 1})
+    store.append(JOURNAL, {"a": 2})
+    assert store.records(JOURNAL) == [{"a": 1}, {"a": 2}]
+    assert stat.S_IMODE((tmp_path / JOURNAL).stat().st_mode) == 0o600
+    store.begin(JOURNAL)
+    assert store.records(JOURNAL) == []
+
+
+def test_a_record_is_on_the_disk_before_anybody_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.begin(JOURNAL)
+    sizes: list[int] = []
+    fdatasync = os.fdatasync
+
+    def synced(number: int) -> None:
+        sizes.append(os.fstat(number).st_size)
+        fdatasync(number)
+
+    monkeypatch.setattr(os, "fdatasync", synced)
+    store.append(JOURNAL, {"a": 1})
+    store.append(JOURNAL, {"b": 2})
+    assert sizes == [8, 16]
+
+
+@pytest.mark.parametrize("cut", range(1, 9))
+def test_a_record_that_was_cut_off_is_none(tmp_path: Path, cut: int) -> None:
+    store = Store(tmp_path)
+    store.begin(JOURNAL)
+    store.append(JOURNAL, {"a": 1})
+    store.append(JOURNAL, {"b": 2})
+    path = tmp_path / JOURNAL
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert store.records(JOURNAL) == [{"a": 1}]
+
+
+def test_a_journal_that_is_broken_before_its_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_bytes(b'{"a":1}\n{"b\n{"c":3}\n')
+    with pytest.raises(ValueError, match="Unterminated string"):
+        Store(tmp_path).records(JOURNAL)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe"])

@@ -16,6 +16,7 @@ from typing import Any
 from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal, uptake
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
+from derms_agent.control.guard import Write
 from derms_agent.control.plan import Need, Plan
 from derms_agent.control.worst_case import BaseLoad, Excess
 from derms_agent.model import Evse, Limit, LimitQuantity, Phase, Proof, ProofKind, Quality, Rank, Reading, Session
@@ -36,6 +37,8 @@ SETTLE_S = 20.0
 """After a start, or an ask: until writes that replace what was before are proven, and shares follow from that."""
 STAYS_OVER_S = 20.0
 """A worst case over its limit for so long is a fault; vehicles that are being lowered are proven within less."""
+_SHOWN_S = 1.0
+"""How long after it acknowledged a limit a device may take until it shows it."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
@@ -113,8 +116,10 @@ class Controller:
     _shown: dict[str, deque[metering.Shown]] = field(default_factory=dict)
     _meters: dict[str, MeterSample] = field(default_factory=dict)
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
+    _beside_asks: tuple[Limit, ...] = ()
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
+    _sensors: dict[tuple[str, thermal.SensorKind], tuple[thermal.Sensor, thermal.Sensor]] = field(default_factory=dict)
     _settled_s: float | None = None
     _in_force: frozenset[Ask] = frozenset()
     _over_since_s: dict[tuple[str, Phase | None], float] = field(default_factory=dict)
@@ -123,6 +128,8 @@ class Controller:
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
     _offered: dict[str, tuple[float, float]] = field(default_factory=dict)
     _uptake_a: dict[str, float] = field(default_factory=dict)
+    _acknowledged: dict[str, tuple[int, float, float]] = field(default_factory=dict)
+    _contradicted: set[str] = field(default_factory=set)
     _fed_s: dict[str, float] = field(default_factory=dict)
     _by_name: dict[str, Evse] = field(default_factory=dict)
     _ratings: dict[str, tuple[tuple[float | None, float] | None, tuple[Limit, ...]]] = field(default_factory=dict)
@@ -183,6 +190,7 @@ class Controller:
             return before is not None and before.image.quality is Quality.GOOD
         if before is not None and seen.image.sent_s <= before.image.sent_s:
             return False
+        self._compare(name, seen.image)
         session, counted = followed(self.sessions.get(name), self._metering.get(name), name, seen, now_s)
         self._metering[name] = counted
         if session is None:
@@ -203,8 +211,26 @@ class Controller:
         if before is None or before.occupied != seen.occupied or before.image.quality is not Quality.GOOD:
             return True
         told = self.state.ledger.entries[name].told_amount
-        drawn = None if seen.image.current_a is None else max(seen.image.current_a)
-        return told is not None and drawn is not None and drawn > max(told.active_a, 0.0) + _STEP_A
+        if told is None or seen.image.current_a is None:
+            return False
+        # A vehicle that has just been told less is still on its way there.
+        _, since_s = self._offered.get(name, (0.0, -math.inf))
+        settled = seen.image.sent_s - since_s >= self.site.stations[name].follow_s
+        return settled and max(seen.image.current_a) > max(told.active_a, 0.0) + _STEP_A
+
+    def _compare(self, name: str, image: EvseImage) -> None:
+        """Look whether an EVSE shows more than what it acknowledged last: then it is not believed until it does not."""
+        known = self._acknowledged.get(name)
+        told = self.state.ledger.entries[name].told
+        if image.limit_a is None or told is None or told.write is None:
+            return
+        if image.limit_a <= max(book.amount_of(told.span).active_a, 0.0) + book.SAME_A:
+            self._acknowledged.pop(name, None)
+            self._contradicted.discard(name)
+        elif known is not None:
+            write, at_s, first_s = known
+            if write == told.write and image.sent_s >= max(at_s, first_s + _SHOWN_S):
+                self._contradicted.add(name)
 
     def _taken_w(self, name: str, image: EvseImage) -> float | None:
         """Return the most that the vehicle at an EVSE is believed to take, in W; None where it never took less."""
@@ -248,7 +274,13 @@ class Controller:
         """Take in what became of a write; None: nobody waited for its answer."""
         kind = ProofKind.INDETERMINATE if proof is None else proof.kind
         match kind:
+            # It has acknowledged before what it did not take: the next reading tells.
+            case ProofKind.ACKNOWLEDGED if evse in self._contradicted:
+                self._events.append(book.Lost(evse, write, at_s))
             case ProofKind.ACKNOWLEDGED | ProofKind.READ_BACK:
+                # Of several that it has not shown since, the first one's time counts as well.
+                *_, first_s = self._acknowledged.get(evse, (at_s,))
+                self._acknowledged[evse] = write, at_s, first_s
                 self._events.append(book.Acknowledged(evse, write, at_s))
             case ProofKind.UNSENT:
                 self._events.append(book.NotExecuted(evse, write, at_s))
@@ -342,7 +374,7 @@ class Controller:
             events=events,
             # Taken off the limits already.
             base=dict.fromkeys(self.site.depot.circuits, _NO_BASE),
-            idle=frozenset(self._by_name.keys() - self.sessions.keys()),
+            idle=self._idle(),
         )
         outcome = self._cycle.run(self.state, inputs)
         self.state = outcome.state
@@ -353,6 +385,23 @@ class Controller:
             excess for row, excess in over.items() if now_s - self._over_since_s[row] >= STAYS_OVER_S
         )
         return outcome
+
+    def shed(self, now_s: float) -> tuple[Write, ...]:
+        """Return the decreases that the asks of this moment call for, ahead of the next cycle: `control/shed.py`.
+
+        Whatever else has changed since the last cycle is left to the next. The state's ledger counts these writes, and
+        is to be stored before they leave.
+        """
+        if self.outcome is None:
+            return ()
+        self._settle(now_s)
+        root = self.base[self.site.root.name]
+        limits_now = (*self._beside_asks, *wishes.limits_of(self.asks.values(), root))
+        self.state, writes = self._cycle.shed(self.state, limits_now, self._idle(), now_s)
+        return writes
+
+    def _idle(self) -> frozenset[str]:
+        return frozenset(self._by_name.keys() - self.sessions.keys())
 
     def _settle(self, now_s: float) -> None:
         """Let shares move freely after a start, and when an ask begins, ends or changes: that is news, and no noise."""
@@ -394,7 +443,6 @@ class Controller:
         self.base = limits.base_loads(site.depot.circuits, self._metered(now_s), now_s, METER_FRESH_S)
         root = self.base[site.root.name]
         found = [*limits.site(policy.limit_va, root), *limits.circuits(site.depot.circuits, self.base)]
-        found += wishes.limits_of(self.asks.values(), root)
         if policy.default_limit_w is not None and self.link_lost(now_s):
             default = limits.Ask(source="default limit: the grid's link is lost", high_w=policy.default_limit_w)
             found += limits.grid([default], root)
@@ -407,7 +455,8 @@ class Controller:
         found += self._frequency(now_s)
         if policy.demand_cap is not None:
             found += self._capped(policy.demand_cap, root, now_s)
-        return tuple(found)
+        self._beside_asks = tuple(found)
+        return (*self._beside_asks, *wishes.limits_of(self.asks.values(), root))
 
     def link_lost(self, now_s: float) -> bool:
         """Whether the grid's link was there once, is not now, and none of its events is in force."""
@@ -479,12 +528,22 @@ class Controller:
             if reading is None and not sensor.required:
                 continue
             key = f"{evse.name} {sensor.kind.value}"
-            named = replace(sensor, name=f"{sensor.kind.value} of {evse.name}")
+            named = self._named(sensor, evse)
             derating, self._learnt[key] = thermal.derate(
                 named, self._learnt.get(key) or thermal.fresh(named), reading, now_s
             )
             if derating.share < 1.0:
                 yield from thermal.limits(derating, rated_w)
+
+    def _named(self, sensor: thermal.Sensor, evse: Evse) -> thermal.Sensor:
+        """Return a kind's sensor under an EVSE's name; made once, for each cycle asks for each EVSE's."""
+        known = self._sensors.get((evse.name, sensor.kind))
+        if known is None or known[0] is not sensor:
+            known = self._sensors[evse.name, sensor.kind] = (
+                sensor,
+                replace(sensor, name=f"{sensor.kind.value} of {evse.name}"),
+            )
+        return known[1]
 
     def _frequency(self, now_s: float) -> tuple[Limit, ...]:
         settings = self.policy.droop

@@ -7,10 +7,12 @@ write that was not sent by its deadline is given up and never sent later: the le
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -18,6 +20,7 @@ import anyio.lowlevel
 import anyio.to_process
 import anyio.to_thread
 
+from derms_agent.control import journal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome
 from derms_agent.control.guard import Write
@@ -27,7 +30,7 @@ from derms_agent.drivers.modbus_device import ModbusDevice
 from derms_agent.model import Evse, Reading, Setpoint
 from derms_agent.orchestrator import planning
 from derms_agent.orchestrator.controller import Controller
-from derms_agent.orchestrator.store import LEDGER, Store
+from derms_agent.orchestrator.store import JOURNAL, LEDGER, Store
 from derms_agent.profiles.profile import Quantity
 
 PERIOD_S = 1.0
@@ -43,6 +46,7 @@ CHECKPOINT_S = 10.0
 """How often the ledger is stored though nothing is written: a successor knows then what was measured meanwhile."""
 PLAN_EVERY_S, PLAN_AGAIN_S = 300.0, 5.0
 _TIMES = 600
+_AT_ONCE = 25
 
 
 def boottime_s() -> float:
@@ -67,7 +71,7 @@ class Engine:
     first_cycle: anyio.Event = field(default_factory=anyio.Event)
     _wake: anyio.Event = field(default_factory=anyio.Event)
     _urgent: bool = False
-    _stored_s: float = 0.0
+    _stored_s: float = -math.inf
     _sessions_seen: frozenset[str] = frozenset()
     _plan_wanted: anyio.Event = field(default_factory=anyio.Event)
 
@@ -110,8 +114,12 @@ class Engine:
                 if not self._urgent:
                     await anyio.sleep(max(0.0, last_s + CALMEST_S - self.clock()))
             self._wake = anyio.Event()
-            self._urgent = False
+            urgent, self._urgent = self._urgent, False
             last_s = self.clock()
+            if urgent and (decreases := self.controller.shed(last_s)):
+                await self._let_out(tasks, decreases, last_s)
+                self._wake.set()  # the cycle has all else to see to, once these have left
+                continue
             await self._cycle(tasks, last_s)
             due_s = max(due_s + PERIOD_S, self.clock()) if last_s >= due_s else due_s
 
@@ -119,12 +127,7 @@ class Engine:
         outcome = self.controller.cycle(now_s)
         self.cycles += 1
         self.cycle_times_s.append(self.clock() - now_s)
-        if outcome.writes or now_s - self._stored_s >= CHECKPOINT_S:
-            await self.save_ledger()
-        for write in outcome.writes:
-            tasks.start_soon(self._send, write)
-        if outcome.writes:
-            await anyio.lowlevel.checkpoint()  # they leave first: telling people takes as long as deciding
+        await self._let_out(tasks, outcome.writes, now_s)
         self._renew()
         seen = frozenset(self.controller.sessions)
         if seen != self._sessions_seen:
@@ -133,12 +136,30 @@ class Engine:
         self.told(outcome)
         self.first_cycle.set()
 
+    async def _let_out(self, tasks: anyio.abc.TaskGroup, writes: Sequence[Write], now_s: float) -> None:
+        """Store writes that were issued at a time, or now and then the ledger as it is, and then send them.
+
+        Others have a turn between some of them and the next: whoever asked for a limit is answered meanwhile.
+        """
+        if now_s - self._stored_s >= CHECKPOINT_S:
+            await self.save_ledger()
+        elif writes:
+            await anyio.to_thread.run_sync(self.store.append, JOURNAL, journal.record(writes, now_s))
+        for first in range(0, len(writes), _AT_ONCE):
+            for write in writes[first : first + _AT_ONCE]:
+                tasks.start_soon(self._send, write)
+            await anyio.lowlevel.checkpoint()
+
     async def save_ledger(self) -> None:
         """Store the ledger; it is on disk when this returns."""
         now_s = self.clock()
         document = book.to_json(self.controller.state.ledger, self.boot_id, now_s)
-        await anyio.to_thread.run_sync(self.store.save, LEDGER, document)
+        await anyio.to_thread.run_sync(self._save_ledger, document)
         self._stored_s = now_s
+
+    def _save_ledger(self, document: Mapping[str, Any]) -> None:
+        self.store.save(LEDGER, document)
+        self.store.begin(JOURNAL)
 
     def _renew(self) -> None:
         """Say that control is alive: what nobody renews, devices are let fall back from."""

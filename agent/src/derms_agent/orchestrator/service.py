@@ -29,7 +29,7 @@ import anyio.abc
 import anyio.to_thread
 
 from derms_agent import __version__, settings
-from derms_agent.control import demand, droop, limits, thermal
+from derms_agent.control import demand, droop, journal, limits, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
 from derms_agent.drivers.errors import BusError
@@ -49,7 +49,7 @@ from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, site_of, tree_of
-from derms_agent.orchestrator.store import ASKS, LEDGER, SESSIONS, Store, boot_id
+from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, SESSIONS, Store, boot_id
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
@@ -448,7 +448,7 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     _recall_sessions(controller, store, now_s)
     buses = open_buses(site.depot, configuration.agent.gateway)
     pace = Pace(shed_s=SHED_S)
-    devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False)
+    devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False, reads_back=False)
     engine = Engine(controller=controller, devices=devices, buses=buses, store=store, boot_id=boot, began_s=now_s)
     service = Service(configuration, paths, site, store, controller, engine, leds=Leds(configuration.agent))
     engine.told = service.told
@@ -460,10 +460,15 @@ def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Le
     document, problem = store.load(LEDGER)
     if problem is None and document is not None:
         try:
-            return book.from_json(document, site.stations.values(), boot, now_s), document["boot_id"] != boot
-        except (ValueError, TypeError, KeyError) as unusable:
+            ledger = book.from_json(
+                journal.replayed(document, store.records(JOURNAL)), site.stations.values(), boot, now_s
+            )
+        except (OSError, ValueError, TypeError, KeyError) as unusable:
             problem = store.put_aside(LEDGER, str(unusable))
+        else:
+            return ledger, document["boot_id"] != boot
     if problem is not None:
+        store.put_aside(JOURNAL, "belongs to it")
         logger.error("The ledger is lost, so every EVSE counts at its rating until it is told anew: %s", problem)
     return book.started(site.stations.values(), now_s), False
 
