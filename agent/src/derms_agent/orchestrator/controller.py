@@ -404,21 +404,18 @@ class Controller:
         return frozenset(self._by_name.keys() - self.sessions.keys())
 
     def _settle(self, now_s: float) -> None:
-        """Let shares move freely after a start, and when an ask begins, ends or changes: that is news, and no noise."""
+        """Let shares move freely after a start, and when an ask begins, ends or changes: that is news, and no noise.
+
+        What was raised before the news is not kept for it; what is raised by it is.
+        """
         in_force = frozenset(ask for ask in self.asks.values() if ask.in_force(now_s))
         if in_force != self._in_force or self._settled_s is None:
             self._in_force = in_force
             self._settled_s = now_s + SETTLE_S
+            self._previous = {name: replace(one, raised_at_s=-math.inf) for name, one in self._previous.items()}
         if now_s <= self._settled_s:
             self._previous = {
-                name: replace(
-                    one,
-                    raised_at_s=-math.inf,
-                    lowered_at_s=-math.inf,
-                    cut_at_s=-math.inf,
-                    least_a=math.inf,
-                    most_a=-math.inf,
-                )
+                name: replace(one, lowered_at_s=-math.inf, cut_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
                 for name, one in self._previous.items()
             }
 

@@ -116,7 +116,9 @@ class Engine:
             self._wake = anyio.Event()
             urgent, self._urgent = self._urgent, False
             last_s = self.clock()
-            if urgent and (decreases := self.controller.shed(last_s)):
+            # However often limits come, a cycle that is overdue is put off no further.
+            ahead = urgent and last_s < due_s + PERIOD_S
+            if ahead and (decreases := self.controller.shed(last_s)):
                 await self._let_out(tasks, decreases, last_s)
                 self._wake.set()  # the cycle has all else to see to, once these have left
                 continue
@@ -128,6 +130,8 @@ class Engine:
         self.cycles += 1
         self.cycle_times_s.append(self.clock() - now_s)
         await self._let_out(tasks, outcome.writes, now_s)
+        if now_s - self._stored_s >= CHECKPOINT_S:
+            await self.save_ledger()
         self._renew()
         seen = frozenset(self.controller.sessions)
         if seen != self._sessions_seen:
@@ -137,12 +141,12 @@ class Engine:
         self.first_cycle.set()
 
     async def _let_out(self, tasks: anyio.abc.TaskGroup, writes: Sequence[Write], now_s: float) -> None:
-        """Store writes that were issued at a time, or now and then the ledger as it is, and then send them.
+        """Store writes that were issued at a time, and then send them.
 
         Others have a turn between some of them and the next: whoever asked for a limit is answered meanwhile.
         """
-        if now_s - self._stored_s >= CHECKPOINT_S:
-            await self.save_ledger()
+        if self._stored_s == -math.inf:
+            await self.save_ledger()  # which a journal then follows
         elif writes:
             await anyio.to_thread.run_sync(self.store.append, JOURNAL, journal.record(writes, now_s))
         for first in range(0, len(writes), _AT_ONCE):
