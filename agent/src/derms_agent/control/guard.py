@@ -41,9 +41,9 @@ for every subset of what fits does (monotone). A write that got no answer is rep
 one after which something else may be in force (fallback, restart, a lost write), with the value last told, which is
 neutral.
 
-**Restart of this process.** The caller stores the ledger that `admit` returns, or a journal of its writes since one was
-stored (`journal.py`), before it lets the writes out; its successor adopts that (`ledger.from_json`), so a write that left
-is always counted. What is assumed of the hardware stands in `ledger.py`.
+**Restart of this process.** The caller stores the ledger that `admit` returns, or a journal of its writes since one
+was stored (`journal.py`), before it lets the writes out. Its successor adopts that (`ledger.from_json`), so a write
+that left is always counted. What is assumed of the hardware stands in `ledger.py`.
 """
 
 from __future__ import annotations
