@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real Mosquitto on loopback with TLS and client certificates, and subscribers that are not the agent's own code."""
+"""What several packages of tests share: how long an example may take, and a real Mosquitto.
+
+That is on loopback with TLS and client certificates; its subscribers are not the agent's own code.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,14 @@ from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
+from hypothesis import settings
 from paho.mqtt.enums import CallbackAPIVersion
 
 from derms_agent.mqtt import TlsFiles
+
+# A processor that is busy with other parts of the tests breaks no property.
+settings.register_profile("derms", deadline=None)
+settings.load_profile("derms")
 
 CONFIGURATION = """\
 user {user}

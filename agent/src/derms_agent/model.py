@@ -9,7 +9,7 @@ and ages come from a monotonic clock.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import TypeAlias
@@ -19,6 +19,12 @@ Value: TypeAlias = "int | float | str | bool"
 
 PerPhase: TypeAlias = "tuple[float, float, float]"
 """One number for each of L1, L2 and L3."""
+
+
+def per_phase(values: Iterable[float]) -> PerPhase:
+    """Return three values, of L1, L2 and L3. Raises ValueError for another number of them."""
+    one, two, three = values
+    return (one, two, three)
 
 
 class Phase(str, Enum):
@@ -156,6 +162,10 @@ class Device:
     circuit: str | None = None
 
 
+SAME_VOLTAGE = 0.05
+"""Voltages within 5 % of each other (230 V to neutral under 400 V between lines) have no transformer between them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circuit:
     """A conductor set with a rating; circuits form a tree.
@@ -173,6 +183,16 @@ class Circuit:
     rating_kva: float | None = None
     base_load_a: PerPhase = (0.0, 0.0, 0.0)
     allocator: str | None = None
+
+    @property
+    def line_voltage_v(self) -> float:
+        """The nominal voltage between lines, in V; of a single phase, what belongs to its voltage to neutral."""
+        return self.voltage_v * (math.sqrt(3) if self.connection is Connection.SINGLE_PHASE else 1.0)
+
+    @property
+    def neutral_voltage_v(self) -> float:
+        """The nominal voltage to neutral, in V; where it has none, that between lines over the root of 3."""
+        return self.voltage_v / (1.0 if self.connection is Connection.SINGLE_PHASE else math.sqrt(3))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import pytest
 
 from derms_agent import profiles
 from derms_agent.drivers.errors import BusError, NoAnswer, Refused, Unreachable
-from derms_agent.drivers.factory import open_device, phase_voltage_v
+from derms_agent.drivers.factory import open_device
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus_device import ModbusDevice, Pace
 from derms_agent.drivers.register_map import ModbusMap
@@ -202,7 +202,7 @@ async def test_the_circuit_gives_the_voltage(kit: Kit) -> None:
     driver = open_device(device, profile, bus, circuits={"main": circuit}, pace=QUICK)
     await driver.apply(Setpoint(evse="charger-1", p_w=10 * 3 * 480 / math.sqrt(3)))
     assert sent(bus) == [(HEIDELBERG_LIMIT, (100,))]
-    assert phase_voltage_v(replace(circuit, connection=Connection.SINGLE_PHASE, voltage_v=230)) == 230
+    assert replace(circuit, connection=Connection.SINGLE_PHASE, voltage_v=230).neutral_voltage_v == 230
 
 
 async def test_several_evses_need_a_limit_for_each(kit: Kit) -> None:

@@ -496,7 +496,11 @@ def _counted(circuits: Mapping[str, Circuit], one: Station, spans: Sequence[Span
         at = circuits.get(name)
         each = each and (at is None or at.connection.value in {"single_phase", "wye"})
         ratio = (
-            1.0 if at is None else max(1.0, _volts(own) / _volts(at)) if each else _volts(own) / _volts(at) * _WIDEST
+            1.0
+            if at is None
+            else max(1.0, own.line_voltage_v / at.line_voltage_v)
+            if each
+            else own.line_voltage_v / at.line_voltage_v * _WIDEST
         )
         for phase, span in zip(PHASES, spans, strict=True):
             counted = span if each else worst
@@ -508,10 +512,6 @@ def _counted(circuits: Mapping[str, Circuit], one: Station, spans: Sequence[Span
 _POWERS = (LimitQuantity.ACTIVE_POWER, LimitQuantity.APPARENT_POWER)
 _WIDEST = 2 / math.sqrt(3)
 """What a line may carry behind a delta-wye transformer, of what flows in two of its windings."""
-
-
-def _volts(circuit: Circuit) -> float:
-    return circuit.voltage_v * (math.sqrt(3) if circuit.connection.value == "single_phase" else 1.0)
 
 
 def _named(excess: Excess) -> str:

@@ -34,6 +34,7 @@ from operator import is_
 from typing import NamedTuple, TypeAlias
 
 from derms_agent.model import (
+    SAME_VOLTAGE,
     Circuit,
     Connection,
     Evse,
@@ -49,8 +50,6 @@ from derms_agent.model import (
 SITE = "site"
 PHASES = tuple(Phase)
 NO_FLOW: PerPhase = (0.0, 0.0, 0.0)
-SAME_VOLTAGE = 0.05
-"""Voltages within 5 % of each other (230 V to neutral under 400 V between lines) have no transformer between them."""
 
 _SQRT3 = math.sqrt(3)
 
@@ -332,10 +331,6 @@ def _children_first(circuits: Mapping[str, Circuit]) -> Iterator[Circuit]:
     yield from sorted(circuits.values(), key=depth, reverse=True)
 
 
-def _to_neutral_v(circuit: Circuit) -> float:
-    return circuit.voltage_v if circuit.connection is Connection.SINGLE_PHASE else circuit.voltage_v / _SQRT3
-
-
 def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) -> BaseLoad | None:
     """Return the base load that a reading shows, or None where it shows none.
 
@@ -349,7 +344,7 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
     values = (*reading.current_a, *reading.active_w, reading.reactive_var, *reading.evse_low_a, *reading.evse_high_a)
     if not all(map(math.isfinite, values)):
         return None
-    volts = _to_neutral_v(circuit)
+    volts = circuit.neutral_voltage_v
     low_a, high_a = [0.0] * 3, [0.0] * 3
     low_w = high_w = 0.0
     for index, (current_a, active_w) in enumerate(zip(reading.current_a, reading.active_w, strict=True)):
@@ -374,12 +369,12 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
 
 
 def _assumed(circuit: Circuit, beneath: list[tuple[Circuit, BaseLoad]], has_meter: bool) -> BaseLoad:
-    volts = _to_neutral_v(circuit)
+    volts = circuit.neutral_voltage_v
     low_a, high_a = [0.0] * 3, [0.0] * 3
     own_va = sum(circuit.base_load_a) * volts
     low_w, high_w, reactive_var, apparent_va = 0.0, own_va, own_va, own_va
     for child, load in beneath:
-        ratio = _to_neutral_v(child) / volts
+        ratio = child.neutral_voltage_v / volts
         if abs(ratio - 1) <= SAME_VOLTAGE:
             ratio = 1.0
         for sums, part in ((low_a, load.low_a), (high_a, load.high_a)):

@@ -27,8 +27,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from derms_agent.control.limits import PHASES, SAME_VOLTAGE, Metered
-from derms_agent.model import Circuit, Connection, Evse, PerPhase
+from derms_agent.control.limits import PHASES, Metered
+from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, Evse, PerPhase, per_phase
 
 _TOLERANCE_A = 1.0
 _SQRT3 = math.sqrt(3)
@@ -83,14 +83,10 @@ def reached(circuits: Mapping[str, Circuit], evses: Iterable[Evse], circuit: str
             continue
         if any(one.connection in {Connection.DELTA, Connection.DELTA_WYE} for one in way):
             return None
-        if any(abs(_to_neutral_v(one) / _to_neutral_v(way[0]) - 1) > SAME_VOLTAGE for one in way):
+        if any(abs(one.neutral_voltage_v / way[0].neutral_voltage_v - 1) > SAME_VOLTAGE for one in way):
             return None
         found.append(evse)
     return tuple(found)
-
-
-def _to_neutral_v(circuit: Circuit) -> float:
-    return circuit.voltage_v if circuit.connection is Connection.SINGLE_PHASE else circuit.voltage_v / _SQRT3
 
 
 def bracket(meter: Shown, samples: Sequence[Drawn], rules: Rules = Rules()) -> tuple[PerPhase, PerPhase] | None:
@@ -112,12 +108,7 @@ def bracket(meter: Shown, samples: Sequence[Drawn], rules: Rules = Rules()) -> t
         return None
     lows = zip(*(sample.low_a for sample in chosen), strict=True)
     highs = zip(*(sample.high_a for sample in chosen), strict=True)
-    return _three(min(values) for values in lows), _three(max(values) for values in highs)
-
-
-def _three(values: Iterable[float]) -> PerPhase:
-    one, two, three = values
-    return (one, two, three)
+    return per_phase(min(values) for values in lows), per_phase(max(values) for values in highs)
 
 
 def metered(meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None]) -> Metered:
@@ -129,8 +120,8 @@ def metered(meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None]) 
         current_a=meter.current_a,
         active_w=meter.active_w,
         reactive_var=meter.reactive_var,
-        evse_low_a=_three(sum(low[line] for low, _ in known) for line in range(len(PHASES))),
-        evse_high_a=_three(sum(high[line] for _, high in known) for line in range(len(PHASES))),
+        evse_low_a=per_phase(sum(low[line] for low, _ in known) for line in range(len(PHASES))),
+        evse_high_a=per_phase(sum(high[line] for _, high in known) for line in range(len(PHASES))),
         complete=None not in brackets,
     )
 

@@ -38,7 +38,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase
+from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, Evse, PerPhase, Phase
 
 Floats: TypeAlias = "npt.NDArray[np.float64]"
 Complexes: TypeAlias = "npt.NDArray[np.complex128]"
@@ -53,8 +53,6 @@ LINES: Phasors = (1 + 0j, cmath.rect(1, -2 * math.pi / 3), cmath.rect(1, 2 * mat
 VECTOR_GROUPS = (-1, 1)
 # A thousandth of a mA, so that rounding is no overload.
 TOLERANCE_A = 1e-6
-# Voltages within 5 % of each other (230 V to neutral under 400 V between lines) have no transformer between them.
-SAME_VOLTAGE = 0.05
 _SQRT3 = math.sqrt(3)
 _RIGHT_ANGLE = math.pi / 2
 _NOTHING = 1e-9
@@ -77,11 +75,6 @@ class Polygon:
     limits: Floats
 
 
-def line_voltage_v(circuit: Circuit) -> float:
-    """Return the voltage between lines, in V, that belongs to a circuit."""
-    return circuit.voltage_v * (_SQRT3 if circuit.connection is Connection.SINGLE_PHASE else 1.0)
-
-
 def load_currents(circuit: Circuit, phases: tuple[Phase, ...]) -> Phasors:
     """Return what a load of 1 A in each of its conductors adds to the lines of its circuit."""
     lines = [0j, 0j, 0j]
@@ -100,8 +93,8 @@ def load_currents(circuit: Circuit, phases: tuple[Phase, ...]) -> Phasors:
 def watts_per_a(circuit: Circuit, phases: tuple[Phase, ...]) -> float:
     """Return the W that a load takes for each A in its conductors."""
     if circuit.connection is Connection.DELTA and len(phases) < len(PHASES):
-        return line_voltage_v(circuit)
-    return line_voltage_v(circuit) / _SQRT3 * len(phases)
+        return circuit.line_voltage_v
+    return circuit.line_voltage_v / _SQRT3 * len(phases)
 
 
 def circuit_currents(
@@ -117,7 +110,7 @@ def circuit_currents(
         circuit = circuits[name]
         total = list(loads.get(name, (0j, 0j, 0j)))
         for child in children.get(name, ()):
-            ratio = line_voltage_v(circuits[child]) / line_voltage_v(circuit)
+            ratio = circuits[child].line_voltage_v / circuit.line_voltage_v
             if abs(ratio - 1) <= SAME_VOLTAGE:
                 ratio = 1.0
             for place, current in enumerate(visit(child)):

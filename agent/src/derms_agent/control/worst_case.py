@@ -39,12 +39,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from derms_agent.control.ledger import NOTHING, Span, Station
-from derms_agent.model import Circuit, Connection, LimitQuantity, PerPhase, Phase
+from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, LimitQuantity, PerPhase, Phase
 
 PHASES = tuple(Phase)
 ANGLES = (1 + 0j, cmath.rect(1, -2 * math.pi / 3), cmath.rect(1, 2 * math.pi / 3))
-SAME_VOLTAGE = 0.05
-"""Voltages within 5 % of each other (230 V to neutral under 400 V between lines) have no transformer between them."""
 
 ROUNDING = 1e-6
 """What a limit may be exceeded by, of itself: arithmetic's own error."""
@@ -299,7 +297,7 @@ class Circuits:
         for load, name, _beneath, parts in self._parts():
             for part, lines in parts:
                 circuit = self.circuits[name]
-                volts = neutral_voltage_v(circuit)
+                volts = circuit.neutral_voltage_v
                 if sum(abs(line) > _NEAR for line in lines) == _TWO:
                     volts = circuit.voltage_v
                 kind = part // 3
@@ -341,7 +339,7 @@ class Circuits:
             if at.parent is None:
                 return
             above = self.circuits[at.parent]
-            ratio = line_voltage_v(at) / line_voltage_v(above)
+            ratio = at.line_voltage_v / above.line_voltage_v
             if abs(ratio - 1) <= SAME_VOLTAGE:
                 ratio = max(ratio, 1.0)
             currents = [current * ratio for current in currents]
@@ -487,21 +485,11 @@ def _touched(rows: Sequence[_Row], loads: int) -> list[dict[int, list[tuple[int,
     return touched
 
 
-def line_voltage_v(circuit: Circuit) -> float:
-    """Return the voltage between lines, in V, that belongs to a circuit."""
-    return circuit.voltage_v * (_SQRT3 if circuit.connection is Connection.SINGLE_PHASE else 1.0)
-
-
-def neutral_voltage_v(circuit: Circuit) -> float:
-    """Return the voltage from a line to neutral, in V."""
-    return line_voltage_v(circuit) / _SQRT3
-
-
 def watts_per_a(circuit: Circuit, phases: int) -> float:
     """Return the W of a load per A in each of its conductors, at a power factor of 1 and the nominal voltage."""
     if circuit.connection is Connection.DELTA and phases < len(Phase):
         return circuit.voltage_v  # one load between two lines
-    return neutral_voltage_v(circuit) * phases
+    return circuit.neutral_voltage_v * phases
 
 
 def amperes_of(circuit: Circuit, phases: int, power_w: float) -> float:

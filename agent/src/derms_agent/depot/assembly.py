@@ -35,6 +35,7 @@ from derms_agent.model import (
     Value,
     Vehicle,
     Vtn,
+    per_phase,
 )
 from derms_agent.profiles import OutOfRange, Point, Profile, SunSpecPoint
 
@@ -207,21 +208,21 @@ class Assembly:
             if allocator is not None and self._unknown("gateways", (*entry.path, "allocator"), allocator):
                 allocator = None
             connection = Connection(values.get("connection", "wye"))
-            rating = _per_phase(values["rating_a"])
+            rating = _each_phase(values["rating_a"])
             phases = sum(amperes > 0 for amperes in rating)
             if connection is Connection.SINGLE_PHASE and phases != 1:
                 expected = "a list of L1, L2 and L3 with one above 0, such as [32, 0, 0], for the circuit has one phase"
                 self.report((*entry.path, "rating_a"), shown(values["rating_a"]), expected)
-                rating = _per_phase(max(rating))
+                rating = _each_phase(max(rating))
             elif not phases:
                 self.report((*entry.path, "rating_a"), shown(values["rating_a"]), "a phase with more than 0 A")
             base = values.get("base_load_a", 0.0)
             lacking = [phase for phase, rated in zip(Phase, rating, strict=True) if not rated]
             # A single number for a circuit that lacks phases is that of the phases which it has.
             base_load = (
-                _per_phase(base)
+                _each_phase(base)
                 if isinstance(base, list)
-                else _three(0.0 if phase in lacking else float(base) for phase in Phase)
+                else per_phase(0.0 if phase in lacking else float(base) for phase in Phase)
             )
             self.circuits[name] = Circuit(
                 name=name,
@@ -593,13 +594,8 @@ class Assembly:
             self.network[name] = tuple(blocks)
 
 
-def _per_phase(value: float | Sequence[float]) -> PerPhase:
-    return _three(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
-
-
-def _three(values: Iterable[float]) -> PerPhase:
-    first_, second, third = values
-    return (first_, second, third)
+def _each_phase(value: float | Sequence[float]) -> PerPhase:
+    return per_phase(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
 
 
 def _refused_by(point: Point | SunSpecPoint, value: Value) -> str:

@@ -104,7 +104,7 @@ class _Whole:
 
     def _one_unattended_a(self, device: Device, evse: Evse) -> float:
         circuit = self.parts.circuits[evse.circuit]
-        between_lines = circuit_loads.line_voltage_v(circuit)
+        between_lines = circuit.line_voltage_v
         phases, voltage_v = len(evse.phases), between_lines
         if phases == 1:
             voltage_v = between_lines / math.sqrt(3)

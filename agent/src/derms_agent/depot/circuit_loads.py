@@ -26,10 +26,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from derms_agent.model import Circuit, Connection, PerPhase, Phase
+from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, PerPhase, Phase
 
-# Voltages within 5 % of each other (230 V to neutral under 400 V between lines) have no transformer between them.
-SAME_VOLTAGE = 0.05
 PHASES = tuple(Phase)
 _SQRT3 = math.sqrt(3)
 
@@ -51,14 +49,9 @@ class Worst:
     apparent_va: float
 
 
-def line_voltage_v(circuit: Circuit) -> float:
-    """Return the voltage between lines, in V, that belongs to a circuit."""
-    return circuit.voltage_v * (_SQRT3 if circuit.connection is Connection.SINGLE_PHASE else 1.0)
-
-
 def apparent_va(circuit: Circuit, phases: Sequence[Phase], current_a: float) -> float:
     """Return the apparent power in VA of a load that draws a current on each of the conductors."""
-    between_lines = line_voltage_v(circuit)
+    between_lines = circuit.line_voltage_v
     if circuit.connection is Connection.DELTA and len(phases) < len(PHASES):
         return between_lines * current_a  # one load between two lines
     return between_lines / _SQRT3 * current_a * len(phases)
@@ -78,12 +71,12 @@ def worst(circuits: Mapping[str, Circuit], loads: Sequence[Load]) -> dict[str, W
         if circuit.connection is Connection.DELTA_WYE:
             beneath = _delta_lines(beneath)
         own = [current + base for current, base in zip(beneath, circuit.base_load_a, strict=True)]
-        between_lines = line_voltage_v(circuit)
+        between_lines = circuit.line_voltage_v
         power = powers[circuit.name] + sum(circuit.base_load_a) * between_lines / _SQRT3
         result[circuit.name] = Worst((own[0], own[1], own[2]), power)
         if circuit.parent is None:
             continue
-        ratio = between_lines / line_voltage_v(circuits[circuit.parent])
+        ratio = between_lines / circuits[circuit.parent].line_voltage_v
         if abs(ratio - 1) <= SAME_VOLTAGE:
             ratio = 1.0
         above = currents[circuit.parent]

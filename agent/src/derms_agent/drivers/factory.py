@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +13,7 @@ from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import ModbusDevice, Pace
 from derms_agent.drivers.sunspec import SunSpecDevice
 from derms_agent.drivers.unit import Clock
-from derms_agent.model import Circuit, Connection, Depot, Device
+from derms_agent.model import Circuit, Depot, Device
 from derms_agent.profiles.profile import Profile, Protocol
 
 
@@ -37,7 +36,7 @@ def open_device(
     """
     kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
     known = circuits or {}
-    voltages = {evse.name: phase_voltage_v(known[evse.circuit]) for evse in device.evses if evse.circuit in known}
+    voltages = {evse.name: known[evse.circuit].neutral_voltage_v for evse in device.evses if evse.circuit in known}
     return kind(
         device,
         profile,
@@ -48,13 +47,6 @@ def open_device(
         repeats_limits=repeats_limits,
         reads_back=reads_back,
     )
-
-
-def phase_voltage_v(circuit: Circuit) -> float:
-    """Return a circuit's nominal voltage to neutral, in V; where it has none, that between lines over the root of 3."""
-    if circuit.connection is Connection.SINGLE_PHASE:
-        return circuit.voltage_v
-    return circuit.voltage_v / math.sqrt(3)
 
 
 def open_buses(depot: Depot, gateway: str | None = None) -> dict[str, ModbusBus]:

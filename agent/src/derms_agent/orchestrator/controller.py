@@ -19,7 +19,19 @@ from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Input
 from derms_agent.control.guard import Write
 from derms_agent.control.plan import Need, Plan
 from derms_agent.control.worst_case import BaseLoad, Excess
-from derms_agent.model import Evse, Limit, LimitQuantity, Phase, Proof, ProofKind, Quality, Rank, Reading, Session
+from derms_agent.model import (
+    Evse,
+    Limit,
+    LimitQuantity,
+    Phase,
+    Proof,
+    ProofKind,
+    Quality,
+    Rank,
+    Reading,
+    Session,
+    per_phase,
+)
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
@@ -205,7 +217,7 @@ class Controller:
             )
         if seen.image.current_a is not None:
             high_a = seen.image.current_a
-            low_a = high_a if self._shows_currents(name) else _three(DC_EFFICIENCY * current for current in high_a)
+            low_a = high_a if self._shows_currents(name) else per_phase(DC_EFFICIENCY * current for current in high_a)
             trail = self._drawn.setdefault(name, deque(maxlen=_KEPT))
             trail.append(metering.Drawn(seen.image.sent_s, seen.image.answered_s, low_a, high_a))
         if before is None or before.occupied != seen.occupied or before.image.quality is not Quality.GOOD:
@@ -626,7 +638,7 @@ class Controller:
         beneath = self._reached(circuit)
         if beneath is None:
             return None
-        return _three(sum(spans[evse.name][line].high for evse in beneath) for line in range(3))
+        return per_phase(sum(spans[evse.name][line].high for evse in beneath) for line in range(3))
 
     def binds(self, limit: Limit) -> bool:
         """Whether a limit is nearly used up by what the EVSEs beneath it are told: it is what holds them."""
@@ -675,8 +687,3 @@ def _aged(image: EvseImage, now_s: float) -> EvseImage:
     if image.quality is Quality.GOOD and now_s - image.sent_s > READING_FRESH_S:
         return replace(image, quality=Quality.STALE)
     return image
-
-
-def _three(values: Iterable[float]) -> tuple[float, float, float]:
-    one, two, three = values
-    return (one, two, three)

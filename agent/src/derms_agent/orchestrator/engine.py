@@ -24,7 +24,6 @@ from derms_agent.control import journal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome
 from derms_agent.control.guard import Write
-from derms_agent.drivers.factory import phase_voltage_v
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import ModbusDevice
 from derms_agent.model import Evse, Reading, Setpoint
@@ -192,7 +191,7 @@ class Engine:
         control = device.profile.control
         if control is not None and control.quantity is Quantity.POWER:
             return write.amount.active_a * float(site.network.watts_per_a[site.network.place[evse.name]])
-        volts = phase_voltage_v(site.depot.circuits[evse.circuit])
+        volts = site.depot.circuits[evse.circuit].neutral_voltage_v
         return write.amount.active_a * volts * len(evse.phases)
 
     async def _plan(self) -> None:

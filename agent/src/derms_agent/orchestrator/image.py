@@ -13,8 +13,7 @@ from typing import TypeAlias
 
 from derms_agent.control.cycle import EvseImage
 from derms_agent.control.thermal import Temperature
-from derms_agent.drivers.factory import phase_voltage_v
-from derms_agent.model import Device, Evse, PerPhase, Phase, Quality, Reading, Value
+from derms_agent.model import Device, Evse, PerPhase, Phase, Quality, Reading, Value, per_phase
 from derms_agent.orchestrator.site import Site
 from derms_agent.profiles.profile import Profile, Quantity
 
@@ -150,25 +149,20 @@ def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | No
     if currents[0] is None:
         return None
     at = site.depot.circuits[circuit]
-    nominal_v = phase_voltage_v(at)
+    nominal_v = at.neutral_voltage_v
     voltage_v = _number(values.get("voltage_l1"))
-    active_w = None if powers[0] is None else _three(powers)
+    active_w = None if powers[0] is None else per_phase(0.0 if power is None else power for power in powers)
     return MeterSample(
         circuit=circuit,
         asked_s=reading.asked_at_s,
         answered_s=reading.answered_at_s,
-        current_a=_three([None if current is None else abs(current) for current in currents]),
+        current_a=per_phase(0.0 if current is None else abs(current) for current in currents),
         active_w=active_w,
         reactive_var=_number(values.get("reactive_power")) or 0.0,
         frequency_hz=_number(values.get("frequency")),
         voltage_share=None if voltage_v is None else voltage_v / nominal_v,
         import_wh=_number(values.get("energy")),
     )
-
-
-def _three(values: list[float | None]) -> PerPhase:
-    one, two, three = (0.0 if value is None else value for value in values)
-    return (one, two, three)
 
 
 def _number(value: Value | None) -> float | None:

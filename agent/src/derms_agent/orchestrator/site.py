@@ -12,7 +12,6 @@ from derms_agent import profiles
 from derms_agent.control import ledger as book
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import Circuits
-from derms_agent.drivers.factory import phase_voltage_v
 from derms_agent.model import Circuit, Connection, Depot, Device, DeviceKind, Evse, Measures, Meter
 from derms_agent.profiles.profile import Profile, Refresh
 
@@ -86,7 +85,7 @@ def _root_of(circuits: Mapping[str, Circuit], name: str) -> str:
 
 
 def _rating_va(circuit: Circuit) -> float:
-    by_lines_va = sum(circuit.rating_a) * phase_voltage_v(circuit)
+    by_lines_va = sum(circuit.rating_a) * circuit.neutral_voltage_v
     return by_lines_va if circuit.rating_kva is None else min(by_lines_va, circuit.rating_kva * 1000)
 
 
@@ -131,7 +130,7 @@ def declared_voltage_v(circuit: Circuit, evse: Evse) -> float:
     """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
     if len(evse.phases) > 1 and circuit.connection is not Connection.SINGLE_PHASE:
         return circuit.voltage_v
-    return phase_voltage_v(circuit)
+    return circuit.neutral_voltage_v
 
 
 def station_of(depot: Depot, device: Device, profile: Profile, evse: Evse, *, shed_s: float) -> book.Station:
