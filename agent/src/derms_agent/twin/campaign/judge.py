@@ -32,8 +32,8 @@ What it allows, each for what nobody could have done sooner:
 6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then.
 7. *Control that is dead* lowers nothing: what rose the base load since a window before its death is excused until the
    slowest watchdog beneath that row, 1 s and the window are over; from then on all must fit as the depot's check says,
-   for every circuit. What the site and the grid ask for is not in that check, and is not asked of the dead. Nor is what
-   a pilot that is frozen, or a device that starts, draws beyond what it was told.
+   for every circuit. What the site and the grid ask for is not in that check: it is asked of what control told, not of
+   what a device draws beyond that on its own. Nor is what a frozen pilot, or a device that starts, draws beyond it.
 8. *A request in flight* when its process dies may still feed a watchdog; its time counts from the last one taken.
 9. *Heat* is asked only of devices that took requests, from a control that ran, for the last window and 8 s; of cars
    at a frozen pilot not at all.
@@ -318,15 +318,16 @@ class Judge:
 
     def _look_at_rows(self, now_s: float) -> None:
         over: set[Row] = set()
-        flows: list[Mapping[str, network.Phasors]] = []
+        flows: dict[bool, Mapping[str, network.Phasors]] = {}
         for row, found, limit in self._found(self.twin.currents):
             if row.line is not None and found > limit * 1.1:
                 self._wear(row, found / limit)
             if found > _most(row, limit):
                 over.add(row)
-                if not flows:
-                    flows.append(self._flows(self._excused_draws(now_s)))
-                self._over(row, found, limit, flows[0], now_s)
+                alone = row.line is None and not self.alive
+                if alone not in flows:
+                    flows[alone] = self._flows(self._excused_draws(now_s, alone=alone))
+                self._over(row, found, limit, flows[alone], now_s)
         for row in [row for row in self._over_since_s if row not in over]:
             del self._over_since_s[row]
 
@@ -370,13 +371,17 @@ class Judge:
         slowest_s = max((self._falls_back[name][0] for name in beneath if name in self._falls_back), default=0.0)
         return self._died_s + slowest_s + 1
 
-    def _excused_draws(self, now_s: float) -> dict[str, float]:
-        """Return what each EVSE draws, in A, without what it draws for a cause of its own beyond what it was told."""
+    def _excused_draws(self, now_s: float, *, alone: bool) -> dict[str, float]:
+        """Return what each EVSE draws, in A, without what it draws for a cause of its own beyond what it was told.
+
+        `alone`: whatever the cause.
+        """
         drawn = {}
         for evse in self._evses:
             does = self._doings[evse.name]
             amperes = self.twin.outlet(evse.name).current_a
-            if does.beyond_since_s is not None and self._excuses(evse, does, does.beyond_since_s, now_s):
+            since_s = does.beyond_since_s
+            if since_s is not None and (alone or self._excuses(evse, does, since_s, now_s)):
                 amperes = min(amperes, does.told_a)
             drawn[evse.name] = amperes
         return drawn
