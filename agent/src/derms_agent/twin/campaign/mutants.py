@@ -41,7 +41,7 @@ MUTANTS = (
         "control/ledger.py",
         "        claims.append(claim._replace(ended_s=event.answered_s) if over else claim)\n",
         "        claims.extend([] if over else [claim])\n",
-        found_by=0,
+        found_by=4,
     ),
     Mutant(
         "raise let through while over",
@@ -66,16 +66,6 @@ MUTANTS = (
         found_by=157,
     ),
     Mutant(
-        "write in flight forgotten by the successor",
-        "control/ledger.py",
-        "    for claim in entry.claims:\n        executed_by_s = now_s + station.late_s",
-        "    for claim in entry.claims:\n"
-        "        if claim.executed_by_s is None:\n"
-        "            continue\n"
-        "        executed_by_s = now_s + station.late_s",
-        found_by=167,
-    ),
-    Mutant(
         "watchdog ignored",
         "control/ledger.py",
         "        watchdog_s is not None\n        and (entry.refreshed_s is None",
@@ -94,14 +84,14 @@ MUTANTS = (
         "control/ledger.py",
         "        if not _open(entry, Cause.AFTER_BOOT):",
         "        if now_s < 0 and not _open(entry, Cause.AFTER_BOOT):",
-        found_by=116,
+        found_by=135,
     ),
     Mutant(
         "silent device counted at its setpoint",
         "control/ledger.py",
         "    silent_s = entry.silent_for_s(now_s)\n    added",
         "    silent_s = 0.0\n    added",
-        found_by=116,
+        found_by=41,
     ),
     Mutant(
         "ledger not adopted after a restart",
@@ -172,7 +162,7 @@ MUTANTS = (
         "control/thermal.py",
         "    left = share(sensor, learnt.estimate, reading.celsius, ambient_c)",
         "    left = 1.0",
-        found_by=141,
+        found_by=14,
     ),
     Mutant(
         "lost sensor ignored",
