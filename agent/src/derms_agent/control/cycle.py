@@ -291,14 +291,11 @@ class Cycle:
 
     def _left(self, bounds: Combined, book: Ledger, relied: set[str], now_s: float) -> Combined:
         """Return the bounds of the circuits less what the ledger counts for EVSEs that cannot be relied on."""
-        taken: dict[Place, tuple[float, float]] = {}
-        for one in self.circuits.stations:
-            if one.name in relied:
-                continue
-            spans = guard.phase_spans(book.entries[one.name], one, now_s)
-            for place, low, high in _counted(self.circuits.circuits, one, spans):
-                before = taken.get(place, (0.0, 0.0))
-                taken[place] = (before[0] + low, before[1] + high)
+        taken = self._taken(
+            (one, guard.phase_spans(book.entries[one.name], one, now_s))
+            for one in self.circuits.stations
+            if one.name not in relied
+        )
         if not taken:
             return bounds
         left: dict[Place, Bound] = {}
@@ -339,16 +336,21 @@ class Cycle:
                 found[place] = Bound(max(bound.low, low), max(high - back_high, 0.0), low_by, high_by)
         return left.changed(found) if found else left
 
+    def _taken(self, stations: Iterable[tuple[Station, Sequence[Span]]]) -> dict[Place, tuple[float, float]]:
+        """Return what EVSEs with these spans on L1, L2 and L3 may take together of each bound above them."""
+        taken: dict[Place, tuple[float, float]] = {}
+        for one, spans in stations:
+            for place, low, high in _counted(self.circuits.circuits, one, spans):
+                before = taken.get(place, (0.0, 0.0))
+                taken[place] = (before[0] + low, before[1] + high)
+        return taken
+
     def _reserved(self, back: tuple[tuple[str, Span], ...]) -> Mapping[Place, tuple[float, float]]:
         """Return what EVSEs that fall back may take of each bound above them."""
         known = self._last_reserved.get(back)
         if known is None:
-            known = {}
-            for name, fallback in back:
-                one = self._places[name].station
-                for place, low, high in _counted(self.circuits.circuits, one, spans_of(one, fallback, None)):
-                    before = known.get(place, (0.0, 0.0))
-                    known[place] = (before[0] + low, before[1] + high)
+            stations = [(self._places[name].station, fallback) for name, fallback in back]
+            known = self._taken((one, spans_of(one, fallback, None)) for one, fallback in stations)
             self._last_reserved.clear()  # it changes when a vehicle comes or goes
             self._last_reserved[back] = known
         return known
