@@ -26,6 +26,7 @@ CANNOT_RUN = 3
 
 SOAK = "tests/e2e/test_dry_runs_amid_bans.py"
 DAY = ("--log-cli-level=INFO", "agent/tests/orchestrator/test_memory.py")
+EXPLORE = ("-q", "-m", "hypothesis", "--hypothesis-profile=explore")
 KILLED = ("-k", "killed_at_any_instant", "agent/tests/orchestrator/test_service.py")
 
 
@@ -59,6 +60,12 @@ PARTS = (
             ("env", "DERMS_HOURS=24", f"{BIN}/pytest", "-q", *DAY),
             ("env", "DERMS_KILLS=200", f"{BIN}/pytest", "-q", *KILLED),
         ),
+        always=False,
+    ),
+    Part(
+        "explore",
+        "computing",
+        tuple((f"{BIN}/pytest", *EXPLORE, tests) for tests in ("agent/tests", "tests/unit")),
         always=False,
     ),
     Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),

@@ -26,8 +26,10 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from derms_agent.mqtt import TlsFiles
 
-# A processor that is busy with other parts of the tests breaks no property.
-settings.register_profile("derms", deadline=None)
+# A processor that is busy with other parts of the tests breaks no property. Examples are the same in every run, so that
+# a change is judged by what it changes; `make explore` draws new ones.
+settings.register_profile("derms", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("derms")
 
 CONFIGURATION = """\

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from derms_agent.model import DeviceKind
@@ -246,6 +246,7 @@ settings = st.fixed_dictionaries(
 phases = st.sampled_from([1, 2, 3])
 
 
+@example("sunspec_der", {"failsafe_power": 2401, "failsafe_timeout": 1}, 6.0, 1)
 @given(st.sampled_from(sorted(load_all())), settings, ratings, phases)
 def test_unattended_is_the_rating_unless_a_lower_fallback_is_known_and_never_below_it(
     name: str, known: dict[str, Any], rating_a: float, count: int
@@ -253,16 +254,17 @@ def test_unattended_is_the_rating_unless_a_lower_fallback_is_known_and_never_bel
     profile = load(name)
     drawn = profile.unattended_a(known, rating_a, 400, count)
     assert math.isfinite(drawn)
-    held = known.get("failsafe_current")
+    fallback = profile.fallback
+    held = None if fallback is None else known.get(fallback.current or fallback.power or "")
     fallback_known = isinstance(held, int | float) and math.isfinite(held)
     if drawn != rating_a:
         assert fallback_known
-        assert profile.fallback is not None
-        assert profile.fallback.after_boot is not AfterBoot.RATING or drawn > rating_a
+        assert fallback is not None
+        assert fallback.after_boot is not AfterBoot.RATING or drawn > rating_a
         assert profile.watchdog_s(known) is not None
     if profile.watchdog_s(known) is None:
         assert drawn == rating_a
-    elif fallback_known and profile.fallback is not None and profile.fallback.current == "failsafe_current":
+    elif fallback_known and fallback is not None and fallback.current is not None:
         assert drawn >= held  # type: ignore[operator]
 
 
