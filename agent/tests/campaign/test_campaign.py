@@ -34,6 +34,16 @@ def test_the_same_seed_gives_the_same_episode() -> None:
     assert episode.run(7) == episode.run(7)
 
 
+def test_control_dies_with_raises_on_the_wire() -> None:
+    played: list[str] = []
+    episode.run(17, played)
+    dies = next(at for at, line in enumerate(played) if "raising=True" in line)
+    dies = next(at for at in range(dies, len(played)) if played[at].endswith("control dies"))
+    written_s, died_s = (float(played[at].split()[0]) for at in (dies - 1, dies))
+    assert "raise" in played[dies - 1]
+    assert died_s - written_s == pytest.approx(0.1)
+
+
 def test_a_depot_holds_what_it_may_draw_unattended_and_not_all_that_it_has() -> None:
     tight = 0
     for seed in SOME_SEEDS:

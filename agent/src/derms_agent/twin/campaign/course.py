@@ -43,10 +43,12 @@ class Lossy:
 class Kill:
     """The agent is killed, and started again `after_s` later.
 
-    `boot`: with another boot id, for the gateway itself was off. `clock_s` is added to its clock then.
+    `raising`: not at once, but when its next raises have left and none is answered. `boot`: with another boot id, for
+    the gateway itself was off. `clock_s` is added to its clock then.
     """
 
     after_s: float
+    raising: bool = False
     boot: bool = False
     clock_s: float = 0.0
 
@@ -114,6 +116,8 @@ def kind_of(what: Happening) -> str:  # noqa: PLR0911 - one for each
             return "indeterminate writes"
         case Kill(boot=True):
             return "gateway restarted, clock stepped"
+        case Kill(raising=True):
+            return "agent killed with raises on the wire"
         case Kill():
             return "agent killed"
         case Blackout():
@@ -196,7 +200,9 @@ def _failure(rng: Random, scene: Scene, at_s: float) -> Iterator[tuple[float, Ha
             yield at_s, Lossy(odds)
             yield at_s + for_s, Lossy(Odds())
         case "kill":
-            yield at_s, Kill(rng.choice((rng.uniform(1, 10), rng.uniform(5, 90))))
+            # By a chance of its own, so that a course without such deaths stays as it is.
+            raising = Random(f"raising {at_s}").random() < 0.5  # noqa: PLR2004, S311
+            yield at_s, Kill(rng.choice((rng.uniform(1, 10), rng.uniform(5, 90))), raising)
         case "boot":
             yield at_s, Kill(rng.uniform(20, 90), boot=True, clock_s=rng.choice((-1e6, -50.0, 50.0, 1e6)))
         case _:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from random import Random
 
 from derms_agent.control import ledger as book
+from derms_agent.control.guard import Purpose
 from derms_agent.twin.actions import SetBaseLoad
 from derms_agent.twin.campaign import course as script
 from derms_agent.twin.campaign import scene as stage
@@ -69,6 +70,8 @@ class _Episode:
         self.urgent = False
         self.pending = list(self.course.happenings)
         self.restarts: list[float] = []
+        self.raising = False
+        self.dies_raising: Kill | None = None
         self.writes = 0
 
     def run(self) -> Outcome:
@@ -90,7 +93,9 @@ class _Episode:
                 self.link.step()
                 urgent = self._hear() or self.urgent
                 self.judge.reached(self.link.taken, self.link.losses)
-                if step % 10 == due or urgent:
+                if self.raising and self.dies_raising is not None:
+                    self._kill(self.dies_raising)
+                elif step % 10 == due or urgent:
                     self._cycle(self.agent, self.link)
             self.judge.look()
         energy_wh = sum(self.twin.outlet(evse.name).energy_wh for evse in self.scene.depot.evses())
@@ -157,6 +162,7 @@ class _Episode:
             link.write(write.id, write.evse, write.amount, self.twin.now_s)
         self.writes += len(writes)
         link.renew(self.twin.now_s + 10.0)
+        self.raising = any(write.purpose is Purpose.RAISE for write in writes)
 
     def _known_base(self) -> dict[str, tuple[float, float, float]]:
         """Return each circuit's base load as far as it can be known: measured a moment ago, or its declared worst."""
@@ -183,13 +189,15 @@ class _Episode:
                 self.odds = odds
                 if self.link is not None:
                     self.link.odds = odds
-            case Kill(after_s, boot, clock_s):
-                self._kill(after_s, boot=boot, clock_s=clock_s)
+            case Kill(raising=True):
+                self.raising, self.dies_raising = False, what
+            case Kill():
+                self._kill(what)
             case Blackout(dark_s, gateway_s):
                 for device in self.scene.depot.devices:
                     if device not in self.twin.meters:
                         self.twin.fault(device, Fault(kind=FaultKind.REBOOT, for_s=dark_s))
-                self._kill(dark_s + gateway_s, boot=True, clock_s=-1e5)
+                self._kill(Kill(dark_s + gateway_s, boot=True, clock_s=-1e5))
             case LimitSite(watts):
                 self.judge.limit_moved(watts)
                 self.asked = Asked(watts)
@@ -202,17 +210,19 @@ class _Episode:
             case Leave(evse):
                 self.twin.unplug(evse)
 
-    def _kill(self, after_s: float, *, boot: bool, clock_s: float) -> None:
+    def _kill(self, how: Kill) -> None:
         if self.link is not None:
             self.link.close()
             self.closed.append(self.link)
         self.link = None
         self.agent = None
+        self.raising, self.dies_raising = False, None
         self.judge.died()
-        if boot:
+        self._say("control dies")
+        if how.boot:
             self.boot += 1
-            self.offset_s += clock_s
-        self.restarts = [self.twin.now_s + after_s]
+            self.offset_s += how.clock_s
+        self.restarts = [self.twin.now_s + how.after_s]
 
     def _say(self, line: str) -> None:
         if self.trace is not None:

@@ -102,6 +102,16 @@ MUTANTS = (
         found_by=167,
     ),
     Mutant(
+        "write in flight forgotten by the successor",
+        "control/ledger.py",
+        "    for claim in entry.claims:\n        executed_by_s = now_s + station.late_s",
+        "    for claim in entry.claims:\n"
+        "        if claim.executed_by_s is None:\n"
+        "            continue\n"
+        "        executed_by_s = now_s + station.late_s",
+        found_by=82,
+    ),
+    Mutant(
         "phase unknown loads one",
         "control/worst_case.py",
         "    loaded = phases if phases is not None else (station.phases or PHASES)",
