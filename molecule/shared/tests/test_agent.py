@@ -15,6 +15,7 @@ SOCKET = "/run/derms/orchestrator.sock"
 USER = "derms-orchestrator"
 RELEASE = re.compile(r"\d+(\.\d+)*\+h[0-9a-f]{10}\.py3\d+")
 OPERATOR = "olivia"
+STAND_IN = "/dev/net/tun"
 
 
 def shown(root: Any, *properties: str, unit: str = UNIT) -> dict[str, str]:
@@ -91,6 +92,36 @@ def test_nobody_but_root_can_change_a_release(root: Any) -> None:
 def test_it_is_confined(root: Any) -> None:
     exposure = root.check_output(f"systemd-analyze security --no-pager {UNIT} | tail -n 1")
     assert float(exposure.split(":")[1].split()[0]) <= 2.0
+
+
+def try_to_open(root: Any, device: str, *, in_service: bool) -> Any:
+    """Open a device, within the service's control groups or outside them."""
+    groups = root.check_output(f"find /sys/fs/cgroup -path '*/derms.slice/{UNIT}/cgroup.procs'").split()
+    assert groups
+    join = "".join(f"echo $$ > {group}; " for group in groups) if in_service else ""
+    return root.run(f"sh -c '{join}exec 3<>{device}'")
+
+
+def test_it_opens_no_device_but_an_adapter_that_udev_names(root: Any) -> None:
+    """A character device that every test host has stands for the adapter."""
+    assert try_to_open(root, STAND_IN, in_service=False).rc == 0
+    refused = try_to_open(root, STAND_IN, in_service=True)
+    assert refused.rc != 0
+    assert "not permitted" in refused.stderr
+    rules = root.file("/etc/udev/rules.d/70-derms-serial.rules").content_string
+    (plugged_in,) = re.findall(r'^ACTION=="add".* SYMLINK=="derms/\*", RUN\+="(.*)"$', rules, re.MULTILINE)
+    try:
+        root.check_output(plugged_in.replace("%N", STAND_IN))
+        assert try_to_open(root, STAND_IN, in_service=True).rc == 0
+    finally:
+        root.check_output(f"rm -r /run/systemd/system.control/{UNIT}.d && systemctl daemon-reload")
+    assert try_to_open(root, STAND_IN, in_service=True).rc != 0
+
+
+def test_it_does_not_read_the_hosts_own_journal(root: Any) -> None:
+    assert root.check_output("journalctl --system --boot --no-pager --quiet --lines=1")
+    read = root.run(f"runuser --user {USER} -- journalctl --system --boot --no-pager --quiet")
+    assert not read.stdout
 
 
 def test_it_logs_where_the_services_do(root: Any) -> None:
