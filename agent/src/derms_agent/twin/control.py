@@ -3,7 +3,7 @@
 
 What may be asked is what a scenario may say (`derms_agent.twin.actions`), and besides:
 
-    {"status": true}     the time, each EVSE, meter and circuit, the faults in force
+    {"status": true}     the time that it is of, each EVSE, meter and circuit, the faults in force
     {"writes": 0}        every write received, from that number on; "next" is where to go on from
 
 An answer has `ok: true`, or `ok: false` and `problems`.
@@ -68,11 +68,12 @@ def status(twin: Rehearsal) -> dict[str, Any]:
             "duty_percent": round(duty_percent(state.pilot_a), 1),
             "current_a": round(state.current_a, 3),
             "power_w": round(state.power_w, 1),
+            "energy_wh": round(state.energy_wh, 3),
             "vehicle": None if vehicle is None else vehicle.name,
             "soc_percent": None if state.vehicle is None else round(state.vehicle.soc * 100, 2),
         }
     return {
-        "at_s": round(twin.now_s, 3),
+        "at_s": round(twin.moved_to_s, 3),
         "frequency_hz": round(twin.frequency_hz, 4),
         "evses": evses,
         "inverters": {

@@ -119,6 +119,11 @@ class Rehearsal:
         return self._moved_to_s
 
     @property
+    def moved_to_s(self) -> float:
+        """The time that all states are of, in s from the start: in real time, up to a tick before now."""
+        return self._moved_to_s
+
+    @property
     def frequency_hz(self) -> float:
         """The grid's frequency now."""
         return _interpolated(self._frequency, self._moved_to_s)
