@@ -16,10 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derms_agent import profiles
-from derms_agent.control import limits
+from derms_agent.control import demand, droop, limits
+from derms_agent.control.allocate import Allocation
 from derms_agent.control.cycle import EvseImage
+from derms_agent.control.plan import Plan
 from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session, Value
+from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask, from_json, limits_of, placed, to_json
+from derms_agent.orchestrator.handover import Memory
 from derms_agent.orchestrator.image import EvseReading, evse_readings, meter_sample
 from derms_agent.orchestrator.sessions import LONGEST_GAP_S, Metering, followed
 from derms_agent.orchestrator.store import JOURNAL, LEDGER, Store
@@ -243,6 +247,73 @@ def test_an_ask_that_lacks_something_is_no_ask(lacks: str) -> None:
     del stored[lacks]
     with pytest.raises(KeyError):
         from_json(stored)
+
+
+finite = st.floats(-1e6, 1e6)
+
+
+@given(
+    shares=st.lists(st.tuples(finite, finite | st.just(-math.inf), finite | st.just(math.inf)), max_size=3),
+    uptake_a=st.lists(finite, max_size=3),
+    in_force=st.lists(st.tuples(finite, st.none() | finite), max_size=2),
+    settled_s=st.none() | finite,
+    currents_a=st.none() | st.lists(finite, max_size=3),
+    samples=st.lists(st.tuples(finite, finite), max_size=3),
+    moved_at_s=finite | st.just(-math.inf),
+)
+def test_memory_comes_back_from_json_as_it_was(  # noqa: PLR0917 - hypothesis hands in all of them
+    shares: list[tuple[float, float, float]],
+    uptake_a: list[float],
+    in_force: list[tuple[float, float | None]],
+    settled_s: float | None,
+    currents_a: list[float] | None,
+    samples: list[tuple[float, float]],
+    moved_at_s: float,
+) -> None:
+    memory = Memory(
+        shares={
+            f"evse-{number}": Allocation(
+                evse=f"evse-{number}",
+                current_a=current_a,
+                power_w=230.0 * current_a,
+                why="as before",
+                raised_at_s=at_s,
+                lowered_at_s=at_s,
+                cut_at_s=at_s,
+                lasting_a=current_a,
+                least_a=least_a,
+                most_a=-least_a,
+            )
+            for number, (current_a, at_s, least_a) in enumerate(shares)
+        },
+        uptake_a={f"evse-{number}": amperes for number, amperes in enumerate(uptake_a)},
+        in_force=frozenset(
+            Ask(id=str(number), source="grid", rank=Rank.GRID, high_w=high_w, end_s=end_s)
+            for number, (high_w, end_s) in enumerate(in_force)
+        ),
+        settled_s=settled_s,
+        plan=None if currents_a is None else Plan(edges_s=(0.0, 300.0), currents_a={"evse-0": tuple(currents_a)}),
+        samples=demand.Samples(tuple(demand.Sample(*one) for one in samples)),
+        droop=droop.State(
+            at_s=settled_s, output=-0.5, direction=-1, moved_at_s=moved_at_s, known=True, before_w={"evse-1": 7.0}
+        ),
+    )
+    watts_per_a = {f"evse-{number}": 230.0 for number in range(3)}
+    stored = json.loads(json.dumps(handover.to_json(memory), allow_nan=False))
+    assert handover.from_json(stored, watts_per_a) == memory
+    fewer = handover.from_json(stored, {"evse-0": 230.0})
+    assert {*fewer.shares, *fewer.uptake_a} <= {"evse-0"}
+
+
+@pytest.mark.parametrize("lacks", ["shares", "uptake_a", "in_force", "settled_s", "plan", "samples", "droop"])
+@pytest.mark.parametrize("nonsense", [None, "much"])
+def test_memory_that_cannot_be_read_is_none(lacks: str, nonsense: str | None) -> None:
+    stored = handover.to_json(Memory())
+    broken = {name: value for name, value in stored.items() if name != lacks}
+    if nonsense is not None:
+        broken[lacks] = nonsense
+    with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
+        handover.from_json(broken, {})
 
 
 def test_after_a_restart_of_the_host_times_are_the_walls() -> None:

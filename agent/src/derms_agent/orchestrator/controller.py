@@ -34,6 +34,7 @@ from derms_agent.model import (
 )
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.handover import Memory
 from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
@@ -335,6 +336,26 @@ class Controller:
             delivered_wh=float(stored["delivered_wh"]),
         )
         self.sessions[evse] = _informed(session, self.told[evse])
+
+    def memory(self) -> Memory:
+        """Return what a successor goes on from besides ledger, asks and sessions."""
+        return Memory(
+            shares=self._previous,
+            uptake_a=self._uptake_a,
+            in_force=self._in_force,
+            settled_s=self._settled_s,
+            plan=self.plan,
+            samples=self._demand,
+            droop=self._droop,
+        )
+
+    def remember(self, memory: Memory) -> None:
+        """Go on from what a predecessor remembered; the first reading of an EVSE says whether its vehicle still is."""
+        self._previous = {**self._previous, **memory.shares}
+        self._uptake_a = dict(memory.uptake_a)
+        self._in_force, self._settled_s = memory.in_force, memory.settled_s
+        self.plan = memory.plan
+        self._demand, self._droop = memory.samples, memory.droop
 
     def put(self, ask: Ask) -> None:
         """Take an ask in; one with the same id is replaced."""

@@ -41,7 +41,7 @@ from derms_agent.engine_log import EngineLog, Heartbeats, listen
 from derms_agent.model import OperatingState
 from derms_agent.mqtt import Outbox, Publisher, StoreError
 from derms_agent.notify import notify
-from derms_agent.orchestrator import api, asks
+from derms_agent.orchestrator import api, asks, handover
 from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
 from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, tls_files
 from derms_agent.orchestrator.controller import Controller, Policy, Told
@@ -49,7 +49,7 @@ from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, site_of, tree_of
-from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, SESSIONS, Store, boot_id
+from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, MEMORY, SESSIONS, Store, boot_id
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
@@ -409,11 +409,18 @@ class Service:
             }
         }
 
+    async def save_memory(self) -> None:
+        """Store what control remembers from cycle to cycle; it is on disk when this returns."""
+        async with self._saving:
+            document = {"boot_id": self.engine.boot_id, **handover.to_json(self.controller.memory())}
+            await anyio.to_thread.run_sync(self.store.save, MEMORY, document)
+
     async def keep_sessions(self) -> None:
-        """Store the sessions now and then, for their energy grows."""
+        """Store sessions and memory now and then, for energy grows and shares move."""
         while True:
             await anyio.sleep(60)
             await self.save_sessions()
+            await self.save_memory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -446,6 +453,7 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     controller.energised_at_s = math.inf if rebooted else None
     _recall_asks(controller, store, boot, now_s)
     _recall_sessions(controller, store, now_s)
+    _recall_memory(controller, store, boot)
     buses = open_buses(site.depot, configuration.agent.gateway)
     pace = Pace(shed_s=SHED_S)
     devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False, reads_back=False)
@@ -504,6 +512,18 @@ def _recall_sessions(controller: Controller, store: Store, now_s: float) -> None
         logger.error("What was known of sessions is lost: %s", problem)
 
 
+def _recall_memory(controller: Controller, store: Store, boot: str) -> None:
+    document, problem = store.load(MEMORY)
+    try:
+        if document is not None and document["boot_id"] == boot:
+            known = {name: controller.watts_per_a(name) for name in controller.site.stations}
+            controller.remember(handover.from_json(document, known))
+    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+        problem = store.put_aside(MEMORY, repr(unusable))
+    if problem is not None:
+        logger.error("How power was shared before is lost, and is worked out anew: %s", problem)
+
+
 # Running
 
 
@@ -529,6 +549,7 @@ async def run_service(service: Service) -> None:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
             await api.serve(listener, service.verbs())
     await service.save_sessions()
+    await service.save_memory()
     logger.info("Stopped at %s: setpoints stay in force as leases", stamp(time.time()))
 
 

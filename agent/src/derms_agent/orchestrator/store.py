@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What outlives the process: the ledger, what was asked, and what was told of sessions; one JSON file each.
+"""What outlives the process: the ledger, what was asked, sessions, what control remembers; one JSON file each.
 
 A file is replaced whole, and is on the disk before the call returns: whoever acknowledges an ask does so after that.
 The writes that leave between two ledgers are added to a journal, a line of JSON at a time, each on the disk before any
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-LEDGER, ASKS, SESSIONS = "ledger.json", "asks.json", "sessions.json"
+LEDGER, ASKS, SESSIONS, MEMORY = "ledger.json", "asks.json", "sessions.json", "memory.json"
 JOURNAL = "ledger.journal"
 
 
