@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Depots for test hosts: a gateway, a circuit, and a charger at which a vehicle charges.
 
-The charger is played by derms-twin, at this machine's address on the hosts' bridge: it outlives every host.
+The charger is played by derms-twin, at this machine's address on the hosts' bridge: it outlives every host. So is any
+other depot whose addresses are this machine's.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ def within(seconds: float, what: Callable[[], bool], every_s: float = 0.5) -> No
 
 
 @dataclass(frozen=True)
-class Charger:
-    """A depot's charger, as it physically is."""
+class Field:
+    """A depot's devices, as they physically are."""
 
     control: Path
 
@@ -102,6 +103,11 @@ class Charger:
             raise ValueError(f"{command}: {answer}")
         return answer
 
+
+@dataclass(frozen=True)
+class Charger(Field):
+    """A depot's charger."""
+
     @property
     def drawn_a(self) -> float:
         """What the vehicle draws."""
@@ -115,13 +121,13 @@ class Charger:
 
 
 @contextmanager
-def charging(inventory: Path, gateway: str) -> Iterator[Charger]:
-    """Play a gateway's charger, a vehicle plugged in. The bridge has to be there, that is, a host up."""
+def played(depot: Path) -> Iterator[Field]:
+    """Play a depot file's devices; no vehicle is there, and nothing else draws. Its addresses have to be there."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         scenario, log, control = directory / "scenario.yml", directory / "log", directory / "control.sock"
         scenario.write_text("arrivals: none\nbase_load_share: 0.0\n", encoding="utf-8")
-        command = [str(Path(sys.prefix) / "bin" / "derms-twin"), str(inventory / f"{gateway}.yml")]
+        command = [str(Path(sys.prefix) / "bin" / "derms-twin"), str(depot)]
         with log.open("w", encoding="utf-8") as output:
             twin = subprocess.Popen(
                 [*command, "--control", str(control), "--scenario", str(scenario)],
@@ -132,10 +138,17 @@ def charging(inventory: Path, gateway: str) -> Iterator[Charger]:
             within(_READY_WITHIN_S, lambda: "\nready" in log.read_text(encoding="utf-8") or twin.poll() is not None)
             if twin.poll() is not None:
                 raise RuntimeError(log.read_text(encoding="utf-8"))
-            charger = Charger(control)
-            vehicle = {"soc_percent": 20, "capacity_kwh": 75, "power_kw": 11, "phases": 3}
-            charger.send({"plug_in": CHARGER, **vehicle})
-            yield charger
+            yield Field(control)
         finally:
             twin.send_signal(signal.SIGTERM)
             twin.wait(timeout=10)
+
+
+@contextmanager
+def charging(inventory: Path, gateway: str) -> Iterator[Charger]:
+    """Play a gateway's charger, a vehicle plugged in. The bridge has to be there, that is, a host up."""
+    with played(inventory / f"{gateway}.yml") as field:
+        charger = Charger(field.control)
+        vehicle = {"soc_percent": 20, "capacity_kwh": 75, "power_kw": 11, "phases": 3}
+        charger.send({"plug_in": CHARGER, **vehicle})
+        yield charger

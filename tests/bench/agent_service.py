@@ -9,10 +9,12 @@ removed: the depot goes back to 16 A (raises are not held back after an ask has 
 
 from __future__ import annotations
 
+import compileall
 import json
 import math
 import os
 import random
+import shutil
 import signal
 import socket
 import statistics
@@ -25,15 +27,17 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import derms_agent
 from derms_agent.serial_line import write_s
 from derms_agent.socket_client import Client
 
 from tests import small_depot
 from tests.bench import host
-from tests.bench.agent_service_devices import FULL, address
+from tests.bench.agent_service_devices import FULL, LIMIT, address
 from tests.bench.figures import Figure, median_and_spread
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +55,12 @@ LINE_EVENTS = 60
 STEADY_S = 60.0
 RESTARTS = 3
 REBOOTS = 5
+VEHICLES = 50
+UPGRADES = 2
+UPGRADE_S = 20.0  # as long without an upgrade, and with one a quarter in
+STEADY_BEFORE_S = 10.0
+LOOK_EVERY_S = 0.2
+LEAST_STEP_A = 0.1
 _TICKS = os.sysconf("SC_CLK_TCK")
 _STATUS_RSS = "VmRSS:"
 
@@ -135,8 +145,8 @@ class Orchestrator:
         self._directory = directory
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> float:
-        """Start it and wait until it is ready. Return how long that took, in s.
+    def start(self, release: Path | None = None) -> float:
+        """Start it and wait until it is ready. Return how long that took, in s. A release is where its package lies.
 
         :raises SystemExit: it does not come up
         """
@@ -148,10 +158,13 @@ class Orchestrator:
         ready = threading.Event()
         threading.Thread(target=_listen, args=(told, ready), daemon=True).start()
         files = ("--agent-conf", self._directory / "agent.conf", "--limits-conf", self._directory / "limits.conf")
+        environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
+        if release is not None:
+            environment["PYTHONPATH"] = str(release)
         with (self._directory / "journal").open("ab") as journal:
             self.process = subprocess.Popen(
                 [AGENT, "orchestrator", *files],
-                env={**os.environ, "NOTIFY_SOCKET": str(path)},
+                env=environment,
                 stdout=journal,
                 stderr=journal,
             )
@@ -190,8 +203,11 @@ def _listen(told: socket.socket, ready: threading.Event) -> None:
             ready.set()
 
 
-def depot_file(port: int, places: int, units: int, baud_rate: int | None) -> str:
-    """Return the depot file of chargers at places; lines of `units` where a baud rate is given."""
+def depot_file(port: int, places: int, units: int, baud_rate: int | None, *, metered: bool = False) -> str:
+    """Return the depot file of chargers at places; lines of `units` where a baud rate is given.
+
+    Where it is metered, what else flows may be as much as a tenth of what the chargers take, and a meter shows it.
+    """
     kva = round(places * units * WATTS / 1000 * 1.2) + 1
     buses, devices = [], []
     line = "tcp" if baud_rate is None else f"rtu_over_tcp, baud_rate: {baud_rate}, gateway_timeout_s: 0.3"
@@ -202,7 +218,15 @@ def depot_file(port: int, places: int, units: int, baud_rate: int | None) -> str
             devices.append(
                 f"  {name}: {{bus: bus-{place}, unit_id: {unit}, profile: heidelberg_energy_control, circuit: main}}"
             )
-    rating_a = round(kva * 1000 / 690) + 10
+    rating_a, base_load_a = round(kva * 1000 / 690) + 10, 0
+    meters = []
+    if metered:
+        base_load_a = round(places * units * WATTS / 10 / 690)
+        buses.append(f"  meter: {{gateway: gateway-1, transport: tcp, host: {address(places)}, port: {port}}}")
+        meters = [
+            "meters:",
+            "  grid: {bus: meter, unit_id: 1, profile: sunspec_meter, measures: circuit, circuit: main}",
+        ]
     return "\n".join(
         [
             "plugin: derms.edge.depot",
@@ -212,7 +236,7 @@ def depot_file(port: int, places: int, units: int, baud_rate: int | None) -> str
             "gateways:",
             "  gateway-1: {}",
             "circuits:",
-            f"  main: {{voltage_v: 400, rating_a: {rating_a}, rating_kva: {kva}, base_load_a: 0,",
+            f"  main: {{voltage_v: 400, rating_a: {rating_a}, rating_kva: {kva}, base_load_a: {base_load_a},",
             "         allocator: gateway-1}",
             "profile_defaults:",
             "  heidelberg_energy_control:",
@@ -222,29 +246,34 @@ def depot_file(port: int, places: int, units: int, baud_rate: int | None) -> str
             *buses,
             "devices:",
             *devices,
+            *meters,
             "",
         ]
     )
+
+
+def configured(directory: Path, depot: str) -> Orchestrator:
+    """Return the service of a depot file, with all its files in one directory."""
+    (directory / "state").mkdir()
+    (directory / "depot.yml").write_text(depot, encoding="utf-8")
+    (directory / "limits.conf").write_text("", encoding="utf-8")
+    agent = {
+        "GATEWAY": "gateway-1",
+        "DEPOT": directory / "depot.yml",
+        "CONTROL_PEERS": "root",
+        "ENGINE_LOG": directory / "engine.log",
+        "STATE_DIRECTORY": directory / "state",
+        "SOCKET": directory / "socket",
+    }
+    (directory / "agent.conf").write_text("".join(f"{k}={v}\n" for k, v in agent.items()), encoding="utf-8")
+    return Orchestrator(directory)
 
 
 @contextmanager
 def in_service(places: int, units: int = 1, baud_rate: int | None = None) -> Iterator[tuple[Orchestrator, Chargers]]:
     """Raise a depot with its chargers at 16 A, under control."""
     with tempfile.TemporaryDirectory() as name, chargers(places, units, baud_rate=baud_rate) as depot:
-        directory = Path(name)
-        (directory / "state").mkdir()
-        (directory / "depot.yml").write_text(depot_file(depot.port, places, units, baud_rate), encoding="utf-8")
-        (directory / "limits.conf").write_text("", encoding="utf-8")
-        agent = {
-            "GATEWAY": "gateway-1",
-            "DEPOT": directory / "depot.yml",
-            "CONTROL_PEERS": "root",
-            "ENGINE_LOG": directory / "engine.log",
-            "STATE_DIRECTORY": directory / "state",
-            "SOCKET": directory / "socket",
-        }
-        (directory / "agent.conf").write_text("".join(f"{k}={v}\n" for k, v in agent.items()), encoding="utf-8")
-        orchestrator = Orchestrator(directory)
+        orchestrator = configured(Path(name), depot_file(depot.port, places, units, baud_rate))
         try:
             began_s = time.monotonic()
             orchestrator.start()
@@ -408,6 +437,137 @@ def restart() -> list[Figure]:
     ]
 
 
+@dataclass(slots=True)
+class Stretch:
+    """What became of a stretch of time: the mean power by the energy delivered, in kW, and whose limits fell."""
+
+    power_kw: float
+    lowered: dict[str, str]
+
+
+def stretch(field: small_depot.Field, meanwhile: Callable[[], object]) -> Stretch:
+    """Look at the chargers for a while in which something is done: what they deliver, and what they are limited to.
+
+    A limit that falls is one that is below what it was in the beginning: told so, or in force, as a fallback is.
+    """
+    writes = field.send({"writes": 0})["next"]
+    first = field.send({"status": True})
+    lowest_a = {name: float(one["limit_a"]) for name, one in first["evses"].items()}
+    found = Stretch(0.0, {})
+    with ThreadPoolExecutor(1) as pool:
+        done = None
+        while True:
+            last = field.send({"status": True})
+            passed_s = last["at_s"] - first["at_s"]
+            for name, one in last["evses"].items():
+                if one["limit_a"] < lowest_a[name] - LEAST_STEP_A / 2:
+                    found.lowered[name] = f"{name}: {lowest_a[name]:g} to {one['limit_a']:g} A after {passed_s:.1f} s"
+            if done is None and passed_s >= UPGRADE_S / 4:
+                done = pool.submit(meanwhile)
+            if passed_s >= UPGRADE_S and done is not None and done.done():
+                done.result()
+                break
+            time.sleep(LOOK_EVERY_S)
+    for write in field.send({"writes": writes})["writes"]:
+        name, told_a = f"charger-{int(write['bus'].removeprefix('bus-')):03d}", write["words"][0] / 10
+        if write["address"] == LIMIT and told_a < lowest_a[name] - LEAST_STEP_A / 2:
+            found.lowered[name] = f"{name}: told {told_a:g} A at {lowest_a[name]:g} A"
+    energy_wh = [sum(one["energy_wh"] for one in looked["evses"].values()) for looked in (first, last)]
+    found.power_kw = (energy_wh[1] - energy_wh[0]) * 3.6 / (last["at_s"] - first["at_s"])
+    return found
+
+
+def release(directory: Path, version: str) -> Path:
+    """Return where a release of this tree's agent lies, compiled as the role's are, that goes by another version."""
+    package = directory / version / "derms_agent"
+    shutil.copytree(ROOT / "agent" / "src" / "derms_agent", package, ignore=shutil.ignore_patterns("__pycache__"))
+    first = package / "__init__.py"
+    text = first.read_text(encoding="utf-8")
+    first.write_text(text.replace(f'"{derms_agent.__version__}"', f'"{version}"'), encoding="utf-8")
+    compileall.compile_dir(package, quiet=1)
+    return package.parent
+
+
+def upgrade() -> list[Figure]:
+    """Measure what 50 vehicles are charged while the next version takes over, against as long without, in turn.
+
+    They share 60 % of what all could take, and every fifth takes less than its share, which the others have: whoever
+    did not know that would lower them. The unit is restarted as the role does it: SIGTERM, then the other version.
+
+    :raises SystemExit: they do not come to charge, or another version answers than was started
+    """
+    power_kw: dict[bool, list[float]] = {False: [], True: []}
+    lowered: dict[bool, dict[str, str]] = {False: {}, True: {}}
+    ready_s: list[float] = []
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        orchestrator = configured(directory, depot_file(port, VEHICLES, 1, None, metered=True))
+        releases = [(version, release(directory, version)) for version in ("0.1.0+one", "0.1.0+next")]
+
+        def take_over(turn: int) -> None:
+            version, place = releases[turn % 2]
+            began_s = time.monotonic()
+            orchestrator.stop()
+            orchestrator.start(place)
+            ready_s.append(time.monotonic() - began_s)
+            with orchestrator.client() as client:
+                if (answering := client.ask("version")["version"]) != version:
+                    sys.exit(f"agent.service.upgrade: found version {answering}, expected {version}")
+
+        with small_depot.played(directory / "depot.yml") as field:
+            try:
+                take_over(0)
+                ready_s.clear()
+                charge(orchestrator, field)
+                for turn in range(UPGRADES):
+                    for upgrading, meanwhile in ((False, tuple), (True, partial(take_over, turn + 1))):
+                        found = stretch(field, meanwhile)
+                        power_kw[upgrading].append(found.power_kw)
+                        lowered[upgrading] |= found.lowered
+            finally:
+                orchestrator.stop()
+    without_kw, kw = statistics.median(power_kw[False]), statistics.median(power_kw[True])
+    ratio = kw / without_kw
+    worst = min(a / b for a, b in zip(power_kw[True], power_kw[False], strict=True))
+    words = f"worst {100 * worst:.2f} %; ready {median_and_spread(ready_s)[1]}"
+    fell = "; ".join([*lowered[True].values()][:3])
+    return [
+        Figure("agent.service.upgrade.power", kw, "kW", without_kw, ratio, "≥ 0.995 ×", worst >= 0.995, words),
+        Figure("agent.service.upgrade.lowered", len(lowered[True]), "EVSEs", None, None, "0", not lowered[True], fell),
+    ]
+
+
+def charge(orchestrator: Orchestrator, field: small_depot.Field) -> None:
+    """Plug vehicles in, let them share less than they want, and wait until nothing moves any more.
+
+    :raises SystemExit: it does not come to that
+    """
+    for number in range(VEHICLES):
+        vehicle = {"soc_percent": 20, "capacity_kwh": 75, "power_kw": 5 if number % 5 == 0 else 11, "phases": 3}
+        field.send({"plug_in": f"charger-{number:03d}", **vehicle, "lag_s": 1 + number % 7})
+
+    def limits_a() -> dict[str, float]:
+        evses = field.send({"status": True})["evses"]
+        return {name: one["limit_a"] for name, one in evses.items() if one["current_a"] > 0}
+
+    until_s = time.monotonic() + 2 * START_S
+    limited_s = since_s = math.inf
+    before: dict[str, float] = {}
+    with orchestrator.client() as client:
+        while time.monotonic() < since_s + STEADY_BEFORE_S:
+            now = limits_a()
+            if len(now) == VEHICLES and limited_s == math.inf:
+                client.ask("limit.put", name="bench", high_w=SHARE * WATTS * VEHICLES)
+                limited_s = time.monotonic()
+            if now != before or time.monotonic() < limited_s + SETTLED_S:
+                since_s, before = time.monotonic(), now
+            if time.monotonic() > until_s:
+                sys.exit(f"agent.service.upgrade: {len(now)} charge, and not steadily: {now}")
+            time.sleep(0.5)
+
+
 def reboot() -> list[Figure]:
     """Measure from when a gateway is started, its network there, until its charger acknowledges a limit.
 
@@ -446,5 +606,6 @@ BENCHMARKS: dict[tuple[str, ...], Callable[[], list[Figure]]] = {
     ("agent.service.shed_serial",): shed_serial,
     ("agent.service.steady_200.cpu", "agent.service.steady_200.rss"): steady,
     ("agent.service.restart.ready", "agent.service.restart.lowered"): restart,
+    ("agent.service.upgrade.power", "agent.service.upgrade.lowered"): upgrade,
     ("agent.service.reboot",): reboot,
 }
