@@ -270,12 +270,16 @@ class Releases:
         """Switch the link in one step, so that at every instant there is one that leads to a whole release."""
         if self.link.exists() and not self.link.is_symlink():
             raise RefusalError(f"{self.link} is in the way: it is no link")
-        candidate = self.directory / ".current"
-        candidate.unlink() if candidate.is_symlink() else None
-        candidate.symlink_to(version)
-        candidate.replace(self.link)
+        self.lead_to(version)
         # Newer than the start of a unit that still runs what was in service before: the restart that is owed shows.
         os.utime(self.directory / version / MARKER)
+
+    def lead_to(self, words: str) -> None:
+        """Make the link what it is to be, in one step."""
+        candidate = self.directory / ".current"
+        candidate.unlink() if candidate.is_symlink() else None
+        candidate.symlink_to(words)
+        candidate.replace(self.link)
 
     def superfluous(self, version: str) -> list[Path]:
         """Return the releases that are neither in service nor the one before, and what a cut-off building left."""
@@ -463,8 +467,7 @@ class Gateway:
         deadline_s = time.monotonic() + self.module.params["health_timeout_s"]
         said = "nothing"
         while time.monotonic() < deadline_s:
-            shown = self._systemctl("show", "--property=ActiveState,NRestarts", self.unit)
-            state = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+            state = self._state()
             if int(state.get("NRestarts") or 0) >= MOST_RESTARTS or state.get("ActiveState") == "failed":
                 return (
                     f"{self.unit} does not stay up: {state.get('ActiveState')} after {state.get('NRestarts')} restarts"
@@ -479,6 +482,11 @@ class Gateway:
                 said = f"{self.unit} is {state.get('ActiveState')}"
             time.sleep(PAUSE_S)
         return f"no answer as {version} within {self.module.params['health_timeout_s']} s; last: {said}"
+
+    def _state(self) -> dict[str, str]:
+        """Return whether the unit is active, and how often systemd restarted it."""
+        shown = self._systemctl("show", "--property=ActiveState,NRestarts", self.unit)
+        return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
     def _answer(self, program: Path) -> str:
         """Return version and readiness as the unit tells them over its socket, or why it does not."""
@@ -506,6 +514,9 @@ class Gateway:
         if flaws := self.releases.flaws(version):
             raise RefusalError(f"{flaws[0]['what']} is {flaws[0]['is']}, so it was not put in service")
         before = self.releases.in_service()
+        # A link to something that is no release; with what it leads to the unit may run all the same.
+        elsewhere = "" if before or not self.releases.link.is_symlink() else self.releases.link_words()
+        ran = bool(elsewhere) and self._state().get("ActiveState") == "active"
         self.releases.point_to(version)
         self.restart()
         ailment = self.ailment(version)
@@ -516,26 +527,35 @@ class Gateway:
         lines = self.journal()
         rolled_back: list[str] = []
         if before != version:
-            rolled_back = ["agent", *self.configuration.put_back()]
-        raise RefusalError(
-            f"{ailment}. {self._gone_back(before, version)}\nThe journal's last lines:\n{lines}", rolled_back
-        )
+            # As drift names them: the link stands for the agent where it named no release, or none there was.
+            link = [] if before else [str(self.releases.link)]
+            rolled_back = ["agent", *link, *self.configuration.put_back()]
+        gone_back = self._gone_back(before, version) if before else self._as_without_release(version, elsewhere, ran)
+        raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}", rolled_back)
 
     def _gone_back(self, before: str, version: str) -> str:
         """Run the release that was in service, with its files back in their places; return how that went."""
         if before == version:
             return f"{version} was in service before as well, so there is nothing to go back to."
-        if not before:
-            self.releases.link.unlink()
-            self._systemctl("daemon-reload")
-            self._systemctl("stop", self.unit)
-            return f"There was no release before {version}: the unit is stopped."
         self.releases.point_to(before)
         self.restart()
         ailment = self.ailment(before)
         if ailment:
             return f"Went back to {before}, which is not well either: {ailment}."
         return f"Went back to {before}, which is in service again."
+
+    def _as_without_release(self, version: str, elsewhere: str, ran: bool) -> str:
+        """Make the link, and the unit, what they were when the link named no release; return how that went."""
+        if elsewhere:
+            self.releases.lead_to(elsewhere)
+        else:
+            self.releases.link.unlink()
+        if ran:
+            self.restart()
+            return f"{self.releases.link} leads to {elsewhere} again, and the unit was restarted with that."
+        self._systemctl("daemon-reload")
+        self._systemctl("stop", self.unit)
+        return f"There was no release before {version}: the unit is stopped."
 
     def tidy(self, version: str) -> None:
         """Remove the releases before the last one, and the wheels that no release needs."""
@@ -572,7 +592,7 @@ def installed(gateway: Gateway) -> dict[str, Any]:
         return result
     if releases.in_service() == version:
         gateway.configuration.forget()
-    elif releases.in_service():
+    elif releases.link.is_symlink():
         gateway.configuration.keep()
     if flaws:
         gateway.build(version, module.params["requirements"])

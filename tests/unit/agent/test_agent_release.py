@@ -388,9 +388,29 @@ def test_when_the_old_release_is_not_well_either_both_are_told(
 
 def test_with_no_release_before_the_unit_is_stopped(directory: Path, systemd: Path) -> None:
     release(directory, NEW, ready=False)
-    assert f"There was no release before {NEW}: the unit is stopped" in put_in_service(directory)["msg"]
+    failed = put_in_service(directory)
+    assert f"There was no release before {NEW}: the unit is stopped" in failed["msg"]
     assert not (directory / "current").is_symlink()
     assert calls(systemd, "stop") == [f"stop {UNIT}"]
+    assert set(failed["rolled_back"]) == {"agent", str(directory / "current")}
+
+
+@pytest.mark.parametrize("ran", [True, False])
+def test_a_link_that_led_elsewhere_leads_there_again(directory: Path, tmp_path: Path, systemd: Path, ran: bool) -> None:
+    """What a run says is rolled back is as it was: the link, the configuration, and whether the unit runs."""
+    link, conf = directory / "current", tmp_path / "agent.conf"
+    conf.write_text("OLD\n", encoding="utf-8")
+    release(directory, NEW, ready=False)
+    link.symlink_to(tmp_path / "elsewhere")
+    answers(systemd, f"ActiveState={'active' if ran else 'inactive'} NRestarts=0", "ActiveState=active NRestarts=0")
+    assert drift(str(link), str(tmp_path / "elsewhere"), NEW) in install(directory, configuration=[str(conf)])["drift"]
+    conf.write_text("NEW\n", encoding="utf-8")
+    failed = put_in_service(directory, configuration=[str(conf)])
+    assert failed["rolled_back"] == ["agent", str(link), str(conf)]
+    assert served(directory) == str(tmp_path / "elsewhere")
+    assert conf.read_text(encoding="utf-8") == "OLD\n"
+    assert len(calls(systemd, "restart")) == (2 if ran else 1)
+    assert len(calls(systemd, "stop")) == (0 if ran else 1)
 
 
 def test_what_is_not_whole_is_not_put_in_service(directory: Path, systemd: Path) -> None:
