@@ -43,13 +43,19 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
             yield Fleet(first, second, deployment, {FIRST: one, SECOND: other})
 
 
-def broken_release(directory: Path) -> Path:
+ENDS = 'sys.exit("this release does not come up")'
+# Alive, and never ready: systemd itself would wait for a minute, and start it again.
+HANGS = "import time; time.sleep(600); ended = 0"
+HANGING_S = 15
+
+
+def broken_release(directory: Path, breaks: str) -> Path:
     """Copy the agent's source, and break it where only the service comes by: the configuration is still checked."""
     source = directory / "agent"
     shutil.copytree(ROOT / "agent", source, ignore=shutil.ignore_patterns("tests", "__pycache__"))
     starts = source / "src" / "derms_agent" / "cli.py"
     text = starts.read_text()
-    broken = text.replace("ended: int = service.run(options)", 'sys.exit("this release does not come up")')
+    broken = text.replace("ended: int = service.run(options)", breaks)
     assert broken != text
     starts.write_text(broken)
     return source
@@ -72,7 +78,7 @@ def test_a_broken_release_goes_back_on_the_first_gateway_and_reaches_no_other(fl
     before = {gateway.name: state(gateway) for gateway in (fleet.first, fleet.second)}
 
     # A new setting comes with it, which has to go back as well.
-    changes = {"agent_source": str(broken_release(tmp_path)), "agent_demand_cap_kw": 30}
+    changes = {"agent_source": str(broken_release(tmp_path / "ends", ENDS)), "agent_demand_cap_kw": 30}
     declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, **changes)
     run = fleet.deployment.run(*NEEDED)
     assert run.status == 1, run.words
@@ -106,3 +112,19 @@ def test_a_broken_release_goes_back_on_the_first_gateway_and_reaches_no_other(fl
     }
     assert f"2 changes rolled back on {FIRST}" in run.words
     assert "applied" not in run.words
+
+    # Another one stays up and is never ready: whoever waits for it decides, long before systemd would.
+    changes = {"agent_source": str(broken_release(tmp_path / "hangs", HANGS)), "agent_health_timeout_s": HANGING_S}
+    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, **changes)
+    run = fleet.deployment.run("--tags", "agent")
+    assert run.status == 1, run.words
+    failed, _left_out = run.report["not_verified"]
+    assert f"within {HANGING_S} s; last: derms-orchestrator.service is activating" in failed, failed
+    assert f"Went back to {kept}, which is in service again." in failed, failed
+    after = state(fleet.first)
+    assert {name: after[name] for name in ("release", "configuration", "unit")} == {
+        name: before[FIRST][name] for name in ("release", "configuration", "unit")
+    }
+    report = json.loads(fleet.first.run(f"{AGENT} status --json").stdout)
+    assert (report["version"], report["ready"]) == (kept, True)
+    assert state(fleet.second) == before[SECOND]
