@@ -117,6 +117,48 @@ def test_a_pardon_takes_time_and_each_relapse_makes_it_longer() -> None:
     assert [state for _second, state in turned] == [Following.OVERDRAWING, Following.FOLLOWING, Following.OVERDRAWING]
 
 
+def unreached(proven_from_s: int, follows_at_s: int, seconds: int) -> list[Obedience]:
+    """Return the verdicts on one that drew the 16 A that it had confirmed, and is told 8 A at 10 s."""
+    verdict, found = unproven(0.0), []
+    for second in range(seconds):
+        told_a = 16.0 if second < 10 else 8.0
+        drawn_a = 16.0 if second < follows_at_s else 8.0
+        proven = second < 10 or second >= proven_from_s
+        verdict = judge(
+            verdict, Sample(Amount(told_a), (drawn_a, 0.0, 0.0), float(second), proven), float(second), ALLOWANCE
+        )
+        found.append(verdict)
+    return found
+
+
+def test_one_that_was_not_reached_is_reported_and_trusted_again_as_soon_as_it_follows() -> None:
+    verdicts = unreached(proven_from_s=40, follows_at_s=51, seconds=60)
+    assert states(verdicts)[25:51] == [Following.OVERDRAWING] * 26
+    assert verdicts[30].checks[0] is Check.BRIDGE
+    assert states(verdicts)[51:] == [Following.FOLLOWING] * 9
+    # Nor is it a relapse when it is really one the next time.
+    assert course(lambda _: 8.0, lambda _: 16.0, 80, verdicts[-1])[-1].clear_s == ALLOWANCE.clear_s
+
+
+def test_one_that_does_not_follow_what_it_confirmed_has_to_recover() -> None:
+    verdicts = unreached(proven_from_s=40, follows_at_s=54, seconds=90)
+    assert states(verdicts)[54:84] == [Following.RECOVERING] * 30
+    assert states(verdicts)[84:] == [Following.FOLLOWING] * 6
+
+
+def test_who_has_to_recover_is_not_excused_from_that_by_being_out_of_reach() -> None:
+    recovering = course(lambda _: 8.0, lambda second: 16.0 if second < 20 else 7.0, 25)[-1]
+    assert recovering.state is Following.RECOVERING
+    verdict = recovering
+    for second in range(25, 80):
+        told_a, proven = (16.0, True) if second < 27 else (8.0, False)
+        drawn_a = 16.0 if second < 50 else 8.0
+        verdict = judge(
+            verdict, Sample(Amount(told_a), (drawn_a, 0.0, 0.0), float(second), proven), float(second), ALLOWANCE
+        )
+    assert verdict.state is Following.RECOVERING
+
+
 def test_nothing_seen_is_reported_too() -> None:
     verdicts = course(lambda _s: 10.0, lambda s: 10.0 if s < 5 else None, 40)
     assert states(verdicts)[18] is Following.FOLLOWING
@@ -156,21 +198,22 @@ def test_a_draw_within_all_limits_is_never_accused_and_trust_changes_seldom(step
             st.sampled_from([-16.0, 0.0, 6.0, 6.0, 16.0]),
             st.sampled_from([-17.0, -16.0, 0.0, 5.0, 6.0, 6.62, 6.63, 16.82, 16.83, None]),
             st.integers(1, 20),
+            st.sampled_from([True, True, False]),
         ),
         max_size=30,
     )
 )
 def test_what_nearly_all_samples_show_is_judged_as_all_others_are(
-    steps: list[tuple[float, float | None, int]],
+    steps: list[tuple[float, float | None, int, bool]],
 ) -> None:
     """The short way for a sample within what was told long ago gives what the long one gives."""
     short = long = unproven(0.0)
     now_s = 0.0
-    for told_a, drawn_a, seconds in steps:
+    for told_a, drawn_a, seconds, proven in steps:
         for _ in range(seconds):
             now_s += 1.0
             currents = () if drawn_a is None else (drawn_a, drawn_a / 2, 0.0)
-            sample = Sample(Amount(told_a), currents, None if drawn_a is None else now_s)
+            sample = Sample(Amount(told_a), currents, None if drawn_a is None else now_s, proven)
             short = judge(short, sample, now_s, ALLOWANCE)
             with pytest.MonkeyPatch.context() as patched:
                 patched.setattr(obedience, "_goes_on", lambda *_: False)

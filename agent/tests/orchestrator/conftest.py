@@ -49,7 +49,10 @@ def new_controller(site: Site, ledger: book.Ledger | None = None, **policy: Any)
 
 @dataclass
 class Play:
-    """A controller over devices that obey at once; `base_a` is what else flows at the root."""
+    """A controller over devices that obey at once; `base_a` is what else flows at the root.
+
+    `silent` devices answer nothing, writes to `deaf` ones are lost.
+    """
 
     controller: Controller
     now_s: float = BEGAN_S
@@ -58,6 +61,7 @@ class Play:
     limit_a: dict[str, float] = field(default_factory=dict)
     most_a: dict[str, float] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    deaf: set[str] = field(default_factory=set)
     writes: list[tuple[float, str, float]] = field(default_factory=list)
     urgent: list[str] = field(default_factory=list)
     last: dict[str, Reading] = field(default_factory=dict)
@@ -141,7 +145,7 @@ class Play:
         outcome = self.controller.cycle(at_s)
         for write in outcome.writes:
             evse = self.site.evses[self.site.network.place[write.evse]]
-            if evse.device in self.silent:
+            if evse.device in self.silent | self.deaf:
                 self.controller.proved(write.evse, write.id, None, at_s + PROVEN_S)
                 continue
             amperes = max(write.amount.active_a, 0.0)

@@ -317,6 +317,23 @@ def test_a_silent_charger_counts_at_its_rating_and_the_others_leave_it_that_room
     assert one.told_w() > before_w
 
 
+def test_one_that_a_shed_did_not_reach_is_raised_with_the_others_once_the_shed_is_over(charging: Play) -> None:
+    """It did not follow what it never got; that is no reason to hold it when it has followed what it did get."""
+    one = charging
+    one.deaf = {"charger-003", "charger-004"}
+    before_a = {name: one.limit_a[name] for name in one.deaf}
+    one.controller.put(ask(30_000.0))
+    outcome = one.step(20)
+    assert [words.split(" ")[0] for words in outcome.faults] == ["charger-003", "charger-004"]
+    one.deaf = set()
+    one.step(3)
+    assert all(one.limit_a[name] < amperes - 1 for name, amperes in before_a.items())
+    one.controller.forget("less")
+    outcome = one.step(15)
+    assert outcome.faults == ()
+    assert all(one.limit_a[name] > amperes - 1 for name, amperes in before_a.items())
+
+
 def test_the_default_limit_holds_once_the_grids_link_is_lost(charging: Play) -> None:
     one = charging
     one.controller.policy = replace(one.controller.policy, default_limit_w=40_000.0)

@@ -14,6 +14,7 @@ judged all the same, for what was told longer ago does not count; a steady one i
 | unproven, following | suspect | a bad sample |
 | suspect | overdrawing | bad samples for `confirm_s`, two at least: reported, with what to check |
 | overdrawing | recovering | a good sample |
+| overdrawing | following | a good sample, and it had never drawn more than it had confirmed: it had not been reached |
 | recovering | overdrawing | a bad sample; the time to recover doubles, up to `longest_clear_s` |
 | recovering | following | good samples for the time to recover, `clear_s` at first |
 | following, suspect | unproven | no fresh sample for `deadline_s`: reported, for nothing shows that it follows |
@@ -119,6 +120,7 @@ class Obedience(NamedTuple):
 
     `since_s`: when the state began; `good_s`, `bad_s`: since when samples have been good, or bad; `clear_s`: how long
     they must be good to recover. `drawn_a` is the farthest of what was sampled last, `limit_a` what it exceeded.
+    `confirmed`: as `told`, what it confirmed; `excused`: all bad samples were within that.
     """
 
     state: Following
@@ -132,6 +134,8 @@ class Obedience(NamedTuple):
     drawn_a: float = 0.0
     limit_a: float = 0.0
     checks: tuple[Check, ...] = ()
+    confirmed: tuple[tuple[float, Amount], ...] = ()
+    excused: bool = False
 
     @property
     def trusted(self) -> bool:
@@ -148,22 +152,24 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     """Return the verdict after a sample; the same one seen twice says nothing new."""
     if before.state is Following.FOLLOWING and before.clear_s == 0.0 and _goes_on(before, sample, allowance):
         good_s = now_s if before.good_s is None else before.good_s
-        same = 0.0, max(sample.currents_a, key=abs), before.limit_a, before.checks
+        confirmed = before.confirmed
+        if len(confirmed) != 1 or confirmed[0][1] != sample.told:
+            confirmed = _confirmed(before, sample, now_s, allowance)
+        same = 0.0, max(sample.currents_a, key=abs), before.limit_a, before.checks, confirmed
         return Obedience(before.state, before.since_s, before.told, sample.sampled_s, good_s, None, 0, *same)
     told = _told(before.told, sample.told, now_s, allowance.follow_s)
+    confirmed = _confirmed(before, sample, now_s, allowance)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
-        return _unseen(before._replace(told=told), now_s, allowance)
+        return _unseen(before._replace(told=told, confirmed=confirmed), now_s, allowance)
     currents = sample.currents_a or (0.0,)
     drawn_a = max(currents, key=abs)
-    limits = span_of(told[0][1]) if told else NOTHING
-    for _since_s, amount in told[1:]:
-        span = span_of(amount)
-        limits = span if span.holds(limits) else limits.hull(span)
+    limits = _hull(told)
     good = not told or _within(currents, limits, allowance)
     if good:
         good_s = now_s if before.good_s is None else before.good_s
-        same = before.clear_s, drawn_a, before.limit_a, before.checks
-        after = Obedience(before.state, before.since_s, told, sample.sampled_s, good_s, None, 0, *same)
+        excused = before.excused and not before.trusted
+        kept = before.clear_s, drawn_a, before.limit_a, before.checks, confirmed, excused
+        after = Obedience(before.state, before.since_s, told, sample.sampled_s, good_s, None, 0, *kept)
         return _pardoned(after, now_s, allowance)
     after = before._replace(
         told=told,
@@ -173,6 +179,10 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
         bad_s=now_s if before.bad_s is None else before.bad_s,
         bad_samples=before.bad_samples + 1,
         limit_a=limits.high if drawn_a > 0 else limits.low,
+        confirmed=confirmed,
+        excused=(before.excused or (before.trusted and before.bad_s is None))
+        and bool(confirmed)
+        and _within(currents, _hull(confirmed), allowance),
     )
     return _accused(after, sample, now_s, allowance)
 
@@ -206,6 +216,21 @@ def _told(
     return told[max(first, 0) :]
 
 
+def _confirmed(
+    before: Obedience, sample: Sample, now_s: float, allowance: Allowance
+) -> tuple[tuple[float, Amount], ...]:
+    """Return what was confirmed within the last `follow_s`."""
+    return _told(before.confirmed, sample.told if sample.proven else None, now_s, allowance.follow_s)
+
+
+def _hull(told: tuple[tuple[float, Amount], ...]) -> Span:
+    limits = span_of(told[0][1]) if told else NOTHING
+    for _since_s, amount in told[1:]:
+        span = span_of(amount)
+        limits = span if span.holds(limits) else limits.hull(span)
+    return limits
+
+
 def _within(currents_a: Sequence[float], limits: Span, allowance: Allowance) -> bool:
     high = limits.high * (1 + allowance.tolerance_share) + allowance.tolerance_a
     low = limits.low * (1 + allowance.tolerance_share) - allowance.tolerance_a
@@ -234,7 +259,8 @@ def _pardoned(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedien
         calm = verdict.state is Following.FOLLOWING and now_s - verdict.since_s >= allowance.longest_clear_s
         return _turned(verdict._replace(clear_s=0.0) if calm else verdict, Following.FOLLOWING, now_s)
     if verdict.state is Following.OVERDRAWING:
-        return _turned(verdict, Following.RECOVERING, now_s, verdict.checks)
+        over = Following.FOLLOWING if verdict.excused else Following.RECOVERING
+        return _turned(verdict._replace(excused=False), over, now_s, verdict.checks)
     if verdict.good_s is not None and now_s - verdict.good_s >= verdict.clear_s:
         return _turned(verdict, Following.FOLLOWING, now_s)
     return verdict
@@ -247,10 +273,13 @@ def _accused(verdict: Obedience, sample: Sample, now_s: float, allowance: Allowa
         clear_s = min(2 * verdict.clear_s, allowance.longest_clear_s)
         return _turned(verdict._replace(clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
     if verdict.state is Following.OVERDRAWING:
-        return verdict._replace(checks=checks)
+        clear_s = verdict.clear_s if verdict.excused else max(verdict.clear_s, allowance.clear_s)
+        return verdict._replace(checks=checks, clear_s=clear_s)
     bad_s = now_s if verdict.bad_s is None else verdict.bad_s
     if verdict.bad_samples > 1 and now_s - bad_s >= allowance.confirm_s:
-        clear_s = min(max(2 * verdict.clear_s, allowance.clear_s), allowance.longest_clear_s)
+        clear_s = verdict.clear_s
+        if not verdict.excused:
+            clear_s = min(max(2 * clear_s, allowance.clear_s), allowance.longest_clear_s)
         return _turned(verdict._replace(clear_s=clear_s), Following.OVERDRAWING, now_s, checks)
     return _turned(verdict, Following.SUSPECT, now_s)
 
