@@ -15,6 +15,7 @@ import pytest
 from derms_agent import depot as depots
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
+from derms_agent.control.guard import Write
 from derms_agent.model import Evse, PerPhase, Phase, Proof, ProofKind, Quality, Reading, Value
 from derms_agent.orchestrator.controller import Controller, Policy
 from derms_agent.orchestrator.site import Site, site_of
@@ -144,16 +145,20 @@ class Play:
         at_s = self.now_s + CYCLE_AT_S
         outcome = self.controller.cycle(at_s)
         for write in outcome.writes:
-            evse = self.site.evses[self.site.network.place[write.evse]]
-            if evse.device in self.silent | self.deaf:
-                self.controller.proved(write.evse, write.id, None, at_s + PROVEN_S)
-                continue
-            amperes = max(write.amount.active_a, 0.0)
-            self.limit_a[write.evse] = amperes
-            self.writes.append((at_s, write.evse, amperes))
-            proof = Proof(evse=write.evse, kind=ProofKind.ACKNOWLEDGED, asked=amperes, in_force=amperes)
-            self.controller.proved(write.evse, write.id, proof, at_s + PROVEN_S)
+            self.take_write(write, at_s)
         return outcome
+
+    def take_write(self, write: Write, at_s: float) -> None:
+        """Let a device have a write, and answer it, unless it does not."""
+        evse = self.site.evses[self.site.network.place[write.evse]]
+        if evse.device in self.silent | self.deaf:
+            self.controller.proved(write.evse, write.id, None, at_s + PROVEN_S)
+            return
+        amperes = max(write.amount.active_a, 0.0)
+        self.limit_a[write.evse] = amperes
+        self.writes.append((at_s, write.evse, amperes))
+        proof = Proof(evse=write.evse, kind=ProofKind.ACKNOWLEDGED, asked=amperes, in_force=amperes)
+        self.controller.proved(write.evse, write.id, proof, at_s + PROVEN_S)
 
     def step(self, seconds: int = 1) -> Outcome:
         """Go on; each second every device is read, and one cycle follows."""

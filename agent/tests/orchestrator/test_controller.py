@@ -21,6 +21,8 @@ from derms_agent.orchestrator.controller import Told
 if TYPE_CHECKING:
     from agent.tests.orchestrator.conftest import MakePlay, Play
 
+    from derms_agent.control.guard import Write
+
 SITE_VA = 160_000.0
 BASE_W = 3 * 20.0 * 400 / math.sqrt(3)
 SETTLED_S = 40
@@ -332,6 +334,40 @@ def test_one_that_a_shed_did_not_reach_is_raised_with_the_others_once_the_shed_i
     outcome = one.step(15)
     assert outcome.faults == ()
     assert all(one.limit_a[name] > amperes - 1 for name, amperes in before_a.items())
+
+
+def test_a_vehicle_that_follows_late_what_came_late_is_not_taken_for_one_that_takes_less(play: MakePlay) -> None:
+    """A write may take 2 s to arrive, and a slow vehicle 12 s from then: none of that is what the vehicle takes."""
+    one, name = play(), "charger-003"
+    one.step(3)
+    one.vehicles([name])
+    one.controller.put(ask(5_000.0, target=name))
+    one.step(20)
+    low_a = one.most_a[name] = one.limit_a[name]
+    assert 6 <= low_a < 8
+    arrives_at_once = one.take_write
+    late: list[tuple[float, Write]] = []
+
+    def arrives_late(write: Write, at_s: float) -> None:
+        if write.evse == name and write.purpose is Purpose.RAISE and not late:
+            late.append((at_s + 2.0, write))
+        else:
+            arrives_at_once(write, at_s)
+
+    one.take_write = arrives_late  # type: ignore[method-assign]
+    one.controller.forget("less")
+    one.step()
+    ((arrived_s, raised),) = late
+    one.step(2)
+    arrives_at_once(raised, arrived_s)
+    limits_a = []
+    while one.now_s < arrived_s + 40:
+        if one.now_s >= arrived_s + 12:
+            one.most_a[name] = 16.0
+        one.step()
+        limits_a.append(one.limit_a[name])
+    assert limits_a[0] > low_a + 2
+    assert min(limits_a) >= limits_a[0] - 0.5
 
 
 def test_the_default_limit_holds_once_the_grids_link_is_lost(charging: Play) -> None:

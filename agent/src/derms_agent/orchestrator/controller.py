@@ -248,13 +248,16 @@ class Controller:
     def _taken_w(self, name: str, image: EvseImage) -> float | None:
         """Return the most that the vehicle at an EVSE is believed to take, in W; None where it never took less."""
         bound_a = self._uptake_a.get(name, math.inf)
-        amount = self.state.ledger.entries[name].told_amount
-        offered_a = 0.0 if amount is None else amount.active_a
+        entry = self.state.ledger.entries[name]
+        offered_a = 0.0 if entry.told_amount is None else entry.told_amount.active_a
         # A repetition for the watchdog is a new write of the same offer.
         known_a, since_s = self._offered.get(name, (math.nan, math.inf))
         if abs(offered_a - known_a) > book.SAME_A or math.isnan(known_a):
+            since_s = math.inf
+        # A vehicle is offered nothing before its device has it, which may be long after it was told.
+        if since_s == math.inf and entry.told is not None and entry.told.acknowledged:
             since_s = image.answered_s
-            self._offered[name] = (offered_a, since_s)
+        self._offered[name] = (offered_a, since_s)
         if image.current_a and image.sent_s - since_s >= self.site.stations[name].follow_s:
             bound_a = uptake.learnt_a(bound_a, offered_a, max(image.current_a))
             self._uptake_a[name] = bound_a
