@@ -51,10 +51,11 @@ def test_each_names_its_source_and_what_bites(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if load(name).kind is DeviceKind.CHARGER])
-def test_each_charger_polls_its_state_power_and_the_limit_in_force(name: str) -> None:
+def test_each_charger_polls_its_state_power_the_limit_in_force_and_whether_a_vehicle_is_there(name: str) -> None:
     profile = load(name)
     assert profile.control is not None
-    assert {"state", "active_power", profile.control.point} <= set(profile.poll)
+    assert profile.occupancy is not None
+    assert {"state", "active_power", profile.control.point, profile.occupancy.point} <= set(profile.poll)
 
 
 @pytest.mark.parametrize("name", NAMES)
