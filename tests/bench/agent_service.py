@@ -110,20 +110,6 @@ class Chargers:
             time.sleep(0.1)
         return lowered
 
-    def wait_for(self, limit: int, since_s: float) -> None:
-        """Wait until all have acknowledged a limit, in 0.1 A, since a time.
-
-        :raises SystemExit: they do not get it in time
-        """
-        until_s = time.monotonic() + SETTLED_S
-        while True:
-            told = {number for _, number, _, after in self.ask("written", since_s=since_s) if after == limit}
-            if len(told) == self.count:
-                return
-            if time.monotonic() > until_s:
-                sys.exit(f"agent.service: {self.count - len(told)} chargers were not told {limit / 10:g} A in time")
-            time.sleep(0.25)
-
 
 @contextmanager
 def chargers(places: int, units: int = 1, **arguments: Any) -> Iterator[Chargers]:
@@ -275,30 +261,44 @@ def in_service(places: int, units: int = 1, baud_rate: int | None = None) -> Ite
     with tempfile.TemporaryDirectory() as name, chargers(places, units, baud_rate=baud_rate) as depot:
         orchestrator = configured(Path(name), depot_file(depot.port, places, units, baud_rate))
         try:
-            began_s = time.monotonic()
             orchestrator.start()
-            settle(orchestrator, depot, began_s)
+            settle(orchestrator, depot)
             yield orchestrator, depot
         finally:
             orchestrator.stop()
 
 
-def settle(orchestrator: Orchestrator, depot: Chargers, since_s: float) -> None:
-    """Wait until every EVSE is under control at 16 A, and was told so since a time.
+def settle(orchestrator: Orchestrator, depot: Chargers) -> None:
+    """Wait until every EVSE is under control at 16 A.
 
     :raises SystemExit: it does not come to that
     """
-    until_s = time.monotonic() + START_S
     with orchestrator.client() as client:
-        while True:
-            evses = client.ask("status")["evses"]
-            if all(one["setpoint_a"] == one["wanted_a"] == FULL / 10 and one["why"] != "" for one in evses):
-                break
-            if time.monotonic() > until_s:
-                sys.exit(f"agent.service: not under control after {START_S:g} s: {evses[0]}")
-            time.sleep(0.5)
-    depot.wait_for(FULL, since_s)
+        wait_for_full(client, depot, START_S)
     time.sleep(2)  # what was written is read back
+
+
+def wait_for_full(client: Client, depot: Chargers, longest_s: float) -> None:
+    """Wait until every charger holds 16 A, and control knows and wants no other.
+
+    :raises SystemExit: it does not come to that
+    """
+    until_s = time.monotonic() + longest_s
+    while True:
+        others = [
+            one
+            for one in client.ask("status")["evses"]
+            if not one["setpoint_a"] == one["wanted_a"] == FULL / 10 or one["why"] == ""
+        ]
+        held = depot.ask("held")
+        if not others and held == [FULL] * depot.count:
+            return
+        if time.monotonic() > until_s:
+            sys.exit(
+                f"agent.service: not under control at {FULL / 10:g} A after {longest_s:g} s: "
+                f"{held.count(FULL)} of {depot.count} hold it, control has {len(others)} others: {others[:1]}"
+            )
+        time.sleep(0.25)
 
 
 def p99(values: Sequence[float]) -> float:
@@ -342,9 +342,8 @@ def events(orchestrator: Orchestrator, depot: Chargers, times: int, silent_share
             found.cpu_s.append(orchestrator.cpu_s() - cpu_s)
             found.last_s.append(max(lowered.values()) - began_s)
             depot.ask("silence", chargers=[])
-            removed_s = time.monotonic()
             client.ask("limit.remove", name="bench")
-            depot.wait_for(FULL, removed_s)
+            wait_for_full(client, depot, SETTLED_S)
     return found
 
 
@@ -426,9 +425,8 @@ def restart() -> list[Figure]:
                 client.ask("limit.put", name="bench", high_w=SHARE * WATTS * depot.count)
                 lowered = depot.wait_until_lowered(set(range(depot.count)), began_s, SETTLED_S)
                 lowered_s.append(max(lowered.values()) - began_s)
-                removed_s = time.monotonic()
                 client.ask("limit.remove", name="bench")
-            settle(orchestrator, depot, removed_s)
+            settle(orchestrator, depot)
     ready, readies = median_and_spread(ready_s)
     last, lasts = median_and_spread(lowered_s)
     return [

@@ -80,12 +80,14 @@ class Depot:
         return bytes([function, len(body)]) + body
 
     def obey(self, command: dict[str, Any]) -> object:
-        """Do what the benchmark asks: fall silent, or tell of the writes since a time."""
+        """Do what the benchmark asks: fall silent, or tell of limits held, or of the writes since a time."""
         if command["ask"] == "silence":
             silent = set(command["chargers"])
             for charger in self.chargers:
                 charger.silent = charger.number in silent
             return len(silent)
+        if command["ask"] == "held":
+            return [charger.holding[LIMIT] for charger in self.chargers]
         return [one for one in self.written if one[0] >= command["since_s"]]
 
 

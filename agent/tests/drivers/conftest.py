@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from derms_agent.drivers.errors import BusError, NoAnswer, Refused
+from derms_agent.drivers.errors import BusError, NoAnswer, Refused, Withdrawn
 from derms_agent.drivers.interface import Priority
 from derms_agent.model import Device, DeviceKind, Evse, Phase, Value
 from derms_agent.profiles.point import Table
@@ -41,6 +43,44 @@ class Request:
 
 Fault = Callable[[Request], BusError | None]
 """What goes wrong with a request. Where the error says that it may have happened, a write has been executed."""
+
+
+@dataclass(eq=False)
+class Submitted:
+    """Implements Pending: a write in a task of its own, which goes on whoever waits for it."""
+
+    sent: bool = False
+
+    def carry_out(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._task = asyncio.ensure_future(self._carry_out(work))
+
+    async def _carry_out(self, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except BusError as failure:
+            self._end(failure)
+        else:
+            self._end(None)
+
+    def _end(self, failure: BusError | None) -> None:
+        if self._future.done():
+            return
+        if failure is None:
+            self._future.set_result(None)
+        else:
+            self._future.set_exception(failure)
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return self._future.__await__()
+
+    def withdraw(self) -> None:
+        if self.sent:
+            return
+        self._task.cancel()
+        if not self._future.done():
+            self._end(Withdrawn("withdrawn while it waited"))
+            self._future.exception()
 
 
 @dataclass
@@ -93,8 +133,28 @@ class MemoryBus:
         function: int | None = None,
     ) -> None:
         request = Request(unit_id, table, address, len(values), priority, tuple(values), function)
+        await self._written(request, deadline_s, Submitted())
+
+    def submit_write(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        values: Sequence[int],
+        *,
+        priority: Priority,
+        deadline_s: float,
+        function: int | None = None,
+    ) -> Submitted:
+        request = Request(unit_id, table, address, len(values), priority, tuple(values), function)
+        submitted = Submitted(sent=not self._busy)  # an idle bus sends it at once
+        self._busy = True
+        submitted.carry_out(lambda: self._written(request, deadline_s, submitted))
+        return submitted
+
+    async def _written(self, request: Request, deadline_s: float, submitted: Submitted) -> None:
         try:
-            await self._turn(request, deadline_s)
+            await self._turn(request, deadline_s, submitted)
         except BusError as failure:
             if failure.may_have_happened:
                 self._execute(request)
@@ -110,21 +170,12 @@ class MemoryBus:
     def _cells(self, table: Table) -> dict[int, int]:
         return self.holding if table is Table.HOLDING else self.input
 
-    async def _turn(self, request: Request, deadline_s: float) -> None:
+    async def _turn(self, request: Request, deadline_s: float, submitted: Submitted | None = None) -> None:
         await anyio.lowlevel.checkpoint()
-        if deadline_s <= 0:
-            raise NoAnswer("found no time left")
-        while self._busy:
-            event = anyio.Event()
-            waits = (request.priority, next(self._order), event)
-            heapq.heappush(self._waiting, waits)
-            try:
-                await event.wait()
-            finally:
-                if waits in self._waiting:
-                    self._waiting.remove(waits)
-                    heapq.heapify(self._waiting)
-        self._busy = True
+        if submitted is None or not submitted.sent:
+            await self._line(request, deadline_s)
+        if submitted is not None:
+            submitted.sent = True
         try:
             with anyio.CancelScope(shield=True):  # what was sent keeps its place on the line
                 await anyio.sleep(self.takes_s)
@@ -138,6 +189,22 @@ class MemoryBus:
                 heapq.heappop(self._waiting)[2].set()
         if failure is not None:
             raise failure
+
+    async def _line(self, request: Request, deadline_s: float) -> None:
+        """Wait for the line, and take it."""
+        if deadline_s <= 0:
+            raise NoAnswer("found no time left")
+        while self._busy:
+            event = anyio.Event()
+            waits = (request.priority, next(self._order), event)
+            heapq.heappush(self._waiting, waits)
+            try:
+                await event.wait()
+            finally:
+                if waits in self._waiting:
+                    self._waiting.remove(waits)
+                    heapq.heapify(self._waiting)
+        self._busy = True
 
 
 def device(

@@ -295,8 +295,11 @@ async def test_half_of_a_limit_and_its_switch_is_indeterminate(kit: Kit) -> None
     assert "in part" in proof.detail
 
 
-async def test_the_newest_setpoint_wins_and_an_older_one_never_follows_it(kit: Kit) -> None:
+@pytest.mark.parametrize("known", [False, True])
+async def test_the_newest_setpoint_wins_and_an_older_one_never_follows_it(kit: Kit, known: bool) -> None:
     driver, bus = opened(kit, "heidelberg_energy_control", rating_a=16.0, bus=kit.bus(takes_s=0.02))
+    if known:
+        await driver.find_map()
     kinds: list[ProofKind] = []
 
     async def apply(p_w: float) -> None:
@@ -305,9 +308,49 @@ async def test_the_newest_setpoint_wins_and_an_older_one_never_follows_it(kit: K
     async with anyio.create_task_group() as tasks:
         for p_w in (11040, 8280, 6900, 4140):
             tasks.start_soon(apply, p_w)
-    assert sent(bus)[-1] == (HEIDELBERG_LIMIT, (60,))
+    # What found the bus free was sent, and nobody waits for its answer; those that waited behind it never are.
+    assert sent(bus) == [(HEIDELBERG_LIMIT, (value,)) for value in ((160, 60) if known else (60,))]
     assert kinds.count(ProofKind.READ_BACK) == 1
-    assert kinds.count(ProofKind.INDETERMINATE) == 3
+    assert kinds.count(ProofKind.UNSENT) == (2 if known else 1)
+    assert kinds.count(ProofKind.INDETERMINATE) == (1 if known else 2)
+
+
+async def test_setpoints_are_with_the_bus_before_anybody_waits(kit: Kit) -> None:
+    driver, bus = opened(kit, "heidelberg_energy_control", rating_a=16.0)
+    await driver.find_map()
+    begun = driver.begin(Setpoint(evse="charger-1", p_w=6900))
+    await anyio.wait_all_tasks_blocked()
+    assert sent(bus) == [(HEIDELBERG_LIMIT, (100,))]
+    proof = await driver.finish(begun)
+    assert (proof.kind, proof.in_force) == (ProofKind.READ_BACK, 10.0)
+    assert sent(bus) == [(HEIDELBERG_LIMIT, (100,))], "it is written once"
+
+
+async def test_a_setpoint_that_a_newer_one_overtook_before_it_was_finished_is_not_written(kit: Kit) -> None:
+    driver, bus = opened(kit, "heidelberg_energy_control", rating_a=16.0)
+    await driver.find_map()
+    bus.held = anyio.Event()
+    first, second, third = (driver.begin(Setpoint(evse="charger-1", p_w=p_w)) for p_w in (11040, 8280, 6900))
+    assert (await driver.finish(second)).kind is ProofKind.UNSENT
+    bus.held.set()
+    assert (await driver.finish(third)).kind is ProofKind.READ_BACK
+    assert sent(bus) == [(HEIDELBERG_LIMIT, (160,)), (HEIDELBERG_LIMIT, (100,))]
+    assert (await driver.finish(first)).kind in {ProofKind.INDETERMINATE, ProofKind.READ_BACK}
+    assert sent(bus)[-1] == (HEIDELBERG_LIMIT, (100,))
+
+
+async def test_a_setpoint_that_nobody_waits_for_any_longer_is_not_sent(kit: Kit) -> None:
+    driver, bus = opened(kit, "heidelberg_energy_control", rating_a=16.0, bus=kit.bus(takes_s=0.05))
+    await driver.find_map()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(driver.read_settings)  # keeps the bus busy
+        await anyio.sleep(0.01)
+        begun = driver.begin(Setpoint(evse="charger-1", p_w=6900))
+        with anyio.move_on_after(0.01) as waited:
+            await driver.finish(begun)
+        assert waited.cancelled_caught
+    assert not sent(bus)
+    assert (await driver.apply(Setpoint(evse="charger-1", p_w=4140))).kind is ProofKind.READ_BACK
 
 
 async def test_the_watchdog_never_writes_an_old_limit_after_a_newer_one(kit: Kit) -> None:

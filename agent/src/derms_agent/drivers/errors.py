@@ -44,6 +44,10 @@ class DeadlinePassed(BusError):
     """The job's deadline passed while it waited; nothing was sent."""
 
 
+class Withdrawn(BusError):
+    """Whoever asked has taken the job back while it waited; nothing was sent."""
+
+
 class Overloaded(BusError):
     """The bus's queue is full; nothing was sent."""
 

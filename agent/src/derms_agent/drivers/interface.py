@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from derms_agent.model import Proof, Reading, Setpoint
 from derms_agent.profiles.point import Table
@@ -18,6 +18,18 @@ class Priority(IntEnum):
     WATCHDOG = 1
     POLL = 2
     CONFIGURATION = 3
+
+
+class Pending(Protocol):
+    """A request that a bus has taken: await it for the reply, which raises BusError where none comes."""
+
+    def __await__(self) -> Generator[Any, None, object]:
+        """Wait for the reply."""
+        ...
+
+    def withdraw(self) -> None:
+        """See to it that it is not sent any more, if it has not been: then it ends as `Withdrawn`, and at once."""
+        ...
 
 
 class RegisterBus(Protocol):
@@ -48,6 +60,20 @@ class RegisterBus(Protocol):
 
         `function` forces a function code (5, 6, 15, 16); None takes 6 or 5 for one value and 16 or 15 for more.
         """
+        ...
+
+    def submit_write(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        values: Sequence[int],
+        *,
+        priority: Priority,
+        deadline_s: float,
+        function: int | None = None,
+    ) -> Pending:
+        """Hand a write over without waiting for anything, so that many leave one right after the other."""
         ...
 
 

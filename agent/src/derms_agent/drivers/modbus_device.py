@@ -28,9 +28,9 @@ from typing import TypeAlias
 import anyio
 
 from derms_agent.drivers.errors import BusError, Refused
-from derms_agent.drivers.interface import Priority, RegisterBus
+from derms_agent.drivers.interface import Pending, Priority, RegisterBus
 from derms_agent.drivers.reads import Block
-from derms_agent.drivers.register_map import LayoutChanged, ModbusMap, RegisterMap, same, stem, suffix
+from derms_agent.drivers.register_map import LayoutChanged, ModbusMap, RegisterMap, Words, same, stem, suffix
 from derms_agent.drivers.settings import ABSENT_CODES, SettingResult, Settings
 from derms_agent.drivers.unit import Clock, Found, Unit
 from derms_agent.drivers.writes import Forbidden
@@ -91,6 +91,38 @@ class _Group:
 
 
 @dataclass(slots=True, eq=False)
+class _Writing:
+    """What is being written to a limit. Once withdrawn, nothing of it is sent any more."""
+
+    withdrawn: bool = False
+    pending: Pending | None = None
+    scope: anyio.CancelScope | None = None
+
+    def withdraw(self) -> None:
+        """Let nothing of it be sent after this; what was sent stays so."""
+        self.withdrawn = True
+        if self.pending is not None:
+            self.pending.withdraw()
+        if self.scope is not None:
+            self.scope.cancel()
+
+    def until_withdrawn(self) -> anyio.CancelScope:
+        """Return the scope that ends when it is withdrawn, were that before now."""
+        self.scope = anyio.CancelScope()
+        if self.withdrawn:
+            self.scope.cancel()
+        return self.scope
+
+    async def answered(self) -> None:
+        """Wait for the reply to what was handed over last. Raises BusError."""
+        if self.pending is not None:
+            try:
+                await self.pending
+            finally:
+                self.pending.withdraw()  # where whoever waits is cancelled
+
+
+@dataclass(slots=True, eq=False)
 class _Limit:
     """What an EVSE is limited by: the value's name, that of its switch where zero is one, and the setpoint in force."""
 
@@ -100,13 +132,11 @@ class _Limit:
     phase_voltage_v: float
     wanted: float | None = None
     valid_until_s: float = -math.inf
-    writing: anyio.CancelScope | None = None
-    # A free lock is taken without a turn of the event loop: a shed's writes leave one after the other.
-    lock: anyio.Lock = field(default_factory=lambda: anyio.Lock(fast_acquire=True))
+    writing: _Writing | None = None
 
-    def over(self, scope: anyio.CancelScope) -> None:
-        """Note that a write has ended, unless another has begun: withdrawing what is over costs a shed time."""
-        if self.writing is scope:
+    def over(self, writing: _Writing) -> None:
+        """Note that a write has ended, unless another has begun."""
+        if self.writing is writing:
             self.writing = None
 
     def steps(self, value: float) -> tuple[tuple[str, Value], ...]:
@@ -115,6 +145,26 @@ class _Limit:
             return ((self.name, value),)
         name, switch = self.switch
         return ((name, switch.off),) if value == 0 else ((self.name, value), (name, switch.on))
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    """A setpoint that is being written: the value, what an operator should know about it, and the one before.
+
+    `shown`: what the device will show of the first step, where that was handed over at once.
+    """
+
+    limit: _Limit
+    value: float
+    remark: str
+    before: float | None
+    within_s: float
+    writing: _Writing = field(default_factory=_Writing)
+    shown: Value | None = None
+
+
+Begun: TypeAlias = "_Change | Proof"
+"""What `ModbusDevice.begin` hands to `ModbusDevice.finish`; a proof where there is nothing to write."""
 
 
 class ModbusDevice:
@@ -374,19 +424,20 @@ class ModbusDevice:
 
         Return whether it was written.
         """
-        if limit.lock.locked():
+        if limit.writing is not None:
             return False
+        writing = limit.writing = _Writing()
         written = False
-        with anyio.CancelScope() as scope:
-            limit.writing = scope
-            async with limit.lock:
-                try:
-                    for name, step in limit.steps(value):
-                        await self._write(name, step, Priority.WATCHDOG, within_s)
-                    written = True
-                except (BusError, OutOfRange, Forbidden) as failure:
-                    self._unfed(failure)
-        limit.over(scope)
+        try:
+            with writing.until_withdrawn():
+                for name, step in limit.steps(value):
+                    await self._write(writing, name, step, Priority.WATCHDOG, within_s)
+                written = True
+        except (BusError, OutOfRange, Forbidden) as failure:
+            if not writing.withdrawn:
+                self._unfed(failure)
+        finally:
+            limit.over(writing)
         return written
 
     def _unfed(self, failure: Exception) -> None:
@@ -404,7 +455,7 @@ class ModbusDevice:
         try:
             for name in (await self.find_map()).names:
                 if stem(name) == heartbeat.point:
-                    await self._write(name, heartbeat.value, priority, within_s)
+                    await self._write(_Writing(), name, heartbeat.value, priority, within_s)
         except (BusError, OutOfRange, Forbidden) as failure:
             self._unfed(failure)
         else:
@@ -453,6 +504,14 @@ class ModbusDevice:
         zero, even where that ends a session, which `detail` then says. A newer setpoint for the same EVSE makes an
         earlier one that is still under way end as indeterminate.
         """
+        return await self.finish(self.begin(setpoint))
+
+    def begin(self, setpoint: Setpoint) -> Begun:
+        """Begin to apply a setpoint; `finish` says what became of it, and is to be called at once.
+
+        Nothing is waited for, so that many devices are told one right after the other. Where nothing has to be read or
+        written before, the limit has been handed to the bus when this returns, and left if that was free.
+        """
         limit = self._limits.get(setpoint.evse)
         if limit is None:
             detail = f"{self.device.name} has no limit that can be written for {setpoint.evse}"
@@ -461,28 +520,55 @@ class ModbusDevice:
             detail = f"found {setpoint.p_w} W for {setpoint.valid_for_s} s, expected finite power and time left"
             return Proof(evse=setpoint.evse, kind=ProofKind.REFUSED, asked=setpoint.p_w, in_force=None, detail=detail)
         value, remark = _value_asked(setpoint, limit, self.profile)
-        valid_until_s = self._clock() + setpoint.valid_for_s
+        before = limit.wanted
         if limit.writing is not None:
-            limit.writing.cancel()
+            limit.writing.withdraw()
+        change = _Change(limit, value, remark, before, min(self.pace.shed_s, setpoint.valid_for_s))
+        limit.writing = change.writing
+        limit.wanted = value if before is None else min(before, value)
+        limit.valid_until_s = self._clock() + setpoint.valid_for_s
+        self._hand_over(change)
+        return change
+
+    def _hand_over(self, change: _Change) -> None:
+        """Hand the first step of a change to the bus, if nothing has to go before it.
+
+        What refuses it now refuses it in `finish` as well, and is told there.
+        """
+        registers = self._map
+        name, step = change.limit.steps(change.value)[0]
+        if registers is None or self._heartbeat_is_due() or registers.before_write(name):
+            return
+        with contextlib.suppress(BusError, OutOfRange, Forbidden):
+            change.shown = self._submit(change.writing, registers, name, step, {}, Priority.SHED, change.within_s)
+
+    def _heartbeat_is_due(self) -> bool:
+        """Whether the device may have fallen back, and so takes no limit before it is fed."""
+        return self._has_heartbeat and self._clock() - self._heartbeat_at_s > 2 * self.beat_s()
+
+    async def finish(self, begun: Begun) -> Proof:
+        """Write what is left to be written of a setpoint, and say what became of it; see `apply`."""
+        if isinstance(begun, Proof):
+            return begun
+        limit, writing = begun.limit, begun.writing
         finding: _Finding = ProofKind.INDETERMINATE, None, "a newer setpoint came while it was written"
-        with anyio.CancelScope() as scope:
-            limit.writing = scope
-            async with limit.lock:
-                before = limit.wanted
-                limit.wanted = value if before is None else min(before, value)
-                limit.valid_until_s = valid_until_s
-                if self._has_heartbeat and self._clock() - self._heartbeat_at_s > 2 * self.beat_s():
-                    await self._beat(Priority.SHED, self.pace.shed_s)  # a device that fell back takes no limit before
-                finding = await self._written(limit, value, min(self.pace.shed_s, setpoint.valid_for_s))
+        try:
+            with writing.until_withdrawn():
+                if begun.shown is None and self._heartbeat_is_due():
+                    await self._beat(Priority.SHED, self.pace.shed_s)
+                finding = await self._written(begun)
                 # What did not get there is not brought there by the watchdog's next beat, unless it is lower.
-                if finding[0] not in {ProofKind.UNSENT, ProofKind.REFUSED}:
-                    limit.wanted = value
-                elif before is None:
+                if writing.withdrawn:
+                    pass
+                elif finding[0] not in {ProofKind.UNSENT, ProofKind.REFUSED}:
+                    limit.wanted = begun.value
+                elif begun.before is None:
                     limit.wanted = None
-        limit.over(scope)
+        finally:
+            limit.over(writing)
         kind, in_force, detail = finding
-        detail = "; ".join(filter(None, (detail, remark)))
-        return Proof(evse=setpoint.evse, kind=kind, asked=value, in_force=in_force, detail=detail)
+        detail = "; ".join(filter(None, (detail, begun.remark)))
+        return Proof(evse=limit.evse.name, kind=kind, asked=begun.value, in_force=in_force, detail=detail)
 
     def renew(self, evse: str, valid_for_s: float) -> None:
         """Let an EVSE's setpoint stand for so much longer from now, without writing it. Raises KeyError."""
@@ -490,13 +576,17 @@ class ModbusDevice:
         if limit.wanted is not None:
             limit.valid_until_s = self._clock() + valid_for_s
 
-    async def _written(self, limit: _Limit, value: float, within_s: float) -> _Finding:
+    async def _written(self, change: _Change) -> _Finding:
+        limit, value = change.limit, change.value
         steps = limit.steps(value)
         held: list[Value] = []
         doubt: BusError | None = None
         try:
-            for name, step in steps:
-                held.append(await self._write(name, step, Priority.SHED, within_s))
+            if change.shown is not None:
+                await change.writing.answered()
+                held.append(change.shown)
+            for name, step in steps[len(held) :]:
+                held.append(await self._write(change.writing, name, step, Priority.SHED, change.within_s))
         except (OutOfRange, Forbidden) as problem:
             return ProofKind.REFUSED, None, str(problem)
         except BusError as failure:
@@ -524,7 +614,7 @@ class ModbusDevice:
             return ProofKind.INDETERMINATE, None, f"written in part: {doubt}"
         return _judged(found, shown, value, doubt)
 
-    async def _write(self, name: str, value: Value, priority: Priority, within_s: float) -> Value:
+    async def _write(self, writing: _Writing, name: str, value: Value, priority: Priority, within_s: float) -> Value:
         """Write a value once and return what the device will show of it. Raises BusError, OutOfRange and Forbidden."""
         registers = await self._known_map()
         shared = registers.plan([name], writing=True)
@@ -533,10 +623,30 @@ class ModbusDevice:
                 words = await self._unit.read_all(shared, priority=priority, deadline_s=within_s)
             except BusError as failure:
                 raise _NotWritten(str(failure)) from failure
-            with self._finding_anew():
-                held = registers.held(name, value, words)
-                write = registers.write(name, value, words)
-            await self._unit.write(write, priority=priority, deadline_s=within_s)
+            held = self._submit(writing, registers, name, value, words, priority, within_s)
+            await writing.answered()
+        return held
+
+    def _submit(  # noqa: PLR0917 - what a write is made of
+        self,
+        writing: _Writing,
+        registers: RegisterMap,
+        name: str,
+        value: Value,
+        words: Words,
+        priority: Priority,
+        within_s: float,
+    ) -> Value:
+        """Hand the write of a value to the bus, and return what the device will show of it.
+
+        Raises BusError, OutOfRange and Forbidden.
+        """
+        if writing.withdrawn:
+            raise _NotWritten("a newer setpoint came before it was written")
+        with self._finding_anew():
+            held = registers.held(name, value, words)
+            write = registers.write(name, value, words)
+        writing.pending = self._unit.submit(write, priority=priority, deadline_s=within_s)
         return held
 
     async def _known_map(self) -> RegisterMap:

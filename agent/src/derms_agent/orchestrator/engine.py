@@ -7,6 +7,7 @@ write that was not sent by its deadline is given up and never sent later: the le
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome
 from derms_agent.control.guard import Write
 from derms_agent.drivers.modbus import ModbusBus
-from derms_agent.drivers.modbus_device import ModbusDevice
+from derms_agent.drivers.modbus_device import Begun, ModbusDevice
 from derms_agent.model import Evse, Reading, Setpoint
 from derms_agent.orchestrator import planning
 from derms_agent.orchestrator.controller import Controller
@@ -35,6 +36,8 @@ from derms_agent.profiles.profile import Quantity
 PERIOD_S = 1.0
 CALMEST_S = 0.1
 """Readings alone wake the cycle no more often than this; an ask always does."""
+HOLD_S = 0.25
+"""For how long the cycle after a shed is held back while decreases are under way: it would take their time."""
 LEASE_S = 10.0
 """For how long a device's heartbeat goes on, and a setpoint is valid, once no cycle renews it."""
 SHED_S = 2.0
@@ -45,7 +48,6 @@ CHECKPOINT_S = 10.0
 """How often the ledger is stored though nothing is written: a successor knows then what was measured meanwhile."""
 PLAN_EVERY_S, PLAN_AGAIN_S = 300.0, 5.0
 _TIMES = 600
-_AT_ONCE = 25
 
 
 def boottime_s() -> float:
@@ -70,6 +72,9 @@ class Engine:
     first_cycle: anyio.Event = field(default_factory=anyio.Event)
     _wake: anyio.Event = field(default_factory=anyio.Event)
     _urgent: bool = False
+    _changed: bool = False
+    _held_until_s: float = -math.inf
+    _under_way: int = 0
     _stored_s: float = -math.inf
     _sessions_seen: frozenset[str] = frozenset()
     _plan_wanted: anyio.Event = field(default_factory=anyio.Event)
@@ -96,6 +101,7 @@ class Engine:
     def _published(self, name: str) -> Callable[[Reading], None]:
         def publish(reading: Reading) -> None:
             if self.controller.take(name, reading, self.clock()):
+                self._changed = True
                 self._wake.set()
 
         return publish
@@ -108,30 +114,47 @@ class Engine:
         due_s = self.clock()
         last_s = -PERIOD_S
         while True:
-            with anyio.move_on_after(max(0.0, due_s - self.clock())):
-                await self._wake.wait()
-                if not self._urgent:
-                    await anyio.sleep(max(0.0, last_s + CALMEST_S - self.clock()))
-            self._wake = anyio.Event()
+            await self._due(due_s, last_s + CALMEST_S)
             urgent, self._urgent = self._urgent, False
             last_s = self.clock()
             # However often limits come, a cycle that is overdue is put off no further.
             ahead = urgent and last_s < due_s + PERIOD_S
             if ahead and (decreases := self.controller.shed(last_s)):
+                # The cycle has all else to see to, once these have left.
+                self._changed, self._held_until_s = True, last_s + HOLD_S
                 await self._let_out(tasks, decreases, last_s)
-                self._wake.set()  # the cycle has all else to see to, once these have left
                 continue
+            self._changed = False
             await self._cycle(tasks, last_s)
             due_s = max(due_s + PERIOD_S, self.clock()) if last_s >= due_s else due_s
+
+    async def _due(self, due_s: float, calm_until_s: float) -> None:
+        """Wait until something is asked, or it is time for a cycle: by the clock, or for a change.
+
+        Neither holds while decreases are under way; a change alone has to wait for a calm moment.
+        """
+        while not self._urgent:
+            now_s = self.clock()
+            at_s = min(due_s, calm_until_s) if self._changed else due_s
+            if self._under_way:
+                at_s = max(at_s, self._held_until_s)
+            if at_s <= now_s:
+                return
+            self._wake = anyio.Event()
+            with anyio.move_on_after(at_s - now_s):
+                await self._wake.wait()
+        # Whoever asked is answered before this goes on.
+        await anyio.lowlevel.checkpoint()
 
     async def _cycle(self, tasks: anyio.abc.TaskGroup, now_s: float) -> None:
         outcome = self.controller.cycle(now_s)
         self.cycles += 1
         self.cycle_times_s.append(self.clock() - now_s)
         await self._let_out(tasks, outcome.writes, now_s)
+        self._renew()
         if now_s - self._stored_s >= CHECKPOINT_S:
             await self.save_ledger()
-        self._renew()
+            gc.collect()  # which does not run by itself: it would in the middle of a shed
         seen = frozenset(self.controller.sessions)
         if seen != self._sessions_seen:
             self._sessions_seen = seen
@@ -140,18 +163,15 @@ class Engine:
         self.first_cycle.set()
 
     async def _let_out(self, tasks: anyio.abc.TaskGroup, writes: Sequence[Write], now_s: float) -> None:
-        """Store writes that were issued at a time, and then send them.
-
-        Others have a turn between some of them and the next: whoever asked for a limit is answered meanwhile.
-        """
+        """Store writes that were issued at a time, and then hand them all to their buses."""
         if self._stored_s == -math.inf:
             await self.save_ledger()  # which a journal then follows
         elif writes:
             await anyio.to_thread.run_sync(self.store.append, JOURNAL, journal.record(writes, now_s))
-        for first in range(0, len(writes), _AT_ONCE):
-            for write in writes[first : first + _AT_ONCE]:
-                tasks.start_soon(self._send, write)
-            await anyio.lowlevel.checkpoint()
+        if writes:
+            self._under_way += 1
+            # Nothing else has a turn between the first and the last: what comes back meanwhile can wait.
+            tasks.start_soon(self._finish, [(write, *self._begun(write)) for write in writes])
 
     async def save_ledger(self) -> None:
         """Store the ledger; it is on disk when this returns."""
@@ -171,15 +191,30 @@ class Engine:
             if device is not None:
                 device.renew(evse.name, LEASE_S)
 
-    async def _send(self, write: Write) -> None:
+    def _begun(self, write: Write) -> tuple[ModbusDevice, Begun] | tuple[None, None]:
+        """Hand a write to its device, which hands it to its bus."""
         evse = self._evse(write.evse)
         device = self.devices.get(evse.device)
+        if device is None:
+            return None, None
+        return device, device.begin(Setpoint(evse=evse.name, p_w=self._watts(evse, device, write), valid_for_s=LEASE_S))
+
+    async def _finish(self, begun: Sequence[tuple[Write, ModbusDevice | None, Begun | None]]) -> None:
+        """See writes through that were begun together, each in a task of its own; what has no answer then has none."""
+        with anyio.move_on_after(SHED_S):
+            async with anyio.create_task_group() as tasks:
+                for write, device, change in begun:
+                    tasks.start_soon(self._prove, write, device, change)
+        self._under_way -= 1
+        self._wake.set()
+
+    async def _prove(self, write: Write, device: ModbusDevice | None, begun: Begun | None) -> None:
         proof = None
-        if device is not None:
-            setpoint = Setpoint(evse=evse.name, p_w=self._watts(evse, device, write), valid_for_s=LEASE_S)
-            with anyio.move_on_after(SHED_S):
-                proof = await device.apply(setpoint)
-        self.controller.proved(write.evse, write.id, proof, self.clock())
+        try:
+            if device is not None and begun is not None:
+                proof = await device.finish(begun)
+        finally:
+            self.controller.proved(write.evse, write.id, proof, self.clock())
 
     def _evse(self, name: str) -> Evse:
         site = self.controller.site

@@ -233,11 +233,12 @@ class Service:
         ask = asks.placed(ask_of(found, user, targets, now_unix_s), now_s, now_unix_s)
         if ask.over(now_s):
             raise ProtocolError("argument", "end: found a time that is over, expected one to come")
-        # Lowering begins at once; the answer waits for the disk.
         self.controller.put(ask)
         honour = self.controller.honour(ask, now_s)
-        self.engine.wake()
-        await self.save_asks()
+        try:
+            await self.save_asks()
+        finally:
+            self.engine.wake()  # the answer leaves, and then the decreases; whatever the disk says, they do
         logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
         self._happened("limit put", **ask_json(ask, now_s))
         return {
@@ -543,7 +544,9 @@ async def run_service(service: Service) -> None:
         tasks.start_soon(service.engine.run)
         tasks.start_soon(service.keep_sessions)
         await service.engine.first_cycle.wait()
-        gc.freeze()  # what is there now stays: a collection that walks through it again would hold up a cycle
+        # What is there now stays: a collection need not walk through it again. Others are the engine's to begin.
+        gc.freeze()
+        gc.disable()
         tasks.start_soon(_broadcast, service)
         async with _listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")

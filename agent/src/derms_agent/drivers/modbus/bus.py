@@ -20,7 +20,8 @@ job that finds the bus idle is sent from its caller's own call, which is what ma
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from typing import Any
 
 import anyio
 
@@ -33,6 +34,7 @@ from derms_agent.drivers.errors import (
     Overloaded,
     Refused,
     Unreachable,
+    Withdrawn,
 )
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus.backoff import Backoff
@@ -59,9 +61,12 @@ _NETWORK_S = 0.05
 
 
 class Job:
-    """One request with who asked it; `sent_at_s` is None while it waits, `due_s` is when its reply is given up."""
+    """One request with who asked it; `sent_at_s` is None while it waits, `due_s` is when its reply is given up.
 
-    __slots__ = ("deadline_s", "due_s", "future", "priority", "request", "sent_at_s", "unit")
+    Implements `derms_agent.drivers.interface.Pending`. `queue` is where it waits.
+    """
+
+    __slots__ = ("deadline_s", "due_s", "future", "priority", "queue", "request", "sent_at_s", "unit")
 
     def __init__(
         self,
@@ -78,11 +83,26 @@ class Job:
         self.future = future
         self.sent_at_s: float | None = None
         self.due_s = 0.0
+        self.queue: WaitingJobs[Job] | None = None
+
+    def __await__(self) -> Generator[Any, None, tuple[int, ...]]:
+        """Wait for the reply. Raises BusError."""
+        return self.future.__await__()
 
     def fail(self, error: BusError) -> None:
         """Tell whoever asked, if they are still there."""
         if not self.future.done():
             self.future.set_exception(error)
+
+    def withdraw(self) -> None:
+        """See to it that it is not sent, unless it was: then its reply is still waited for."""
+        if self.sent_at_s is not None or self.queue is None:
+            return
+        self.queue.discard(self)
+        self.queue = None
+        if not self.future.done():
+            self.future.set_exception(Withdrawn(f"{self.request}: withdrawn while it waited; nothing was sent"))
+            self.future.exception()  # nobody need ask for it
 
     @property
     def next_event_s(self) -> float:
@@ -158,7 +178,7 @@ class ModbusBus:
 
         :raises BusError: as each subclass says; `InvalidRequest` for more than 125 registers or 2,000 bits
         """
-        return await self._transact(read_request(unit_id, table, address, count), priority, deadline_s)
+        return await self._outcome(self._submit(read_request(unit_id, table, address, count), priority, deadline_s))
 
     async def write(
         self,
@@ -176,7 +196,27 @@ class ModbusBus:
         :raises BusError: as each subclass says; where its `may_have_happened` is set the write may have been executed,
             and only reading back tells. `InvalidRequest` for more than 123 registers or 1,968 coils.
         """
-        await self._transact(write_request(unit_id, table, address, values, function), priority, deadline_s)
+        job = self.submit_write(
+            unit_id, table, address, values, priority=priority, deadline_s=deadline_s, function=function
+        )
+        await self._outcome(job)
+
+    def submit_write(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        values: Sequence[int],
+        *,
+        priority: Priority,
+        deadline_s: float,
+        function: int | None = None,
+    ) -> Job:
+        """Hand a write over as `write` does, without waiting: on an idle bus it has been sent when this returns.
+
+        :raises BusError: it is not taken; what becomes of one that is, whoever awaits it is told
+        """
+        return self._submit(write_request(unit_id, table, address, values, function), priority, deadline_s)
 
     async def run(self) -> None:
         """Own the connection until cancelled: open it, keep it, open it again after jittered waits of up to 10 s.
@@ -237,7 +277,15 @@ class ModbusBus:
             self._refuse(f"bus {self.bus.name}: {self._where()} answers nothing: {connection.problem}")
         return delay_s
 
-    async def _transact(self, request: Request, priority: Priority, deadline_s: float) -> tuple[int, ...]:
+    @staticmethod
+    async def _outcome(job: Job) -> tuple[int, ...]:
+        try:
+            return await job
+        finally:
+            job.withdraw()  # the caller was cancelled: what has not been sent never is
+
+    def _submit(self, request: Request, priority: Priority, deadline_s: float) -> Job:
+        """Take a job in, and send it if the bus is free for it."""
         loop = asyncio.get_running_loop()
         now_s = loop.time()
         if request.unit_id == 0 and self.bus.transport is not Transport.TCP:
@@ -252,17 +300,13 @@ class ModbusBus:
         if self._connection is not None and not self._waiting and not dead and self._may_send(now_s):
             self._dead_had_its_turn = False
             self._send(job, now_s)
-            return await job.future
-        self._wait(job, self._waiting_for_dead if dead else self._waiting)
-        self._pump()
-        try:
-            return await job.future
-        finally:
-            if job.sent_at_s is None:  # the caller was cancelled: nothing of the job is left
-                self._waiting.discard(job)
-                self._waiting_for_dead.discard(job)
+        else:
+            self._wait(job, self._waiting_for_dead if dead else self._waiting)
+            self._pump()
+        return job
 
     def _wait(self, job: Job, waiting: WaitingJobs[Job]) -> None:
+        job.queue = waiting
         out = waiting.push(job, job.priority)
         if out is not None:
             out.fail(Overloaded(f"{out.request}: not sent, for {len(waiting)} jobs wait for bus {self.bus.name}"))
@@ -289,6 +333,8 @@ class ModbusBus:
             if not self._may_send(now_s):
                 return
             job = self._next_job()
+            if job.future.done():
+                continue  # its caller has just gone
             if job.deadline_s <= now_s:
                 job.fail(_too_late(job))
             else:

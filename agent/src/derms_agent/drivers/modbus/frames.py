@@ -140,6 +140,11 @@ def write_request(
     :raises InvalidRequest: more than 123 registers or 1,968 coils, outside the table, a value that does not fit, a
         table that cannot be written, or a function that does not write it
     """
+    return _write_request(unit_id, table, address, tuple(values), function)
+
+
+@lru_cache(maxsize=4096)  # a shed tells many units the same
+def _write_request(unit_id: int, table: Table, address: int, values: tuple[int, ...], function: int | None) -> Request:
     if table not in _SINGLE_WRITE:
         raise InvalidRequest(f"found a write to {table.value}, expected holding or coil")
     most, top = (MAX_WRITE_BITS, 1) if table is Table.COIL else (MAX_WRITE_REGISTERS, 0xFFFF)
