@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Coroutine
@@ -21,9 +22,11 @@ from derms_agent.drivers.errors import (
     NoAnswer,
     Overloaded,
     Unreachable,
+    Withdrawn,
 )
 from derms_agent.drivers.interface import Priority, RegisterBus
 from derms_agent.drivers.modbus import ModbusBus
+from derms_agent.drivers.modbus.bus import Job
 from derms_agent.drivers.modbus.connection import MAX_UNANSWERED_IDS, TcpConnection
 from derms_agent.model import TransactionIds
 from derms_agent.profiles.point import Table
@@ -149,6 +152,51 @@ async def test_a_cancelled_caller_leaves_nothing_behind(kit: Kit, rtu: bool) -> 
         assert [asked.pdu[3:] for asked in server.writes()] == [b"\x00\x06"], "what had not been sent never is"
         assert not bus._waiting
         assert server.accepted == 1
+
+
+def submitted(bus: ModbusBus, value: int, unit_id: int = 1) -> Job:
+    return bus.submit_write(unit_id, Table.HOLDING, 0, [value], priority=Priority.SHED, deadline_s=5.0)
+
+
+async def test_what_is_submitted_has_left_before_anybody_waits_for_it(kit: Kit) -> None:
+    async with kit.serving(slowly(kit, 0.02)) as server, contextlib.AsyncExitStack() as stack:
+        buses = [await stack.enter_async_context(kit.running(kit.bus_to(server))) for _ in range(5)]
+        for bus in buses:
+            await read(bus)
+        server.asked.clear()
+        jobs = [submitted(bus, value) for value, bus in enumerate(buses)]
+        assert all(job.sent_at_s is not None for job in jobs), "an idle bus sends within the call"
+        for job in jobs:
+            assert await job == ()
+        assert sorted(asked.pdu[-1] for asked in server.writes()) == list(range(5))
+
+
+@pytest.mark.parametrize("rtu", [False, True])
+async def test_what_is_withdrawn_is_not_sent_and_ends_at_once(kit: Kit, rtu: bool) -> None:
+    async with kit.serving(slowly(kit, 0.05), rtu=rtu) as server, kit.running(kit.bus_to(server)) as bus:
+        await read(bus)
+        sent, waiting, last = (submitted(bus, value) for value in (6, 7, 8))
+        sent.withdraw()
+        waiting.withdraw()
+        assert waiting.future.done()
+        assert list(bus._waiting) == [last], "it takes nobody's place in the queue"
+        with pytest.raises(Withdrawn) as failure:
+            await waiting
+        assert not failure.value.may_have_happened
+        assert await last == ()
+        assert await sent == (), "what was sent is answered"
+        assert [asked.pdu[-1] for asked in server.writes()] == [6, 8]
+        assert not bus._waiting
+
+
+async def test_a_caller_that_goes_while_the_line_becomes_free_has_nothing_sent(kit: Kit) -> None:
+    async with kit.serving(slowly(kit, 0.05)) as server, kit.running(kit.bus_to(server)) as bus:
+        await read(bus)
+        first, second = submitted(bus, 6), submitted(bus, 7)
+        second.future.cancel()  # as asyncio does to what a cancelled task waits for, before that has its turn
+        assert await first == ()
+        await anyio.sleep(0.1)
+        assert [asked.pdu[-1] for asked in server.writes()] == [6]
 
 
 async def test_a_dead_unit_delays_its_neighbours_by_one_time_out_at_the_most(kit: Kit) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: readings wake it, a cycle decides, the ledger is stored, writes leave, and what became of them comes back.
 
-One task works the cycle; each write has a task of its own, so that no slow device keeps another's decrease waiting. A
-write that was not sent by its deadline is given up and never sent later: the ledger counts on that.
+One task works the cycle. Writes that were decided together are handed to their buses one right after the other, and
+then each is seen through in a task of its own, so that no slow device keeps another's decrease waiting. A write that
+was not sent by its deadline is given up and never sent later: the ledger counts on that.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import anyio.to_thread
 from derms_agent.control import journal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome
-from derms_agent.control.guard import Write
+from derms_agent.control.guard import Purpose, Write
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Begun, ModbusDevice
 from derms_agent.model import Evse, Reading, Setpoint
@@ -36,8 +37,8 @@ from derms_agent.profiles.profile import Quantity
 PERIOD_S = 1.0
 CALMEST_S = 0.1
 """Readings alone wake the cycle no more often than this; an ask always does."""
-HOLD_S = 0.25
-"""For how long the cycle after a shed is held back while decreases are under way: it would take their time."""
+HOLD_S = 0.5
+"""For how long decreases hold the next cycle back while they are under way: it would take the time that they need."""
 LEASE_S = 10.0
 """For how long a device's heartbeat goes on, and a setpoint is valid, once no cycle renews it."""
 SHED_S = 2.0
@@ -120,8 +121,7 @@ class Engine:
             # However often limits come, a cycle that is overdue is put off no further.
             ahead = urgent and last_s < due_s + PERIOD_S
             if ahead and (decreases := self.controller.shed(last_s)):
-                # The cycle has all else to see to, once these have left.
-                self._changed, self._held_until_s = True, last_s + HOLD_S
+                self._changed = True  # the cycle has all else to see to, once these are through
                 await self._let_out(tasks, decreases, last_s)
                 continue
             self._changed = False
@@ -169,6 +169,8 @@ class Engine:
         elif writes:
             await anyio.to_thread.run_sync(self.store.append, JOURNAL, journal.record(writes, now_s))
         if writes:
+            if any(write.purpose is Purpose.LOWER for write in writes):
+                self._held_until_s = now_s + HOLD_S
             self._under_way += 1
             # Nothing else has a turn between the first and the last: what comes back meanwhile can wait.
             tasks.start_soon(self._finish, [(write, *self._begun(write)) for write in writes])

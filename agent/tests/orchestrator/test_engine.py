@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: what waits for what, with devices that answer when a test lets them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from derms_agent.model import Proof, ProofKind, Rank, Setpoint
+from derms_agent.orchestrator import engine
+from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.controller import Controller
+from derms_agent.orchestrator.engine import Engine
+from derms_agent.orchestrator.store import JOURNAL, Store
+from derms_agent.profiles.profile import Profile
+
+if TYPE_CHECKING:
+    from agent.tests.orchestrator.conftest import Play
+
+pytestmark = pytest.mark.anyio
+
+LONG_S = 10.0
+"""Longer than anything here takes on a busy machine, and so stands for what must not be waited for."""
+SOON_S = 3.0
+SHORT_S = 0.2
+HALF_W = 30_000.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class Field:
+    """All devices of a depot: what they were told, in which order, and whether they answer."""
+
+    answers: anyio.Event = field(default_factory=anyio.Event)
+    told: list[Setpoint] = field(default_factory=list)
+    begun: Callable[[], None] = lambda: None
+
+    def clear(self) -> None:
+        self.told.clear()
+        self.answers = anyio.Event()
+
+
+@dataclass
+class Charger:
+    """Stands for a driver; `silent`: it never answers."""
+
+    profile: Profile
+    field: Field
+    silent: bool = False
+
+    def begin(self, setpoint: Setpoint) -> Setpoint:
+        self.field.begun()
+        self.field.told.append(setpoint)
+        return setpoint
+
+    async def finish(self, begun: Setpoint) -> Proof:
+        if self.silent:
+            await anyio.sleep_forever()
+        await self.field.answers.wait()
+        return Proof(evse=begun.evse, kind=ProofKind.ACKNOWLEDGED, asked=begun.p_w, in_force=begun.p_w)
+
+    def renew(self, evse: str, valid_for_s: float) -> None:
+        """Take note of nothing."""
+
+
+@dataclass
+class Bench:
+    """An engine at work on a depot that charges."""
+
+    engine: Engine
+    field: Field
+    chargers: dict[str, Any]
+
+    def shed(self) -> None:
+        ask = Ask(id="half", source="test", rank=Rank.GRID, high_w=HALF_W)
+        self.engine.controller.put(ask)
+        self.engine.wake()
+
+    async def until(self, holds: Callable[[], bool], within_s: float) -> None:
+        with anyio.fail_after(within_s):
+            while not holds():
+                await anyio.sleep(0.002)
+
+
+@asynccontextmanager
+async def at_work(play: Play, directory: Path) -> AsyncIterator[Bench]:
+    """Let the engine work until its first cycle is over and all that it wrote is proven."""
+    began_s = time.monotonic()
+    devices = Field()
+    chargers: dict[str, Any] = {
+        name: Charger(play.site.profiles[name], devices) for name, device in play.site.devices.items() if device.evses
+    }
+    works = Engine(
+        controller=play.controller,
+        devices=chargers,
+        buses={},
+        store=Store(directory),
+        boot_id="boot",
+        began_s=play.now_s,
+        clock=lambda: play.now_s + time.monotonic() - began_s,
+    )
+    devices.answers.set()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(works._work, tasks)
+        await works.first_cycle.wait()
+        await anyio.sleep(2 * engine.CALMEST_S)
+        devices.clear()
+        yield Bench(works, devices, chargers)
+        tasks.cancel_scope.cancel()
+
+
+async def test_decreases_are_on_disk_and_leave_one_right_after_the_other(charging: Play, tmp_path: Path) -> None:
+    turns = 0
+    seen: list[tuple[int, bool]] = []
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with at_work(charging, tmp_path) as bench, anyio.create_task_group() as tasks:
+        stored = len(bench.engine.store.records(JOURNAL))
+        bench.field.begun = lambda: seen.append((turns, len(bench.engine.store.records(JOURNAL)) > stored))
+        tasks.start_soon(others)
+        bench.shed()
+        await bench.until(lambda: bool(seen), SOON_S)
+        tasks.cancel_scope.cancel()
+        evses = {setpoint.evse for setpoint in bench.field.told}
+        assert evses == set(charging.most_a), "each that charges is lowered"
+        assert len({turn for turn, _ in seen}) == 1, "nobody else had a turn between the first and the last"
+        assert all(on_disk for _, on_disk in seen)
+
+
+async def test_whoever_asked_is_answered_before_decreases_are_worked_out(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    async with at_work(charging, tmp_path) as bench:
+        monkeypatch.setattr(Controller, "shed", lambda *_: order.append("worked out"))
+        bench.shed()
+        await anyio.lowlevel.checkpoint()  # as sending an answer does
+        order.append("answered")
+        await bench.until(lambda: len(order) > 1, SOON_S)
+    assert order == ["answered", "worked out"]
+
+
+async def test_the_next_cycle_waits_for_decreases_and_no_longer(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "HOLD_S", LONG_S)
+    async with at_work(charging, tmp_path) as bench:
+        cycles = bench.engine.cycles
+        bench.shed()
+        await bench.until(lambda: bool(bench.field.told), SOON_S)
+        bench.engine._changed = True  # as a reading does
+        bench.engine._wake.set()
+        await anyio.sleep(1.2 * engine.PERIOD_S)
+        assert bench.engine.cycles == cycles, "it takes no time while decreases are under way"
+        bench.field.answers.set()
+        await bench.until(lambda: bench.engine.cycles > cycles, SOON_S)
+
+
+async def test_a_device_that_does_not_answer_holds_the_next_cycle_back_for_a_moment(
+    charging: Play, tmp_path: Path
+) -> None:
+    async with at_work(charging, tmp_path) as bench:
+        next(iter(bench.chargers.values())).silent = True
+        cycles = bench.engine.cycles
+        bench.field.answers.set()
+        bench.shed()
+        began_s = time.monotonic()
+        await bench.until(lambda: bench.engine.cycles > cycles, engine.SHED_S - SHORT_S)
+        assert time.monotonic() - began_s >= engine.HOLD_S
+
+
+async def test_a_limit_that_follows_another_is_not_held_back(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "HOLD_S", LONG_S)
+    async with at_work(charging, tmp_path) as bench:
+        bench.shed()
+        await bench.until(lambda: bool(bench.field.told), SOON_S)
+        first = len(bench.field.told)
+        ask = Ask(id="quarter", source="test", rank=Rank.GRID, high_w=HALF_W / 2)
+        bench.engine.controller.put(ask)
+        bench.engine.wake()
+        await bench.until(lambda: len(bench.field.told) > first, SOON_S)
+
+
+async def test_a_limit_does_not_wait_for_the_calm_that_a_change_waits_for(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(charging, tmp_path) as bench:
+        bench.field.answers.set()
+        monkeypatch.setattr(engine, "CALMEST_S", LONG_S)
+        monkeypatch.setattr(engine, "PERIOD_S", LONG_S)
+        cycles = bench.engine.cycles
+        await bench.until(lambda: bench.engine.cycles > cycles, SOON_S)  # the next is due in a long time
+        bench.engine._changed = True  # as a reading does
+        bench.engine._wake.set()
+        await anyio.sleep(SHORT_S)
+        bench.field.told.clear()
+        bench.shed()
+        await bench.until(lambda: bool(bench.field.told), SOON_S)
