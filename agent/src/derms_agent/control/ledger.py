@@ -235,7 +235,8 @@ class Claims(tuple[Claim, ...]):
 
     `span` is their hull. `told`, None where nothing is known, is the claim of what the device was last told, as far as
     that may be in force, and `told_amount` what that is. `open` is why there are claims that are not over; `ended_s`
-    when the first of those that are over ended, infinite where none is.
+    when the first of those that are over ended, infinite where none is. `at_rest`: what the device was told is proven,
+    and all else is over, and not let go yet only because it was more than that.
     """
 
     span: Span
@@ -243,6 +244,7 @@ class Claims(tuple[Claim, ...]):
     told_amount: Amount | None
     open: frozenset[Cause]
     ended_s: float
+    at_rest: bool
 
     def __init__(self, _claims: Iterable[Claim]) -> None:
         found = NOTHING
@@ -263,6 +265,13 @@ class Claims(tuple[Claim, ...]):
                 told = claim
         self.span, self.told, self.open, self.ended_s = found, told, frozenset(causes), first_s
         self.told_amount = None if told is None else amount_of(told.span)
+        self.at_rest = (
+            told is not None
+            and len(causes) == 1
+            and told.acknowledged
+            and told.executed_by_s is not None
+            and (len(self) == 1 or not any(claim is not told and told.span.holds(claim.span) for claim in self))
+        )
 
 
 class Entry(NamedTuple):
@@ -470,11 +479,12 @@ def advance(ledger: Ledger, now_s: float) -> Ledger:
 
 def record(ledger: Ledger, events: Iterable[Event]) -> Ledger:
     """Return the ledger after events, in the order in which they became known; unknown EVSEs and writes are nothing."""
-    entries = dict(ledger.entries)
+    entries, stations = dict(ledger.entries), ledger.stations
     for event in events:
-        entry = entries.get(event.evse)
+        name = event.evse
+        entry = entries.get(name)
         if entry is not None:
-            entries[event.evse] = _after(entry, ledger.stations[event.evse], event)
+            entries[name] = _after(entry, stations[name], event)
     return dataclasses.replace(ledger, entries=entries)
 
 
@@ -557,6 +567,13 @@ def _flowing(active_a: PerPhase, reactive_a: PerPhase) -> Span:
     if reactive_a == _UNITY:
         return Span(low, high)
     return Span(low, high, min(0.0, *reactive_a), max(0.0, *reactive_a))
+
+
+def _holds(span: Span, active_a: PerPhase, tolerance_a: float) -> bool:
+    """Whether active currents lie within a span."""
+    one, two, three = active_a
+    low, high = span.low - tolerance_a, span.high + tolerance_a
+    return low <= one <= high and low <= two <= high and low <= three <= high
 
 
 def _ended(entry: Entry, causes: Sequence[Cause], at_s: float) -> Entry:
@@ -701,21 +718,18 @@ def _seen(entry: Entry, station: Station, event: Seen) -> Entry:
     """Return an entry after a reading. Nearly all show nothing new; those need not be looked at in two steps."""
     _evse, amount, active_a, sent_s, answered_s = event
     claims, heard_s, refreshed_s, _a, _r, measured_s, watchdog_s, fallback, phases, overrun, _u = entry
-    told = claims.told
     if (
-        told is not None
-        and len(claims) == 1
-        and told.acknowledged
-        and told.executed_by_s is not None
+        claims.at_rest
         and not overrun
         and heard_s is not None
-        and heard_s < sent_s
-        and answered_s - heard_s < min(station.boot_s, station.silent_s)
+        and heard_s < sent_s < claims.ended_s + station.follow_s
+        and answered_s - heard_s < station.boot_s
+        and answered_s - heard_s < station.silent_s
         and (measured_s is None or measured_s <= sent_s)
         and claims.told_amount is not None
         and claims.told_amount.is_near(amount)
         and _watched(entry, station, answered_s)
-        and claims.span.holds(_flowing(active_a, _UNITY), station.tolerance_a)
+        and _holds(claims.span, active_a, station.tolerance_a)
     ):
         if station.refreshed_by is Refresh.REQUEST:
             refreshed_s = _latest(refreshed_s, sent_s)
@@ -740,13 +754,7 @@ def _read_back(entry: Entry, station: Station, event: ReadBack) -> Entry:
 def _shown(entry: Entry, event: ReadBack) -> Entry:
     """Return an entry whose setpoints are what the device shows, and what may still arrive."""
     told = entry.claims.told
-    if (
-        told is not None
-        and len(entry.claims) == 1
-        and told.acknowledged
-        and told.executed_by_s is not None
-        and amount_of(told.span).is_near(event.amount)
-    ):
+    if told is not None and entry.claims.at_rest and amount_of(told.span).is_near(event.amount):
         return entry if entry.unproven_s is None else entry._replace(unproven_s=None)
     claims: list[Claim] = []
     found = changed = False
