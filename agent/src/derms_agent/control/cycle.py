@@ -202,19 +202,13 @@ class Cycle:
         book, verdicts = self._judged(book, state.obedience, now_s)
         book = advance(book, now_s)
         bounds = self.combine(inputs.limits, now_s)
-        stations, entries = self.circuits.stations, book.entries
-        relied = [one.name for one in stations if guard.reliable(entries[one.name], one, now_s, self.rules)]
+        stations = self.circuits.stations
+        standing = guard.standing(book, self.circuits, now_s, self.rules)
+        relied = [one.name for one, is_relied in zip(stations, standing.reliable, strict=True) if is_relied]
         kept = protecting(inputs.limits, self.circuits.circuits)
         left, allocated, wanted = self._shared(book, bounds, kept, relied, inputs.idle, now_s)
-        admission = guard.admit(
-            book,
-            wanted,
-            now_s,
-            circuits=self.circuits,
-            caps=caps_of(bounds, self.circuits.circuits),
-            kept=kept,
-            base=inputs.base,
-            rules=self.rules,
+        admission = guard.admit_standing(
+            standing, wanted, caps=caps_of(bounds, self.circuits.circuits), kept=kept, base=inputs.base
         )
         entries = admission.ledger.entries
         return Outcome(

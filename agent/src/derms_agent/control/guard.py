@@ -165,6 +165,25 @@ def reliable(entry: Entry, station: Station, now_s: float, rules: Rules = Rules(
     return now_s - entry.claims.ended_s < station.follow_s + rules.grace_s
 
 
+class Standing(NamedTuple):
+    """A ledger at a moment: its entries `advanced` to it, and who is `reliable`, both in the order of the stations."""
+
+    ledger: Ledger
+    circuits: Circuits
+    now_s: float
+    rules: Rules
+    entries: list[Entry]
+    reliable: list[bool]
+
+
+def standing(ledger: Ledger, circuits: Circuits, now_s: float, rules: Rules = Rules()) -> Standing:
+    """Return how the EVSEs stand now. `circuits` holds the ledger's stations."""
+    known = ledger.entries
+    entries = [advanced(known[station.name], station, now_s) for station in circuits.stations]
+    relied = [reliable(entry, one, now_s, rules) for entry, one in zip(entries, circuits.stations, strict=True)]
+    return Standing(ledger, circuits, now_s, rules, entries, relied)
+
+
 def phase_spans(entry: Entry, station: Station, now_s: float) -> tuple[Span, Span, Span]:
     """Return what an EVSE may do on L1, L2 and L3. `entry` is `advanced` to now."""
     known = spans_of(station, entry.claims.span, entry.phases)
@@ -197,15 +216,6 @@ def intervals(ledger: Ledger, now_s: float) -> dict[str, tuple[Span, Span, Span]
     }
 
 
-def fallbacks(circuits: Circuits, entries: Mapping[str, Entry]) -> list[tuple[Span, Span, Span]]:
-    """Return what each EVSE falls back to, in A on L1, L2 and L3, in the order of the circuits' stations."""
-    return [
-        spans_of(station, fallback_of(entry, station), entry.phases)
-        for station in circuits.stations
-        for entry in (entries[station.name],)
-    ]
-
-
 def over(  # noqa: PLR0917 - those of `admit`
     ledger: Ledger,
     circuits: Circuits,
@@ -215,9 +225,8 @@ def over(  # noqa: PLR0917 - those of `admit`
     kept: Caps | None = None,
 ) -> tuple[Excess, ...]:
     """Return the rows whose worst case is over its limit now."""
-    found = intervals(ledger, now_s)
-    box = circuits.box([found[station.name] for station in circuits.stations])
-    back = circuits.box(fallbacks(circuits, ledger.entries))
+    known = _Known(standing(ledger, circuits, now_s))
+    box, back = known.box(), known.back()
     return tuple(circuits.over(circuits.reach(box, back), circuits.bounds(caps, base or {}, back, kept or {})).values())
 
 
@@ -238,39 +247,96 @@ def admit(
     stations. `caps` bound circuits beyond their ratings, and `kept`, which are among them, whatever EVSEs do on their
     own; `base` is the circuits' base load, the declared worst where absent.
     """
-    return _Admitting(ledger, wanted, now_s, circuits, caps or {}, kept or {}, base or {}, rules).run()
+    return admit_standing(standing(ledger, circuits, now_s, rules), wanted, caps=caps, kept=kept, base=base)
+
+
+def admit_standing(
+    standing: Standing,
+    wanted: Mapping[str, Amount],
+    *,
+    caps: Caps | None = None,
+    kept: Caps | None = None,
+    base: Mapping[str, BaseLoad] | None = None,
+) -> Admission:
+    """Return what `admit` does, of what is known of the ledger already."""
+    return _Admitting(standing, wanted, caps or {}, kept or {}, base or {}).run()
+
+
+class _Known:
+    """What each EVSE may do on each phase, and what it falls back to: for all at once, and for single ones on demand.
+
+    On nearly all EVSEs it is one span on each phase that is loaded. What is measured beyond that is looked for in
+    arrays, and worked out for those alone where it may be so.
+    """
+
+    def __init__(self, at: Standing) -> None:
+        self._at, circuits = at, at.circuits
+        self.loaded = circuits.wired
+        told = [place for place, entry in enumerate(at.entries) if entry.phases is not None]
+        if told:
+            self.loaded = circuits.wired.copy()
+            for place in told:
+                self.loaded[place] = loaded(at.entries[place].phases or ())
+        self._spans = [entry.claims.span for entry in at.entries]
+        self._backs = [fallback_of(entry, one) for entry, one in zip(at.entries, circuits.stations, strict=True)]
+        self._beyond = {
+            place: phase_spans(at.entries[place], circuits.stations[place], at.now_s)
+            for place in sorted({*told, *self._flowing_beyond()})
+        }
+
+    def _flowing_beyond(self) -> list[int]:
+        """Return the EVSEs on which more may flow than their claims say."""
+        count, entries = len(self._at.entries), self._at.entries
+        flows = itertools.chain.from_iterable([entry.measured or _UNITY for entry in entries])
+        measured = np.fromiter(flows, dtype=np.float64, count=3 * count).reshape(count, 3)
+        tolerance_a = self._at.circuits.tolerance_a
+        low = np.array([span.low for span in self._spans]).reshape(count, 1) * self.loaded - tolerance_a
+        high = np.array([span.high for span in self._spans]).reshape(count, 1) * self.loaded + tolerance_a
+        beyond = ~((low <= measured) & (measured <= high)).all(axis=1)
+        turned = [place for place, entry in enumerate(entries) if entry.measured_reactive != _UNITY]
+        return [*np.flatnonzero(beyond).tolist(), *turned]
+
+    def box(self) -> Box:
+        """Return the box of what EVSEs may do."""
+        return self._at.circuits.box_of(self._spans, self.loaded, self._beyond)
+
+    def back(self) -> Box:
+        """Return the box of what EVSEs fall back to."""
+        return self._at.circuits.box_of(self._backs, self.loaded, {})
+
+    def spans(self, place: int) -> _Spans:
+        """Return what an EVSE may do on each phase."""
+        found = self._beyond.get(place)
+        return self._of(place, self._spans[place]) if found is None else found
+
+    def fallback(self, place: int) -> _Spans:
+        """Return what an EVSE falls back to on each phase."""
+        return self._of(place, self._backs[place])
+
+    def grow(self, place: int, spans: _Spans) -> None:
+        """Count that an EVSE may do more from now on."""
+        self._beyond[place] = spans
+
+    def _of(self, place: int, span: Span) -> _Spans:
+        return spans_of(self._at.circuits.stations[place], span, self._at.entries[place].phases)
 
 
 class _Admitting:
     """One call of `admit`: what it works on."""
 
-    def __init__(  # noqa: PLR0917 - those of `admit`
-        self,
-        ledger: Ledger,
-        wanted: Mapping[str, Amount],
-        now_s: float,
-        circuits: Circuits,
-        caps: Caps,
-        kept: Caps,
-        base: Mapping[str, BaseLoad],
-        rules: Rules,
+    def __init__(
+        self, at: Standing, wanted: Mapping[str, Amount], caps: Caps, kept: Caps, base: Mapping[str, BaseLoad]
     ) -> None:
-        self.ledger, self.circuits, self.rules, self.now_s = ledger, circuits, rules, now_s
+        self.ledger, self.circuits, self.rules, self.now_s = at.ledger, at.circuits, at.rules, at.now_s
+        circuits = at.circuits
         self.stations = circuits.stations
-        self.entries = [advanced(ledger.entries[station.name], station, now_s) for station in self.stations]
-        self.spans = [phase_spans(e, s, now_s) for e, s in zip(self.entries, self.stations, strict=True)]
+        self.entries, self.reliable = list(at.entries), at.reliable
         self.told = [entry.claims.told for entry in self.entries]
-        self.reliable = [reliable(e, s, now_s, rules) for e, s in zip(self.entries, self.stations, strict=True)]
-        self.alone = fallbacks(circuits, {s.name: e for s, e in zip(self.stations, self.entries, strict=True)})
-        self.back: Box = circuits.box(self.alone)
+        self.known = _Known(at)
+        self.back: Box = self.known.back()
         self.bounds: list[Bound] = circuits.bounds(caps, base, self.back, kept)
-        self.box: Box = circuits.box(self.spans)
-        self.loaded = circuits.wired
-        known = [place for place, entry in enumerate(self.entries) if entry.phases is not None]
-        if known:
-            self.loaded = circuits.wired.copy()
-            for place in known:
-                self.loaded[place] = loaded(self.entries[place].phases or ())
+        self.box: Box = self.known.box()
+        self.loaded = self.known.loaded
         self.reach: Reach = circuits.reach(self.box, self.back)
         self.over = circuits.over(self.reach, self.bounds)
         places = circuits.places
@@ -282,7 +348,7 @@ class _Admitting:
         self.held: dict[str, Excess | None] = {}
         self.writes: list[Write] = []
         self.early: list[tuple[float, int]] = []
-        self.next_write = ledger.next_write
+        self.next_write = at.ledger.next_write
         self.full: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], tuple[_Growth, Excess]] = {}
 
     def run(self) -> Admission:
@@ -320,8 +386,10 @@ class _Admitting:
         station, reference = self.stations[place], self.references[place]
         if wanted is None or not (math.isfinite(wanted.active_a) and math.isfinite(wanted.reactive_a)):
             return reference
-        active = min(max(wanted.active_a, station.lowest_a), station.rating_a)
-        reactive = min(max(wanted.reactive_a, -station.reactive_a), station.reactive_a)
+        active, reactive = wanted
+        if reactive != 0.0 or not station.lowest_a <= active <= station.rating_a:
+            active = min(max(active, station.lowest_a), station.rating_a)
+            reactive = min(max(reactive, -station.reactive_a), station.reactive_a)
         wish = Amount(_stepped(active, station), reactive)
         return wish if self.reliable[place] else _no_more(reference, wish)
 
@@ -406,11 +474,9 @@ class _Admitting:
     def _settled(self, place: int) -> bool:
         """Whether an EVSE was told its target, nothing else may be in force, and it need not be told again yet."""
         entry, claim = self.entries[place], self.told[place]
-        if claim is None or len(entry.claims) != 1 or entry.unproven_s is not None or claim.executed_by_s is None:
+        if claim is None or not entry.claims.at_rest or entry.unproven_s is not None:
             return False
-        if self._is_due(place, claim.since_s):
-            return False
-        return self.targets[place] == self.references[place]
+        return self.targets[place] == self.references[place] and not self._is_due(place, claim.since_s)
 
     def _lower(self, place: int) -> _Raise | None:
         """Write at once what is no raise; return what is left of the way to the target, where that is one."""
@@ -466,9 +532,9 @@ class _Admitting:
         """Refresh those that are next, as far as this cycle has written less than its share of all refreshes."""
         if not self.early:
             return
-        share = math.fsum(1 / station.refresh_s for station in self.stations if station.refresh_s is not None)
         written = {write.evse for write in self.writes}
-        for _left_s, place in sorted(self.early)[: max(0, math.ceil(share) - len(written))]:
+        spare = math.ceil(self.circuits.refreshes_per_s) - len(written)
+        for _left_s, place in sorted(self.early)[: max(0, spare)]:
             told = self.entries[place].claims.told_amount
             if told is not None and self.stations[place].name not in written:
                 self._write(place, told, Purpose.REFRESH)
@@ -501,7 +567,7 @@ class _Admitting:
         after = self._with(place, amount)
         for row in rows:
             self.reach.now[row], self.reach.alone[row] = self._grown(place, row, after)
-        self.spans[place] = after
+        self.known.grow(place, after)
         self._write(place, amount, Purpose.RAISE)
 
     def _most(self, asked: _Raise, rows: Sequence[int]) -> tuple[Amount, Excess | None]:
@@ -543,20 +609,20 @@ class _Admitting:
 
     def _grown(self, place: int, row: int, after: _Spans) -> tuple[Sums, Sums]:
         """Return a row's sums, as things are and with fallbacks, when an EVSE may do more."""
-        before, back = self.spans[place], self.alone[place]
+        before, back = self.known.spans(place), self.known.fallback(place)
         return (
             self.circuits.grown(place, row, self.reach.now[row], before, after),
             self.circuits.grown(place, row, self.reach.alone[row], _hull(before, back), _hull(after, back)),
         )
 
     def _growth(self, place: int, after: _Spans) -> _Growth | None:
-        before, back = self.spans[place], self.alone[place]
+        before, back = self.known.spans(place), self.known.fallback(place)
         now, alone = _growth(before, after), _growth(_hull(before, back), _hull(after, back))
         return None if now is None or alone is None else _Growth(now, alone)
 
     def _with(self, place: int, amount: Amount) -> tuple[Span, Span, Span]:
         """Return what an EVSE may do on each phase with a write of an amount on its way."""
-        return _hull(self.spans[place], spans_of(self.stations[place], span_of(amount), self.entries[place].phases))
+        return _hull(self.known.spans(place), spans_of(self.stations[place], span_of(amount), self.entries[place].phases))
 
     def _write(self, place: int, amount: Amount, purpose: Purpose) -> None:
         self.writes.append(Write(self.next_write, self.stations[place].name, amount, purpose))

@@ -249,6 +249,10 @@ class Circuits:
                 raise ValueError(f"{name}: found circuit {circuit_name!r}, expected one of {[*self.circuits]}")
         self.wired: Floats = np.array([loaded(station.phases or PHASES) for station in self.stations]).reshape(-1, 3)
         """1 for each phase that an EVSE is wired to, 0 for the others: loads by 3."""
+        self.tolerance_a: Floats = np.array([station.tolerance_a for station in self.stations]).reshape(-1, 1)
+        """What each EVSE's meter may err by, in A."""
+        self.refreshes_per_s = math.fsum(1 / one.refresh_s for one in self.stations if one.refresh_s is not None)
+        """How many EVSEs want to be told the same again, a second."""
         # Loads whose current may have any angle, by place; the rest have active and reactive current.
         self.loose = np.zeros(self.loads, dtype=bool)
         self._rows: list[_Row] = []
@@ -354,6 +358,17 @@ class Circuits:
             flat = itertools.chain.from_iterable(itertools.chain.from_iterable(spans))
             known = np.fromiter(flat, dtype=np.float64, count=len(spans) * 12).reshape(-1, 3, 4)
             values[:, : len(self.stations), :] = known.transpose(2, 0, 1)
+        return Box(values[0], values[1], values[2], values[3])
+
+    def box_of(self, spans: Sequence[Span], loaded: Floats, others: Mapping[int, tuple[Span, Span, Span]]) -> Box:
+        """Return the box of what each EVSE may do on the phases that it loads; of `others`, what each may on each."""
+        values = np.zeros((4, self.loads, 3))
+        if spans:
+            flat = itertools.chain.from_iterable(spans)
+            known = np.fromiter(flat, dtype=np.float64, count=len(spans) * 4).reshape(-1, 4)
+            values[:, : len(spans), :] = known.T[:, :, np.newaxis] * loaded
+        for place, each in others.items():
+            values[:, place, :] = np.transpose(each)
         return Box(values[0], values[1], values[2], values[3])
 
     def sums(self, box: Box) -> list[Sums]:
