@@ -35,16 +35,15 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from derms_agent.control.limits import Bound, Place, by_target
+from derms_agent.control.limits import SITE, Bound, Place, bounds_on, by_target
 from derms_agent.control.network import Floats, Network, Room
 from derms_agent.control.plan import Need, Plan
 from derms_agent.model import Evse, LimitQuantity, Phase, Session
 
-SITE = "site"
 _CLOSE_A = 1e-6
 _SLACK_A = 1.0
 _DRAWN_BYTES = 6
@@ -135,8 +134,7 @@ class Params:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allocation:
+class Allocation(NamedTuple):
     """What an EVSE gets, in A per conductor and in W, with the reason in words.
 
     What the next cycle needs so that it does not flap: `raised_at_s` and `lowered_at_s` are when it was last raised and
@@ -174,9 +172,7 @@ def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) ->
     """
     roots = {name for name, circuit in network.circuits.items() if circuit.parent is None}
     found: dict[tuple[str, Phase | None], float] = {}
-    for (target, quantity, phase), bound in bounds.items():
-        if target != SITE and target not in network.circuits:
-            continue
+    for (target, quantity, phase), bound in bounds_on(bounds, (*network.circuits, SITE)):
         current = quantity is LimitQuantity.CURRENT
         if quantity is LimitQuantity.REACTIVE_POWER or (phase is not None and not current):
             continue
@@ -194,12 +190,13 @@ def evse_bounds(network: Network, evses: Iterable[Evse], bounds: Bounds) -> dict
     known = by_target(bounds)
     watts_per_a = network.watts_per_a.tolist()
     for evse in evses:
-        low, high = -evse.limit_a, evse.limit_a
-        target = known.get(evse.name)
+        name, high = evse.name, evse.limit_a
+        low = -high
+        target = known.get(name)
         if target is not None:
-            least, most = target.range_a(evse.phases, watts_per_a[network.place[evse.name]])
-            low, high = max(low, least), min(high, most)
-        found[evse.name] = low, high
+            least, most = target.range_a(evse.phases, watts_per_a[network.place[name]])
+            low, high = least if least > low else low, most if most < high else high
+        found[name] = low, high
     return found
 
 
@@ -207,8 +204,8 @@ def evse_bounds(network: Network, evses: Iterable[Evse], bounds: Bounds) -> dict
 class _Seat:
     """An EVSE while its share is worked out.
 
-    In A: `wish_a` of the plan or of fairness, `top_a` at the most, `kept_a` what it keeps since it was raised just now,
-    `useful_a` the least raise that comes to anything.
+    In A: `lowest_a` the least that it is set to when it is on, `wish_a` of the plan or of fairness, `top_a` at the most,
+    `kept_a` what it keeps since it was raised just now, `useful_a` the least raise that comes to anything.
     """
 
     name: str
@@ -216,6 +213,7 @@ class _Seat:
     group: int
     watts_per_a: float
     steps: Steps
+    lowest_a: float
     low_a: float
     high_a: float
     usable_a: float
@@ -232,13 +230,16 @@ class _Seat:
 
     def lift(self, room: Room, to_a: float, at_most_a: float = math.inf) -> float:
         """Raise this EVSE to an allowed current, by no more than `at_most_a` and the room; return by how much."""
-        rise = min(min(to_a, self.top_a) - self.current_a, at_most_a)
-        if rise < self.useful_a:
+        top_a, useful_a = self.top_a, self.useful_a
+        rise = (to_a if to_a < top_a else top_a) - self.current_a
+        if at_most_a < rise:
+            rise = at_most_a
+        if rise < useful_a:
             return 0.0
-        left = room.left(self.place, self.useful_a)
-        if left < self.useful_a:
+        left = room.left(self.place, useful_a)
+        if left < useful_a:
             return 0.0
-        reached = self.steps.down(self.current_a + min(rise, left))
+        reached = self.steps.down(self.current_a + (left if left < rise else rise))
         rise = reached - self.current_a
         if rise <= 0:
             return 0.0
@@ -358,23 +359,24 @@ def _fair_a(seats: list[_Seat], network: Network, limits: Floats) -> Floats:
     """Return the fair shares in A of those whose departure or need is unknown, by place."""
     tops, had = np.zeros(len(network.evses)), np.zeros(len(network.evses))
     unknown = np.zeros(len(network.evses), dtype=bool)
-    for seat in seats:
-        if not seat.storage:
-            tops[seat.place], had[seat.place] = seat.usable_a, seat.had_a
-            unknown[seat.place] = math.isinf(seat.laxity_s)
+    vehicles = [seat for seat in seats if not seat.storage]
+    places = [seat.place for seat in vehicles]
+    tops[places], had[places] = [seat.usable_a for seat in vehicles], [seat.had_a for seat in vehicles]
+    unknown[places] = [math.isinf(seat.laxity_s) for seat in vehicles]
     return np.where(unknown, fair_shares(network, tops, had, limits), 0.0) if unknown.any() else tops * 0.0
 
 
 def _top_a(watts: float, session: Session, high_a: float, params: Params) -> float:
     """Return the most that a session can use until the next allocation, at so many W per A."""
     top = high_a
-    if session.power_w is not None and session.power_w < top * watts:
-        top = session.power_w / watts
-    if session.energy_need_wh is not None:
-        left_w = (session.energy_need_wh - session.delivered_wh) * 3600 / params.cycle_s
+    power_w, need_wh = session.power_w, session.energy_need_wh
+    if power_w is not None and power_w < top * watts:
+        top = power_w / watts
+    if need_wh is not None:
+        left_w = (need_wh - session.delivered_wh) * 3600 / params.cycle_s
         if left_w < top * watts:
             top = left_w / watts
-    return max(top, 0.0)
+    return top if top > 0.0 else 0.0
 
 
 def allocate(
@@ -422,33 +424,38 @@ def _seats(
     groups, watts_per_a = network.group_of.tolist(), network.watts_per_a.tolist()
     all_may_start = params.energised_at_s is None or now_s >= params.energised_at_s + params.spread_s
     for evse in evses:
-        session = sessions.get(evse.name)
-        if session is None or not (all_may_start or now_s >= may_start_at_s(evse.name, params)):
+        name = evse.name
+        session = sessions.get(name)
+        if session is None or not (all_may_start or now_s >= may_start_at_s(name, params)):
             continue
-        place = network.place[evse.name]
+        place = network.place[name]
         watts = watts_per_a[place]
-        low, high = own[evse.name]
+        low, high = own[name]
         top = _top_a(watts, session, high, params)
-        steps = params.steps.get(evse.name, params.otherwise)
-        before = previous.get(evse.name)
+        steps = params.steps.get(name, params.otherwise)
+        lowest = steps.lowest_a
+        before = previous.get(name)
+        stood_a = 0.0 if before is None else before.current_a
+        # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
+        stepped = steps.up(top)
         seats.append(
             _Seat(
-                name=evse.name,
+                name=name,
                 place=place,
                 group=groups[place],
                 watts_per_a=watts,
                 steps=steps,
+                lowest_a=lowest,
                 low_a=low,
                 high_a=high,
                 usable_a=top,
+                top_a=steps.down(stepped if stepped < high else high) if high > 0 else 0.0,
                 had_a=session.delivered_wh / watts * 3600 / params.even_s,
-                # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
-                top_a=steps.down(max(min(steps.up(top), high), 0.0)),
-                kept_a=before.current_a if before is not None and now_s - before.raised_at_s < params.hold_s else 0.0,
-                running=before is not None and before.current_a > 0,
-                storage=evse.name in params.storage,
+                kept_a=stood_a if before is not None and now_s - before.raised_at_s < params.hold_s else 0.0,
+                running=stood_a > 0,
+                storage=name in params.storage,
                 laxity_s=_laxity_s(session, top * watts, now_s),
-                useful_a=max(steps.lowest_a - 2 * _CLOSE_A, _CLOSE_A),
+                useful_a=max(lowest - 2 * _CLOSE_A, _CLOSE_A),
             )
         )
     return seats
@@ -468,12 +475,13 @@ def _wish(seats: list[_Seat], reserved: Floats, plan: Plan | None, now_s: float,
     planned_a = {} if plan is None else plan.currents_at_a(now_s)
     ahead_as = {} if plan is None else plan.charges_as(now_s, now_s + params.look_s)
     for seat in seats:
+        wish_a = 0.0
         if math.isinf(seat.laxity_s):
-            seat.wish_a = seat.ahead_a = shares[seat.place]
+            wish_a = seat.ahead_a = shares[seat.place]
         elif plan is not None:
-            seat.wish_a = planned_a.get(seat.name, 0.0)
+            wish_a = planned_a.get(seat.name, 0.0)
             seat.ahead_a = ahead_as.get(seat.name, 0.0) / params.look_s
-        seat.wish_a = min(max(seat.wish_a, seat.low_a), seat.top_a)
+        seat.wish_a = min(max(wish_a, seat.low_a), seat.top_a)
 
 
 class _Wishes:
@@ -501,15 +509,17 @@ def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> Non
     storage = [seat for seat in ordered if seat.storage]
     wishes = _Wishes(vehicles, planned)
     for seat in vehicles:
-        wishes.lift(seat, room, seat.kept_a)
+        if seat.kept_a > 0:
+            wishes.lift(seat, room, seat.kept_a)
     for seat in storage:
         seat.lift(room, seat.kept_a)
     for seat in vehicles:
-        if seat.running and seat.ahead_a >= params.keep * seat.steps.lowest_a:
-            wishes.lift(seat, room, seat.steps.lowest_a)
+        if seat.running and seat.ahead_a >= params.keep * seat.lowest_a:
+            wishes.lift(seat, room, seat.lowest_a)
     for seat in vehicles:
-        if seat.wish_a > 0 and (seat.current_a > 0 or seat.wish_a >= params.start * seat.steps.lowest_a):
-            wishes.gather(seat, room, seat.steps.near(seat.wish_a))
+        wish_a = seat.wish_a
+        if wish_a > seat.current_a and (seat.current_a > 0 or wish_a >= params.start * seat.lowest_a):
+            wishes.gather(seat, room, seat.steps.near(wish_a))
     for seat in _running_first(vehicles):
         wishes.gather(seat, room, seat.top_a)
     for seat in _running_first([*vehicles, *storage]):
@@ -517,7 +527,9 @@ def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> Non
 
 
 def _running_first(seats: list[_Seat]) -> list[_Seat]:
-    return [seat for seat in seats if seat.current_a > 0] + [seat for seat in seats if seat.current_a <= 0]
+    """Return those that can still be raised, the running ones first."""
+    open_ = [seat for seat in seats if seat.top_a - seat.current_a >= seat.useful_a]
+    return [seat for seat in open_ if seat.current_a > 0] + [seat for seat in open_ if seat.current_a <= 0]
 
 
 def _reason(seat: _Seat) -> str:
@@ -533,7 +545,8 @@ def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) 
     """Return what an EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
     could = seat.current_a
     before = _NOTHING if before is None else before
-    held, raised_at, lowered_at = max(before.current_a, 0.0), before.raised_at_s, before.lowered_at_s
+    _evse, held, _power_w, _why, raised_at, lowered_at, _lasting_a, _cut_at_s, _least_a, _most_a = before
+    held = held if held > 0.0 else 0.0
     own = could >= seat.top_a - _CLOSE_A
     lasting, cut_at, least, most = _lasting(seat, before, own, now_s, params)
     current = wanted = min(could, lasting)
@@ -545,18 +558,8 @@ def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) 
     else:
         raised_at = now_s
     why = _reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while"
-    found = Allocation(
-        evse=seat.name,
-        current_a=current,
-        power_w=current * seat.watts_per_a,
-        why=why,
-        raised_at_s=raised_at,
-        lowered_at_s=lowered_at,
-        lasting_a=lasting,
-        cut_at_s=cut_at,
-        least_a=least,
-        most_a=most,
-    )
+    power_w = current * seat.watts_per_a
+    found = Allocation(seat.name, current, power_w, why, raised_at, lowered_at, lasting, cut_at, least, most)
     return before if found == before else found
 
 
@@ -611,8 +614,7 @@ def _given_back(
             if missing_w > 0:
                 missing_w -= give(seat, missing_w / seat.watts_per_a) * seat.watts_per_a
     return {
-        seat.name: replace(
-            shared[seat.name],
+        seat.name: shared[seat.name]._replace(
             current_a=-given[seat.name],
             power_w=-given[seat.name] * seat.watts_per_a,
             why="gives back what a limit asks for",
@@ -627,7 +629,7 @@ def _asked_back(network: Network, bounds: Bounds) -> list[tuple[str, float]]:
     roots = [name for name, circuit in network.circuits.items() if circuit.parent is None]
     return [
         (name, -bound.high)
-        for (target, quantity, _), bound in bounds.items()
+        for (target, quantity, _), bound in bounds_on(bounds, (*network.circuits, SITE))
         if quantity is LimitQuantity.ACTIVE_POWER and bound.high < 0
         for name in (roots if target == SITE else [target])
         if name in network.circuits

@@ -46,7 +46,7 @@ from derms_agent.control.ledger import (
     fresh,
     record,
 )
-from derms_agent.control.limits import Bound, Combined, Place, Target
+from derms_agent.control.limits import SITE, Bound, Combined, Place, Target, bounds_on
 from derms_agent.control.obedience import Allowance, Following, Obedience, Sample
 from derms_agent.control.worst_case import (
     PHASES,
@@ -267,16 +267,13 @@ class Cycle:
         """Return the verdicts, and the ledger that trusts only those who follow."""
         verdicts: dict[str, Obedience] = {}
         events: list[Event] = []
+        entries = book.entries
         for name, place in self._places.items():
-            entry = book.entries[name]
-            claims = entry.claims
-            seen = entry.measured is not None and fresh(entry, place.station, now_s)
-            sample = Sample(
-                claims.told_amount,
-                entry.measured or (),
-                entry.measured_s if seen else None,
-                claims.told is not None and claims.told.acknowledged,
-            )
+            entry = entries[name]
+            claims, measured = entry.claims, entry.measured
+            seen = measured is not None and fresh(entry, place.station, now_s)
+            proven = claims.at_rest or (claims.told is not None and claims.told.acknowledged)
+            sample = Sample(claims.told_amount, measured or (), entry.measured_s if seen else None, proven)
             verdict = obedience.judge(before.get(name) or obedience.unproven(now_s), sample, now_s, place.allowance)
             verdicts[name] = verdict
             if verdict.trusted == entry.distrusted:
@@ -448,15 +445,15 @@ def _within(place: _Place, current_a: float, own: Target | None) -> float:
     low, high = place.station.lowest_a, place.station.rating_a
     if own is not None:
         least, most = own.range_a(place.station.phases or PHASES, place.watts_per_a)
-        low, high = max(low, least), min(high, most)
+        low, high = least if least > low else low, most if most < high else high
+    if low <= current_a <= high:
+        return current_a
     return min(max(current_a, low), high) if low <= high else 0.0
 
 
 def caps_of(bounds: Bounds, circuits: Mapping[str, Circuit]) -> Caps:
     """Return the bounds of circuits, and of the site, as the guard takes them."""
-    return {
-        place: (bound.low, bound.high) for place, bound in bounds.items() if place[0] in circuits or place[0] == "site"
-    }
+    return {place: (bound.low, bound.high) for place, bound in bounds_on(bounds, (*circuits, SITE))}
 
 
 def protecting(limits: Iterable[Limit], circuits: Mapping[str, Circuit]) -> Caps:

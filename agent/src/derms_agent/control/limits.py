@@ -29,7 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import is_
 from typing import NamedTuple, TypeAlias
 
@@ -148,16 +148,25 @@ class Target(dict[Place, Bound]):
         return low, high
 
 
-class Combined(dict[Place, Bound]):
+class Combined(Mapping[Place, Bound]):
     """Bounds by place. `of` has those of each target, and the same object as long as they are the same."""
 
     __slots__ = ("of",)
 
     def __init__(self, of: Mapping[str, Target]) -> None:
-        super().__init__()
         self.of = of
-        for target in of.values():
-            self.update(target)
+
+    def __getitem__(self, place: Place) -> Bound:
+        """Return the bound of a place. Raises KeyError where there is none."""
+        return self.of[place[0]][place]
+
+    def __iter__(self) -> Iterator[Place]:
+        """Return all places, those of one target together."""
+        return chain.from_iterable(self.of.values())
+
+    def __len__(self) -> int:
+        """Return how many places there are."""
+        return sum(map(len, self.of.values()))
 
     def changed(self, bounds: Mapping[Place, Bound]) -> Combined:
         """Return the same with other bounds at some places."""
@@ -165,6 +174,14 @@ class Combined(dict[Place, Bound]):
         for place, bound in bounds.items():
             of[place[0]] = Target({**of.get(place[0], {}), place: bound})
         return Combined(of)
+
+
+def bounds_on(bounds: Mapping[Place, Bound], targets: Iterable[str]) -> Iterator[tuple[Place, Bound]]:
+    """Return the bounds on some targets, in the order of the bounds."""
+    chosen = set(targets)
+    for target, found in by_target(bounds).items():
+        if target in chosen:
+            yield from found.items()
 
 
 class Combining:
@@ -186,10 +203,12 @@ class Combining:
         known: dict[str, tuple[list[Limit], Target]] = {}
         for target, found in on.items():
             entry = self._known.get(target)
-            if entry is None or len(entry[0]) != len(found) or not all(map(is_, entry[0], found)):
+            if entry is not None and len(entry[0]) == len(found) and all(map(is_, entry[0], found)):
+                known[target] = entry
+            else:
                 entry = found, _bounds(found, now_s)
-            if all(limit.start_s is limit.end_s is None for limit in found):
-                known[target] = entry  # it holds at any time
+                if all(limit.start_s is limit.end_s is None for limit in found):
+                    known[target] = entry  # it holds at any time
             of[target] = entry[1]
         self._known = known
         return Combined(of)
