@@ -493,13 +493,14 @@ class _Wishes:
             unplanned = not planned and math.isfinite(seat.laxity_s)
             self._open[seat.group] += math.inf if unplanned else seat.wish_a
 
-    def lift(self, seat: _Seat, room: Room, to_a: float, at_most_a: float = math.inf) -> None:
-        """Raise an EVSE and count that as granted; by default whatever its group wished."""
-        self._open[seat.group] -= seat.lift(room, to_a, at_most_a)
+    def lift(self, seat: _Seat, room: Room, to_a: float) -> None:
+        """Raise an EVSE and count that as granted, whatever its group wished."""
+        self._open[seat.group] -= seat.lift(room, to_a)
 
     def gather(self, seat: _Seat, room: Room, to_a: float) -> None:
         """Raise an EVSE by no more than what its group still wishes."""
-        self.lift(seat, room, to_a, self._open[seat.group])
+        open_a = self._open[seat.group]
+        self._open[seat.group] = open_a - seat.lift(room, to_a, open_a)
 
 
 def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> None:

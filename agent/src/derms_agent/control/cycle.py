@@ -41,7 +41,6 @@ from derms_agent.control.ledger import (
     Seen,
     Span,
     Station,
-    advance,
     fallback_of,
     fresh,
     record,
@@ -200,10 +199,10 @@ class Cycle:
         now_s = inputs.now_s
         book = record(state.ledger, (*inputs.events, *readings(inputs.image)))
         book, verdicts = self._judged(book, state.obedience, now_s)
-        book = advance(book, now_s)
-        bounds = self.combine(inputs.limits, now_s)
         stations = self.circuits.stations
         standing = guard.standing(book, self.circuits, now_s, self.rules)
+        book = standing.ledger
+        bounds = self.combine(inputs.limits, now_s)
         relied = [one.name for one, is_relied in zip(stations, standing.reliable, strict=True) if is_relied]
         kept = protecting(inputs.limits, self.circuits.circuits)
         left, allocated, wanted = self._shared(book, bounds, kept, relied, inputs.idle, now_s)

@@ -67,6 +67,7 @@ from derms_agent.control.ledger import (
     Ledger,
     Span,
     Station,
+    advance,
     advanced,
     amount_of,
     fallback_of,
@@ -158,15 +159,16 @@ class _Raise:
 
 def reliable(entry: Entry, station: Station, now_s: float, rules: Rules = Rules()) -> bool:
     """Whether an EVSE can be counted on to do soon what it is told, and to show it."""
-    if entry.silent_for_s(now_s) >= station.silent_s or entry.distrusted or not fresh(entry, station, now_s):
+    heard_s, unproven_s = entry.heard_s, entry.unproven_s
+    if heard_s is None or now_s - heard_s >= station.silent_s or not fresh(entry, station, now_s) or entry.distrusted:
         return False
-    if entry.unproven_s is not None and now_s - entry.unproven_s >= rules.grace_s:
+    if unproven_s is not None and now_s - unproven_s >= rules.grace_s:
         return False
     return now_s - entry.claims.ended_s < station.follow_s + rules.grace_s
 
 
 class Standing(NamedTuple):
-    """A ledger at a moment: its entries `advanced` to it, and who is `reliable`, both in the order of the stations."""
+    """A ledger `advance`d to a moment, with its entries and who is `reliable`, both in the order of the stations."""
 
     ledger: Ledger
     circuits: Circuits
@@ -178,8 +180,8 @@ class Standing(NamedTuple):
 
 def standing(ledger: Ledger, circuits: Circuits, now_s: float, rules: Rules = Rules()) -> Standing:
     """Return how the EVSEs stand now. `circuits` holds the ledger's stations."""
-    known = ledger.entries
-    entries = [advanced(known[station.name], station, now_s) for station in circuits.stations]
+    ledger = advance(ledger, now_s)
+    entries = [ledger.entries[one.name] for one in circuits.stations]
     relied = [reliable(entry, one, now_s, rules) for entry, one in zip(entries, circuits.stations, strict=True)]
     return Standing(ledger, circuits, now_s, rules, entries, relied)
 

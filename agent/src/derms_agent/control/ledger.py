@@ -727,7 +727,7 @@ def _seen(entry: Entry, station: Station, event: Seen) -> Entry:
         and answered_s - heard_s < station.silent_s
         and (measured_s is None or measured_s <= sent_s)
         and claims.told_amount is not None
-        and claims.told_amount.is_near(amount)
+        and (claims.told_amount == amount or claims.told_amount.is_near(amount))
         and _watched(entry, station, answered_s)
         and _holds(claims.span, active_a, station.tolerance_a)
     ):
