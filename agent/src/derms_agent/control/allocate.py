@@ -39,7 +39,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from derms_agent.control.limits import SITE, Bound, Place, bounds_on, by_target
+from derms_agent.control.limits import SITE, Bound, Place, Target, bounds_on, by_target
 from derms_agent.control.network import Floats, Network, Room
 from derms_agent.control.plan import Need, Plan
 from derms_agent.model import Evse, LimitQuantity, Phase, Session
@@ -60,11 +60,12 @@ class Steps:
     minimum_a: float = 6.0
     step_a: float = 0.0
     levels_a: tuple[float, ...] = ()
+    lowest_a: float = field(init=False, repr=False, compare=False)
+    """The least that an EVSE can be set to when it is on."""
 
-    @property
-    def lowest_a(self) -> float:
-        """Return the least that an EVSE can be set to when it is on."""
-        return self.levels_a[0] if self.levels_a else self.minimum_a
+    def __post_init__(self) -> None:
+        """Work out what is asked for again and again."""
+        object.__setattr__(self, "lowest_a", self.levels_a[0] if self.levels_a else self.minimum_a)
 
     def useful_a(self, current_a: float) -> float:
         """Return the least that a raise from an allowed current above 0 must be, so that it reaches the next one."""
@@ -184,20 +185,13 @@ def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) ->
     return network.limits(found)
 
 
-def evse_bounds(network: Network, evses: Iterable[Evse], bounds: Bounds) -> dict[str, tuple[float, float]]:
-    """Return the least and the most A per conductor that the bounds leave to each EVSE by itself."""
-    found = {}
-    known = by_target(bounds)
-    watts_per_a = network.watts_per_a.tolist()
-    for evse in evses:
-        name, high = evse.name, evse.limit_a
-        low = -high
-        target = known.get(name)
-        if target is not None:
-            least, most = target.range_a(evse.phases, watts_per_a[network.place[name]])
-            low, high = least if least > low else low, most if most < high else high
-        found[name] = low, high
-    return found
+def own_bound(evse: Evse, target: Target | None, watts_per_a: float) -> tuple[float, float]:
+    """Return the least and the most A per conductor that what limits leave of an EVSE leaves to it by itself."""
+    high = evse.limit_a
+    if target is None:
+        return -high, high
+    least, most = target.range_a(evse.phases, watts_per_a)
+    return least if least > -high else -high, most if most < high else high
 
 
 @dataclass(slots=True)
@@ -258,13 +252,13 @@ def needs(
 ) -> tuple[Need, ...]:
     """Return what the planner needs to know of the sessions whose departure and need are known."""
     found = []
-    own = evse_bounds(network, evses, bounds)
+    own = by_target(bounds)
     for evse in evses:
         session = sessions.get(evse.name)
         if session is None or session.departure_at_s is None or session.energy_need_wh is None:
             continue
         watts = float(network.watts_per_a[network.place[evse.name]])
-        most = own[evse.name][1]
+        _least, most = own_bound(evse, own.get(evse.name), watts)
         if session.power_w is not None:
             most = min(most, session.power_w / watts)
         charge = max(session.energy_need_wh - session.delivered_wh, 0.0) * 3600 / watts
@@ -420,7 +414,7 @@ def _seats(
     params: Params,
 ) -> list[_Seat]:
     seats = []
-    own = evse_bounds(network, evses, bounds)
+    own = by_target(bounds)
     groups, watts_per_a = network.group_of.tolist(), network.watts_per_a.tolist()
     all_may_start = params.energised_at_s is None or now_s >= params.energised_at_s + params.spread_s
     for evse in evses:
@@ -430,7 +424,7 @@ def _seats(
             continue
         place = network.place[name]
         watts = watts_per_a[place]
-        low, high = own[name]
+        low, high = own_bound(evse, own.get(name), watts)
         top = _top_a(watts, session, high, params)
         steps = params.steps.get(name, params.otherwise)
         lowest = steps.lowest_a

@@ -54,7 +54,8 @@ _NEAR = 1e-9
 _TWO = 2
 
 Floats: TypeAlias = "NDArray[np.float64]"
-Caps: TypeAlias = "Mapping[tuple[str, LimitQuantity, Phase | None], tuple[float, float]]"
+_Place: TypeAlias = "tuple[str, LimitQuantity, Phase | None]"
+Caps: TypeAlias = "Mapping[_Place, tuple[float, float]]"
 """Lowest and highest of what the EVSEs beneath a circuit may take together, of a phase or of all (None): A, W, var, VA.
 
 As `limits.combine` has it: base load is taken off already. "site" is the root circuit.
@@ -100,7 +101,11 @@ class Excess:
 
 @dataclass(slots=True)
 class _Row:
-    """A line of a circuit, or a circuit's power, and what adds to it: parallel arrays, one place for each part."""
+    """A line of a circuit, or a circuit's power, and what adds to it: parallel arrays, one place for each part.
+
+    `capped_by` are the caps on its current, or its active power; `apparent_by` and `reactive_by` those on its power's
+    other kinds; `kept_by` those that may protect it.
+    """
 
     circuit: str
     phase: Phase | None
@@ -112,6 +117,10 @@ class _Row:
     factors: list[float] = field(default_factory=list)
     order: list[int] = field(default_factory=list)
     kinds: list[int] = field(default_factory=list)
+    capped_by: list[_Place] = field(default_factory=list)
+    apparent_by: list[_Place] = field(default_factory=list)
+    reactive_by: list[_Place] = field(default_factory=list)
+    kept_by: list[_Place] = field(default_factory=list)
 
 
 Sums: TypeAlias = "list[list[float]]"
@@ -261,7 +270,7 @@ class Circuits:
             self._add_lines(group)
         self._add_powers()
         for row in self._rows:
-            _finish(row)
+            _finish(row, is_root=self.circuits[row.circuit].parent is None)
         self._firsts = [0]
         for row in self._rows:
             self._firsts.append(self._firsts[-1] + len(row.directions))
@@ -432,11 +441,10 @@ class Circuits:
 
         `back` is what EVSEs fall back to, `kept` the caps that hold for that too.
         """
-        found = []
-        for row, beside, fallbacks in zip(self._rows, self.base_sums(base), self.sums(back), strict=True):
-            targets = (row.circuit, SITE) if self.circuits[row.circuit].parent is None else (row.circuit,)
-            found.append(_bound(targets, row, beside, fallbacks, caps, kept))
-        return found
+        return [
+            _bound(row, beside, fallbacks, caps, kept)
+            for row, beside, fallbacks in zip(self._rows, self.base_sums(base), self.sums(back), strict=True)
+        ]
 
     def excess(self, row: int, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
         """Return by what a row is over its limit; None where it is not."""
@@ -564,8 +572,21 @@ def _put(row: _Row, load: int, part: int, current: complex) -> None:
     row.factors.append(factor)
 
 
-def _finish(row: _Row) -> None:
-    """Order a row's terms by direction, for walking round the zonogon."""
+def _finish(row: _Row, *, is_root: bool) -> None:
+    """Order a row's terms by direction, for walking round the zonogon, and note what caps it."""
+    targets = (row.circuit, SITE) if is_root else (row.circuit,)
+
+    def capped(quantity: LimitQuantity, phases: tuple[Phase | None, ...]) -> list[_Place]:
+        return [(target, quantity, phase) for target in targets for phase in phases]
+
+    if row.phase is not None:
+        row.capped_by = capped(LimitQuantity.CURRENT, (row.phase, None))
+        row.kept_by = [place for place in row.capped_by if place[0] == row.circuit]
+    else:
+        row.capped_by = capped(LimitQuantity.ACTIVE_POWER, (None,))
+        row.apparent_by = capped(LimitQuantity.APPARENT_POWER, (None,))
+        row.reactive_by = capped(LimitQuantity.REACTIVE_POWER, (None,))
+        row.kept_by = [place for place in row.apparent_by if place[0] == row.circuit]
     row.order = sorted(
         (term for term in range(len(row.directions)) if row.directions[term] != 0),
         key=lambda term: cmath.phase(row.directions[term]) % math.pi,
@@ -693,33 +714,33 @@ def _added(one: Sums, other: Sums) -> Sums:
     return [[a + b for a, b in zip(first, second, strict=True)] for first, second in zip(one, other, strict=True)]
 
 
-def _bound(  # noqa: PLR0917 - a row's parts
-    targets: Sequence[str], row: _Row, base: Sums, fallbacks: Sums, caps: Caps, kept: Caps
-) -> Bound:
-    def cap(
-        quantity: LimitQuantity, phases: Sequence[Phase | None], given: Caps = caps, of: Sequence[str] = targets
-    ) -> tuple[float, float]:
-        found = [given[key] for target in of for phase in phases if (key := (target, quantity, phase)) in given]
-        return max((low for low, _ in found), default=-math.inf), min((high for _, high in found), default=math.inf)
-
-    own = (row.circuit,)
+def _bound(row: _Row, base: Sums, fallbacks: Sums, caps: Caps, kept: Caps) -> Bound:
     reactive_low, reactive_high = -math.inf, math.inf
+    low, high = _cap(caps, row.capped_by)
     if row.phase is not None:
-        low, high = cap(LimitQuantity.CURRENT, (row.phase, None))
         every = max(high, -low)
-        kept_low, kept_high = cap(LimitQuantity.CURRENT, (row.phase, None), kept, own)
+        kept_low, kept_high = _cap(kept, row.kept_by)
         protects = max(kept_high, -kept_low)
     else:
-        low, high = cap(LimitQuantity.ACTIVE_POWER, (None,))
-        every = cap(LimitQuantity.APPARENT_POWER, (None,))[1]
-        reactive_low, reactive_high = cap(LimitQuantity.REACTIVE_POWER, (None,))
-        protects = cap(LimitQuantity.APPARENT_POWER, (None,), kept, own)[1]
+        every = _cap(caps, row.apparent_by)[1]
+        reactive_low, reactive_high = _cap(caps, row.reactive_by)
+        protects = _cap(kept, row.kept_by)[1]
     alone, base_length, back_length = row.rating, _length(base), _length(fallbacks)
     if base_length + back_length > row.rating:
         alone = max(alone, _any(row, _added(fallbacks, base)))
     if back_length > protects:
         protects = max(protects, _any(row, fallbacks))
     return Bound(row.rating, alone, protects, base, every, high, -low, reactive_low, reactive_high, base_length)
+
+
+def _cap(caps: Caps, places: Sequence[_Place]) -> tuple[float, float]:
+    """Return the highest low and the lowest high of the caps on some places."""
+    low, high = -math.inf, math.inf
+    for place in places:
+        found = caps.get(place)
+        if found is not None:
+            low, high = max(low, found[0]), min(high, found[1])
+    return low, high
 
 
 def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
