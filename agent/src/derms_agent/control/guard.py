@@ -440,8 +440,12 @@ class _Admitting:
         rank = {place: index for index, place in enumerate(self.order)}
         members.sort(key=lambda place: rank[place])
         bound = self.bounds[row]
-        low, high = 0.0, max((_size(self.targets[place]) for place in members), default=0.0)
+        amounts = [self.targets[place] for place in members]
+        kinds = {(self.stations[place].step_a, self.stations[place].least_a) for place in members}
+        low, high = 0.0, max(map(_size, amounts), default=0.0)
         for _ in range(_HALVINGS):
+            if _alike(low, high, amounts, kinds):
+                break
             middle = (low + high) / 2
             low, high = (middle, high) if capped.fits(middle, bound, excess.side) else (low, middle)
         alike = {place: _limited(self.targets[place], low, self.stations[place]) for place in members}
@@ -684,6 +688,13 @@ def _limited(amount: Amount, cap_a: float, station: Station) -> Amount:
     active = math.copysign(min(abs(amount.active_a), cap_a), amount.active_a)
     reactive = math.copysign(min(abs(amount.reactive_a), cap_a), amount.reactive_a)
     return Amount(_stepped(active, station) if active != amount.active_a else active, reactive)
+
+
+def _alike(low: float, high: float, amounts: Sequence[Amount], kinds: Iterable[tuple[float, float]]) -> bool:
+    """Whether all caps from one to another leave the same of some amounts; `kinds`: steps, and leasts, in A."""
+    return all(_on_step(low, *kind) == _on_step(high, *kind) for kind in kinds) and not any(
+        amount.reactive_a or low < abs(amount.active_a) <= high for amount in amounts
+    )
 
 
 def _part(asked: _Raise, step: int, steps: int, station: Station) -> Amount:

@@ -196,9 +196,8 @@ class Capped:
 
     def fits(self, caps: Floats | float, bound: Bound, side: str) -> bool:
         """Whether the row is within its limits on that side then."""
-        limits = caps if isinstance(caps, float) else caps[self.loads]
-        high = np.where(self.capped, np.minimum(self.high, limits), self.high)
-        low = np.where(self.capped, np.maximum(self.low, -limits), self.low)
+        limits = np.where(self.capped, caps if isinstance(caps, float) else caps[self.loads], math.inf)
+        high, low = np.minimum(self.high, limits), np.maximum(self.low, -limits)
         terms = len(self.row.directions)
         now = self.parts.sums(terms, high, low)
         alone = self.parts.sums(terms, np.maximum(high, self.back_high), np.minimum(low, self.back_low))
@@ -452,15 +451,8 @@ class Circuits:
 
     def over(self, reach: Reach, bounds: Sequence[Bound]) -> dict[int, Excess]:
         """Return the rows that are over, each with by what."""
-        found: dict[int, Excess] = {}
+        found = {}
         for index, (row, now, alone, bound) in enumerate(zip(self._rows, *reach, bounds, strict=True)):
-            # No corner is farther than all terms laid end to end, so few rows need be looked at closely.
-            length = _length(now)
-            if (
-                length <= bound.least
-                and (length if alone is now else _length(alone)) + bound.base_length <= bound.rating
-            ):
-                continue
             excess = _excess(row, now, alone, bound)
             if excess is not None:
                 found[index] = excess
@@ -744,22 +736,28 @@ def _cap(caps: Caps, places: Sequence[_Place]) -> tuple[float, float]:
 
 
 def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
+    # No corner is farther than all terms laid end to end, so few rows need be looked at closely.
+    length = _length(now)
+    with_fallbacks = length if alone is now else _length(alone)
+    if length <= bound.least and with_fallbacks + bound.base_length <= bound.rating and with_fallbacks <= bound.kept:
+        return None
     return next(_excesses(row, now, alone, bound), None)
 
 
 def _excesses(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Iterator[Excess]:
-    if bound.rating < math.inf:
+    length = _length(alone)
+    if length + bound.base_length > bound.rating:
         for sums, rating in ((alone, bound.rating_alone), (now, bound.rating)):
             found = _any(row, _added(sums, bound.base))
             if found > rating * (1 + ROUNDING) + ROUNDING:
                 yield Excess(row.circuit, row.phase, "any", found, rating)
             if bound.rating_alone == bound.rating:
                 break  # what is now is within what is with fallbacks
-    if bound.kept < math.inf:
+    if length > bound.kept:
         found = _any(row, alone)
         if found > bound.kept * (1 + ROUNDING) + ROUNDING:
             yield Excess(row.circuit, row.phase, "any", found, bound.kept)
-    if bound.least == math.inf:
+    if _length(now) <= bound.least:
         return
     extent = _extent(row, now)
     for side, found, limit in (
