@@ -628,7 +628,9 @@ class _Admitting:
 
     def _with(self, place: int, amount: Amount) -> tuple[Span, Span, Span]:
         """Return what an EVSE may do on each phase with a write of an amount on its way."""
-        return _hull(self.known.spans(place), spans_of(self.stations[place], span_of(amount), self.entries[place].phases))
+        return _hull(
+            self.known.spans(place), spans_of(self.stations[place], span_of(amount), self.entries[place].phases)
+        )
 
     def _write(self, place: int, amount: Amount, purpose: Purpose) -> None:
         self.writes.append(Write(self.next_write, self.stations[place].name, amount, purpose))

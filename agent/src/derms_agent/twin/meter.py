@@ -40,24 +40,36 @@ class Reading(NamedTuple):
 def step(circuit: Circuit, reading: Reading, currents: Phasors, frequency_hz: float, dt_s: float) -> Reading:
     """Return the reading `dt_s` later, with these currents all along. Pure."""
     powers_w, reactives_var = network.powers(circuit, currents)
+    magnitudes_a = (abs(currents[0]), abs(currents[1]), abs(currents[2]))
+    return _counted(reading, magnitudes_a, powers_w, reactives_var, frequency_hz, dt_s)
+
+
+def _counted(  # noqa: PLR0917 - those of a reading
+    before: Reading, currents_a: PerPhase, powers_w: PerPhase, reactives_var: PerPhase, frequency_hz: float, dt_s: float
+) -> Reading:
     energy_wh = sum(powers_w) * dt_s / _SECONDS_PER_HOUR
-    return Reading(
-        (abs(currents[0]), abs(currents[1]), abs(currents[2])),
-        powers_w,
-        reactives_var,
-        frequency_hz,
-        reading.imported_wh + max(energy_wh, 0.0),
-        reading.exported_wh + max(-energy_wh, 0.0),
-    )
+    imported_wh, exported_wh = before.imported_wh + max(energy_wh, 0.0), before.exported_wh + max(-energy_wh, 0.0)
+    return Reading(currents_a, powers_w, reactives_var, frequency_hz, imported_wh, exported_wh)
 
 
 @dataclass(slots=True)
 class _Face:
-    """What both kinds of meter share: the reading, and whether the registers still follow it."""
+    """What both kinds of meter share: the reading, and whether the registers still follow it.
+
+    `currents` are those of the last step: what flows often stays as it is.
+    """
 
     circuit: Circuit
     reading: Reading
     shown: Reading | None = None
+    currents: Phasors | None = None
+
+    def step(self, currents: Phasors, frequency_hz: float, dt_s: float) -> None:
+        now = self.reading
+        if currents == self.currents:
+            self.reading = _counted(now, now.currents_a, now.powers_w, now.reactives_var, frequency_hz, dt_s)
+        else:
+            self.reading, self.currents = step(self.circuit, now, currents, frequency_hz, dt_s), currents
 
     def current(self) -> Reading:
         return self.reading if self.shown is None else self.shown
@@ -91,7 +103,7 @@ class RegisterMeter:
 
     def step(self, currents: Phasors, frequency_hz: float, dt_s: float) -> None:
         """Measure for `dt_s`."""
-        self._face.reading = step(self._face.circuit, self._face.reading, currents, frequency_hz, dt_s)
+        self._face.step(currents, frequency_hz, dt_s)
 
     def read(self, table: Table, address: int, count: int) -> list[int]:
         """Return registers. Raises `Refusal`."""
@@ -158,7 +170,7 @@ class SunSpecMeter:
 
     def step(self, currents: Phasors, frequency_hz: float, dt_s: float) -> None:
         """Measure for `dt_s`."""
-        self._face.reading = step(self._face.circuit, self._face.reading, currents, frequency_hz, dt_s)
+        self._face.step(currents, frequency_hz, dt_s)
 
     def read(self, table: Table, address: int, count: int) -> list[int]:
         """Return registers. Raises `Refusal`."""

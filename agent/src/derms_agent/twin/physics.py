@@ -125,20 +125,20 @@ def step(outlet: Outlet, state: OutletState, inputs: OutletInputs, dt_s: float) 
     if not inputs.powered:
         return _dark(state)
     pilot_a, age_s = _pilot(outlet, state, inputs, dt_s)
-    load = state.current_a / outlet.rating_a
-    warmest_c = inputs.ambient_c + _ENCLOSURE_RISE_K * load * load
-    temperature_c = _approach(state.temperature_c, warmest_c, dt_s / _ENCLOSURE_COOLING_S)
-    kind, vehicle = state.vehicle_type, state.vehicle
+    before_a, _age_s, current_a, _cond, _power, energy_wh, session_wh, enclosure_c, ended, kind, vehicle = state
+    ambient_c = inputs.ambient_c
+    load = current_a / outlet.rating_a
+    warmest_c = ambient_c + _ENCLOSURE_RISE_K * load * load
+    temperature_c = _approach(enclosure_c, warmest_c, dt_s / _ENCLOSURE_COOLING_S)
     if kind is None or vehicle is None:
-        if (pilot_a, age_s, temperature_c) == (state.pilot_a, state.pilot_age_s, state.temperature_c):
+        if (pilot_a, age_s, temperature_c) == (before_a, state.pilot_age_s, enclosure_c):
             return state
         return state._replace(pilot_a=pilot_a, pilot_age_s=age_s, temperature_c=temperature_c)
-    allowed_a, pending = vehicle.allowed_a, vehicle.pending
-    if pending or pilot_a != state.pilot_a:
-        allowed_a, pending = _follow(outlet, kind, vehicle, pilot_a if pilot_a != state.pilot_a else None, dt_s)
+    soc, battery_c, allowed_a, pending = vehicle
+    if pending or pilot_a != before_a:
+        allowed_a, pending = _follow(outlet, kind, vehicle, pilot_a if pilot_a != before_a else None, dt_s)
     conductors = outlet.conductors if outlet.dc else min(kind.phases, outlet.conductors)
     volts = outlet.voltage_v * conductors
-    soc, battery_c = vehicle.soc, vehicle.temperature_c
     current_a = _wanted_a(outlet, kind, vehicle, allowed_a, volts)
     power_w = current_a * volts
     drawn_wh = power_w * dt_s / _SECONDS_PER_HOUR
@@ -147,18 +147,19 @@ def step(outlet: Outlet, state: OutletState, inputs: OutletInputs, dt_s: float) 
         current_a *= room_wh / drawn_wh
         power_w *= room_wh / drawn_wh
         drawn_wh = room_wh
-    soc = min(soc + drawn_wh * kind.efficiency / kind.capacity_wh, 1.0)
-    battery_c = _battery_c(kind, battery_c, power_w, inputs.ambient_c, dt_s)
+    if drawn_wh:
+        soc = min(soc + drawn_wh * kind.efficiency / kind.capacity_wh, 1.0)
+    battery_c = _battery_c(kind, battery_c, power_w, ambient_c, dt_s)
     return OutletState(
         pilot_a,
         age_s,
         current_a,
         conductors,
         power_w,
-        state.energy_wh + drawn_wh,
-        state.session_wh + drawn_wh,
+        energy_wh + drawn_wh,
+        session_wh + drawn_wh,
         temperature_c,
-        state.ended,
+        ended,
         kind,
         VehicleState(soc, battery_c, allowed_a, pending),
     )

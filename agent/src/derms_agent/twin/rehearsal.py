@@ -104,6 +104,7 @@ class Rehearsal:
         for device in depot.devices.values():
             self.units[device.bus, device.unit_id] = self._unit(device)
         self._evses = {evse.name: evse for evse in depot.evses()}
+        self._outlets = {evse.name: (self.chargers[evse.device], evse.connector) for evse in depot.evses()}
         self._per_ampere: dict[tuple[str, int], Phasors] = {
             (evse.name, loaded): network.currents_of(depot.circuits[evse.circuit], evse.phases, loaded)
             for evse in depot.evses()
@@ -111,7 +112,7 @@ class Rehearsal:
         }
         self._tree = network.Tree(depot.circuits)
         self._schedule_all(seed)
-        self._measure(0.0)
+        self._measure(0.0, self.frequency_hz)
 
     @property
     def now_s(self) -> float:
@@ -224,29 +225,25 @@ class Rehearsal:
 
     def plug_in(self, evse: str, vehicle: physics.VehicleType, soc: float) -> None:
         """Plug a vehicle in, in the place of one that is there. `soc` is a fraction."""
-        charger, connector = self._outlet(evse)
+        charger, connector = self._outlets[evse]
         charger.states[connector] = physics.plug_in(
             physics.unplug(charger.states[connector]), vehicle, soc, self._ambient_c
         )
 
     def unplug(self, evse: str) -> None:
         """Let an EVSE's vehicle leave."""
-        charger, connector = self._outlet(evse)
+        charger, connector = self._outlets[evse]
         charger.states[connector] = physics.unplug(charger.states[connector])
 
     def outlet(self, evse: str) -> physics.OutletState:
         """Return an EVSE's physical state."""
-        charger, connector = self._outlet(evse)
+        charger, connector = self._outlets[evse]
         return charger.states[connector]
 
     def limit_a(self, evse: str) -> float:
         """Return the limit that an EVSE's charger has in force, in A per conductor."""
-        charger, connector = self._outlet(evse)
+        charger, connector = self._outlets[evse]
         return charger.limit_a(connector)
-
-    def _outlet(self, evse: str) -> tuple[Charger, int]:
-        declared = self._evses[evse]
-        return self.chargers[declared.device], declared.connector
 
     def _unit(self, device: Device) -> Unit:
         profile = self._profiles.get(device.profile)
@@ -329,9 +326,9 @@ class Rehearsal:
         for inverter in self.inverters.values():
             inverter.frequency_hz = hertz
             inverter.step(now_s, dt_s, self._ambient_c)
-        self._measure(dt_s)
+        self._measure(dt_s, hertz)
 
-    def _measure(self, dt_s: float) -> None:
+    def _measure(self, dt_s: float, hertz: float) -> None:
         """Add up what flows, and let the meters see it."""
         generated: dict[str, Phasors] = {}
         for name, inverter in self.inverters.items():
@@ -342,14 +339,14 @@ class Rehearsal:
         for name, flow in generated.items():
             loads[name] = network.add(loads[name], flow)
         for evse in self._evses.values():
-            state = self.chargers[evse.device].states[evse.connector]
+            charger, connector = self._outlets[evse.name]
+            state = charger.states[connector]
             amperes = state.current_a
             if amperes:
                 a, b, c = self._per_ampere[evse.name, state.conductors]
                 x, y, z = loads[evse.circuit]
                 loads[evse.circuit] = (x + a * amperes, y + b * amperes, z + c * amperes)
         self.currents = self._tree.currents(loads)
-        hertz = self.frequency_hz
         for name, unit in self.meters.items():
             circuit_name, measures = self._hangs_on[name].name, self._measures.get(name, Measures.CIRCUIT)
             if measures is Measures.CIRCUIT:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from derms_agent.model import Device
 from derms_agent.profiles.point import BIT_TABLES, Access, Point, PointType, Table
@@ -51,6 +51,10 @@ class Cell:
     of: Point
 
 
+_Spread: TypeAlias = "tuple[Cell, list[tuple[int, int]]]"
+"""A cell, and which of a reply's registers show which of its words."""
+
+
 class RegisterMap:
     """Where a device's points lie, and which requests it takes for them."""
 
@@ -58,6 +62,7 @@ class RegisterMap:
         self._wire = wire
         self._readable: dict[Table, dict[int, list[Cell]]] = {table: {} for table in Table}
         self._writable: dict[Table, dict[int, list[Cell]]] = {table: {} for table in Table}
+        self._spreads: dict[tuple[Table, int, int], list[_Spread]] = {}
         for point in points:
             for connector in connectors if point.stride else (1,):
                 for shown in (point, point.readback):
@@ -82,14 +87,24 @@ class RegisterMap:
 
         Raises `Refusal`.
         """
+        spreads = self._spreads.get((table, address, count))
+        if spreads is None:  # the same requests come again and again
+            spreads = self._spreads[table, address, count] = self._spread(table, address, count)
+        result = [0] * count
+        for cell, places in spreads:
+            words = words_of(cell)
+            for index, place in places:
+                result[index] |= words[place]
+        return result
+
+    def _spread(self, table: Table, address: int, count: int) -> list[_Spread]:
+        """Return what a request reads: the cells, each with where its words come to lie. Raises `Refusal`."""
         if table not in BIT_TABLES and count > self._wire.max_read:
             raise Refusal(Code.ILLEGAL_VALUE)
         at = self._readable[table]
-        end = address + count
-        if address not in at or end - 1 not in at:
+        if address not in at or address + count - 1 not in at:
             raise Refusal(Code.ILLEGAL_ADDRESS)
-        result = [0] * count
-        known: dict[Cell, Sequence[int]] = {}
+        found: dict[Cell, list[tuple[int, int]]] = {}
         gap = 0
         for index in range(count):
             cells = at.get(address + index, ())
@@ -97,11 +112,8 @@ class RegisterMap:
             if gap > self._wire.max_gap:
                 raise Refusal(Code.ILLEGAL_ADDRESS)
             for cell in cells:
-                words = known.get(cell)
-                if words is None:
-                    words = known[cell] = words_of(cell)
-                result[index] |= words[address + index - cell.start]
-        return result
+                found.setdefault(cell, []).append((index, address + index - cell.start))
+        return list(found.items())
 
     def targets(
         self, table: Table, address: int, values: Sequence[int], function: int, stored: Callable[[Cell], Sequence[int]]

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import derms_agent
+from derms_agent.orchestrator import garbage
 from derms_agent.twin.campaign import mutants
 from derms_agent.twin.campaign.episode import Outcome, run
 
@@ -114,7 +115,7 @@ def play(seeds: Iterable[int], jobs: int) -> Iterator[list[Outcome]]:
         for chunk in chunks:
             yield _play(chunk)
         return
-    pool = ProcessPoolExecutor(jobs)
+    pool = ProcessPoolExecutor(jobs, initializer=garbage.settle)
     try:
         waiting: list[Future[list[Outcome]]] = []
         for chunk in chunks:

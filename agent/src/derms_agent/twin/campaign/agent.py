@@ -87,6 +87,7 @@ class Agent:
     _samples: dict[str, Sample] = field(default_factory=dict)
     _soc: tuple[float | None, float] | None = None
     _temperatures: dict[str, thermal.Temperature] = field(default_factory=dict)
+    _sensors: dict[str, thermal.Sensor] = field(init=False)
     _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
     _previous: Mapping[str, allocate.Allocation] = field(default_factory=dict)
     _sessions: dict[str, Session] = field(default_factory=dict)
@@ -119,6 +120,11 @@ class Agent:
             replace(evse, phases=tuple(Phase)) if evse.name in scene.hidden else evse for evse in scene.depot.evses()
         )
         self._network = Network(scene.depot.circuits, self._evses)
+        self._sensors = {
+            evse.name: replace(SENSOR, name=evse.name)
+            for evse in self._evses
+            if "temperature" in scene.profile(evse.device).points
+        }
 
     def run(self, news: Iterable[News], now_s: float, asked: Asked, plugged: Iterable[str]) -> Sequence[guard.Write]:
         """Take in what has become known, and return what is to be written."""
@@ -230,9 +236,9 @@ class Agent:
 
     def _cooled(self, evse: Evse, now_s: float) -> tuple[Limit, ...]:
         """Return what the temperature in an EVSE's enclosure leaves, where the device has a sensor."""
-        if "temperature" not in self.scene.profile(evse.device).points:
+        sensor = self._sensors.get(evse.name)
+        if sensor is None:
             return ()
-        sensor = replace(SENSOR, name=evse.name)
         learnt = self._learnt.get(evse.name) or thermal.fresh(sensor)
         derating, self._learnt[evse.name] = thermal.derate(sensor, learnt, self._temperatures.get(evse.device), now_s)
         volts = _NEUTRAL_V * len(evse.phases)

@@ -73,6 +73,7 @@ class _Episode:
         self.raising = False
         self.dies_raising: Kill | None = None
         self.writes = 0
+        self.wrote = False
 
     def run(self) -> Outcome:
         self._warm_up()
@@ -87,12 +88,14 @@ class _Episode:
                 self.restarts.pop(0)
                 self._start()
             for link in self.closed:
-                link.step()  # what was on the wire when its process died
-                self.judge.reached(link.taken, {})
+                if link.step():  # what was on the wire when its process died
+                    self.judge.reached(link.taken, {})
             if self.link is not None and self.agent is not None:
-                self.link.step()
+                stirred = self.link.step() or self.wrote
+                self.wrote = False
                 urgent = self._hear() or self.urgent
-                self.judge.reached(self.link.taken, self.link.losses)
+                if stirred:
+                    self.judge.reached(self.link.taken, self.link.losses)
                 if self.raising and self.dies_raising is not None:
                     self._kill(self.dies_raising)
                 elif step % 10 == due or urgent:
@@ -161,6 +164,7 @@ class _Episode:
             self._say(f"write {write.id} {write.evse} {write.amount.active_a:.1f} A, {write.purpose.value}")
             link.write(write.id, write.evse, write.amount, self.twin.now_s)
         self.writes += len(writes)
+        self.wrote = bool(writes)
         link.renew(self.twin.now_s + 10.0)
         self.raising = any(write.purpose is Purpose.RAISE for write in writes)
 

@@ -189,6 +189,7 @@ class Judge:
     _trip: dict[Row, float] = field(default_factory=dict)
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _rows: dict[Row, frozenset[str]] = field(default_factory=dict)
+    _sensed: tuple[Evse, ...] = ()
     _mixed: frozenset[str] = frozenset()
     _falls_back: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -196,6 +197,7 @@ class Judge:
         depot = self.scene.depot
         self._evses = depot.evses()
         self._window_s = SLOW_S if self.scene.slow else PROMPT_S
+        self._sensed = tuple(evse for evse in self._evses if "temperature" in self.scene.profile(evse.device).points)
         self._doings = {name: _Doings() for name in (*(evse.name for evse in self._evses), STORAGE)}
         self._reach = {name: _Reach() for name in depot.devices}
         self._base = dict.fromkeys(depot.circuits, (0.0, 0.0, 0.0))
@@ -284,6 +286,9 @@ class Judge:
 
     def _look_at_devices(self, now_s: float, faults: Mapping[str, tuple[Fault, ...]]) -> None:
         for device, reach in self._reach.items():
+            if device not in faults and reach.mute_since_s is reach.off_since_s is None:
+                self._lost_since_s.pop(device, None)
+                continue
             kinds = {fault.kind for fault in faults[device]} if device in faults else _NO_KINDS
             if kinds & _UNREACHABLE:
                 self._miss(device, now_s)
@@ -301,6 +306,9 @@ class Judge:
                 self._lost_since_s.pop(device, None)
 
     def _look_at_evses(self, now_s: float, faults: Mapping[str, tuple[Fault, ...]]) -> None:
+        frozen = {
+            device for device, kinds in faults.items() if any(fault.kind is FaultKind.FROZEN_DUTY for fault in kinds)
+        }
         for evse in self._evses:
             does = self._doings[evse.name]
             drawn_a = self.twin.outlet(evse.name).current_a
@@ -308,10 +316,9 @@ class Judge:
                 does.beyond_since_s = None
             elif does.beyond_since_s is None:
                 does.beyond_since_s = now_s
-            frozen = any(fault.kind is FaultKind.FROZEN_DUTY for fault in faults.get(evse.device, ()))
-            if drawn_a <= self.twin.limit_a(evse.name) + _NEAR_A and does.beyond_since_s is None:
+            if does.beyond_since_s is None and drawn_a <= self.twin.limit_a(evse.name) + _NEAR_A:
                 does.frozen_since_s = None
-            elif frozen and does.frozen_since_s is None:
+            elif evse.device in frozen and does.frozen_since_s is None:
                 does.frozen_since_s = now_s
 
     # Rows
@@ -333,13 +340,14 @@ class Judge:
 
     def _found(self, currents: Mapping[str, network.Phasors]) -> Iterator[tuple[Row, float, float]]:
         """Yield each row with what flows and what may: A of lines, W of the site."""
+        circuits = self.scene.depot.circuits
         for row in self._rows:
-            found = _flow(row, currents)
-            circuit = self.scene.depot.circuits[row.circuit]
             if row.line is not None:
-                yield row, found, circuit.rating_a[row.line]
-            else:
-                yield row, found, self.limit_w if row.asked else self.scene.depot.site.limit_va
+                yield row, _flow(row, currents), circuits[row.circuit].rating_a[row.line]
+            elif not row.asked:
+                yield row, _flow(row, currents), self.scene.depot.site.limit_va
+            elif self.limit_w < math.inf:  # nothing is above no limit
+                yield row, _flow(row, currents), self.limit_w
 
     def _over(self, row: Row, found: float, limit: float, excused: Mapping[str, network.Phasors], now_s: float) -> None:
         since_s = self._over_since_s.setdefault(row, now_s)
@@ -532,10 +540,10 @@ class Judge:
 
     def _look_at_watchdogs(self, now_s: float) -> None:
         for evse in self._evses:
-            if evse.name not in self._falls_back or self._reach[evse.device].off_since_s is not None:
+            reach = self._reach[evse.device]
+            if evse.name not in self._falls_back or reach.off_since_s is not None:
                 continue
             watchdog_s, fallback_a = self._falls_back[evse.name]
-            reach = self._reach[evse.device]
             alone_s = now_s - max(reach.taken_s, reach.booted_s, 0.0)
             if alone_s > watchdog_s + 1 and self.twin.limit_a(evse.name) > fallback_a + _NEAR_A:
                 detail = f"{evse.name}: {self.twin.limit_a(evse.name):.1f} A {alone_s:.1f} s after its last request"
@@ -560,9 +568,7 @@ class Judge:
         return self.alive and now_s - max(self._started_s, self._reach[device].missed_s) > patience_s
 
     def _look_at_heat(self, now_s: float) -> None:
-        for evse in self._evses:
-            if "temperature" not in self.scene.profile(evse.device).points:
-                continue
+        for evse in self._sensed:
             state = self.twin.outlet(evse.name)
             if state.current_a <= _HELD_BACK_A or self._doings[evse.name].frozen_since_s is not None:
                 continue

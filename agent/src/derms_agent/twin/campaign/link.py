@@ -126,8 +126,8 @@ class Link:
         self._evses: dict[str, tuple[Evse, Device, Profile]] = {}
         self._settings_due: dict[str, float] = {}
         self._heard_s: dict[str, float] = {}
-        self._points: dict[str, list[tuple[str, Point]]] = {}
-        self._setting_points: dict[str, list[tuple[str, Point]]] = {}
+        self._points: dict[str, list[_Read]] = {}
+        self._setting_points: dict[str, list[_Read]] = {}
         for device in scene.depot.devices.values():
             profile = scene.profile(device.name)
             self._points[device.name] = _shown(profile, [*_CURRENTS, "temperature", "soc", *_limit_points(profile)])
@@ -154,11 +154,15 @@ class Link:
         found, self._news = self._news, []
         return found
 
-    def step(self) -> None:
-        """Do what is due by the twin's now."""
+    def step(self) -> bool:
+        """Do what is due by the twin's now; return whether anything was."""
         now_s = self._twin.now_s + 1e-9
-        while self._due and self._due[0][0] <= now_s:
-            heapq.heappop(self._due)[2]()
+        due = self._due
+        if not due or due[0][0] > now_s:
+            return False
+        while due and due[0][0] <= now_s:
+            heapq.heappop(due)[2]()
+        return True
 
     def renew(self, until_s: float) -> None:
         """Say that control is alive: heartbeats go on until then."""
@@ -300,12 +304,11 @@ class Link:
     def _read_settings(self, device: Device) -> dict[str, Value]:
         return self._read(device, self._setting_points[device.name])
 
-    def _read(self, device: Device, points: Iterable[tuple[str, Point]]) -> dict[str, Value]:
+    def _read(self, device: Device, points: Iterable[_Read]) -> dict[str, Value]:
         unit = self._twin.units[device.bus, device.unit_id]
         found: dict[str, Value] = {}
         asked = False
-        for name, shown in points:
-            at = (shown.table, shown.address_of(1), shown.length)
+        for name, shown, at in points:
             # The first goes the whole way, so that faults act on it; the others are of the same moment.
             words = unit.read(*at) if asked else self._twin.read(device.bus, device.unit_id, *at)
             asked = True
@@ -494,11 +497,17 @@ def _nothing(_sent: bool, _refused: bool, _at_s: float) -> None:
     """Do nothing: a poll that got no answer leaves what was known to age."""
 
 
-def _shown(profile: Profile, names: Iterable[str]) -> list[tuple[str, Point]]:
+_Read: TypeAlias = "tuple[str, Point, tuple[Table, int, int]]"
+"""A point's name, the point that shows it, and what is asked for: table, address and count."""
+
+
+def _shown(profile: Profile, names: Iterable[str]) -> list[_Read]:
     """Return those of the named points that a device shows, each with where it does."""
     known = ((name, profile.points[name]) for name in names if name in profile.points)
     found = ((name, point if point.readable else point.readback) for name, point in known)
-    return [(name, shown) for name, shown in found if shown is not None]
+    return [
+        (name, shown, (shown.table, shown.address_of(1), shown.length)) for name, shown in found if shown is not None
+    ]
 
 
 def _setting_points(profile: Profile) -> list[str]:
