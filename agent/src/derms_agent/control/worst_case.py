@@ -182,11 +182,12 @@ class Box(NamedTuple):
 class Capped:
     """One row, and what of it can be taken back. `fits(caps)`: with these caps, in A, one for each load or for all.
 
-    `back_high` and `back_low` are what each part falls back to.
+    `weights` says what each part adds to each term, first of what adds, then of what takes away; `back_high` and
+    `back_low` are what each part falls back to.
     """
 
     row: _Row
-    parts: _Parts
+    weights: Floats
     high: Floats
     low: Floats
     back_high: Floats
@@ -198,9 +199,13 @@ class Capped:
         """Whether the row is within its limits on that side then."""
         limits = np.where(self.capped, caps if isinstance(caps, float) else caps[self.loads], math.inf)
         high, low = np.minimum(self.high, limits), np.maximum(self.low, -limits)
-        terms = len(self.row.directions)
-        now = self.parts.sums(terms, high, low)
-        alone = self.parts.sums(terms, np.maximum(high, self.back_high), np.minimum(low, self.back_low))
+        parts = np.array([high, low, np.maximum(high, self.back_high), np.minimum(low, self.back_low)])
+        sums = (self.weights @ parts.T).tolist()
+        terms = len(sums) // 2
+        now, alone = [], []
+        for up, down in zip(sums[:terms], sums[terms:], strict=True):
+            now.append([up[0], down[0], down[1], up[1]])
+            alone.append([up[2], down[2], down[3], up[3]])
         return all(excess.side != side for excess in _excesses(self.row, now, alone, bound))
 
     @property
@@ -274,7 +279,7 @@ class Circuits:
         for row in self._rows:
             self._firsts.append(self._firsts[-1] + len(row.directions))
         self._arrays = [_arrays(row, self.loads, 0) for row in self._rows]
-        self._of_row = [_Parts.of(np.arange(len(places)), terms, factors) for places, terms, factors in self._arrays]
+        self._weights = [_weights(row) for row in self._rows]
         self._loads_of_row = [np.array(row.loads, dtype=np.intp) for row in self._rows]
         whole = [_arrays(row, self.loads, first) for row, first in zip(self._rows, self._firsts, strict=False)]
         loads = np.concatenate(self._loads_of_row)
@@ -465,7 +470,7 @@ class Circuits:
         places, loads = self._arrays[row][0], self._loads_of_row[row]
         return Capped(
             self._rows[row],
-            self._of_row[row],
+            self._weights[row],
             high[places],
             low[places],
             back_high[places],
@@ -590,6 +595,14 @@ def _arrays(row: _Row, loads: int, first: int) -> tuple[NDArray[np.intp], NDArra
     parts = np.array(row.parts, dtype=np.intp)
     places = (parts // 3 * loads + np.array(row.loads, dtype=np.intp)) * 3 + parts % 3
     return places, np.array(row.terms, dtype=np.intp) + first, np.array(row.factors, dtype=np.float64)
+
+
+def _weights(row: _Row) -> Floats:
+    """Return what each part of a row adds to each term: first of parts that add, then of those that take away."""
+    terms, factors = np.array(row.terms, dtype=np.intp), np.array(row.factors, dtype=np.float64)
+    found = np.zeros((2 * len(row.directions), len(factors)))
+    found[np.where(factors > 0, terms, terms + len(row.directions)), np.arange(len(factors))] = factors
+    return found
 
 
 def _kinds(spans: Sequence[Span], loose: bool) -> list[list[tuple[float, float]]]:
