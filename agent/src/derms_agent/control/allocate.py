@@ -191,14 +191,14 @@ def own_bound(evse: Evse, target: Target | None, watts_per_a: float) -> tuple[fl
     if target is None:
         return -high, high
     least, most = target.range_a(evse.phases, watts_per_a)
-    return least if least > -high else -high, most if most < high else high
+    return max(-high, least), min(high, most)
 
 
 @dataclass(slots=True)
 class _Seat:
     """An EVSE while its share is worked out.
 
-    In A: `lowest_a` the least that it is set to when it is on, `wish_a` of the plan or of fairness, `top_a` at the most,
+    In A: `lowest_a` the least that it is set to when on, `wish_a` of the plan or of fairness, `top_a` at the most,
     `kept_a` what it keeps since it was raised just now, `useful_a` the least raise that comes to anything.
     """
 
@@ -225,15 +225,14 @@ class _Seat:
     def lift(self, room: Room, to_a: float, at_most_a: float = math.inf) -> float:
         """Raise this EVSE to an allowed current, by no more than `at_most_a` and the room; return by how much."""
         top_a, useful_a = self.top_a, self.useful_a
-        rise = (to_a if to_a < top_a else top_a) - self.current_a
-        if at_most_a < rise:
-            rise = at_most_a
+        rise = (min(top_a, to_a)) - self.current_a
+        rise = min(rise, at_most_a)
         if rise < useful_a:
             return 0.0
         left = room.left(self.place, useful_a)
         if left < useful_a:
             return 0.0
-        reached = self.steps.down(self.current_a + (left if left < rise else rise))
+        reached = self.steps.down(self.current_a + (min(rise, left)))
         rise = reached - self.current_a
         if rise <= 0:
             return 0.0
@@ -370,7 +369,7 @@ def _top_a(watts: float, session: Session, high_a: float, params: Params) -> flo
         left_w = (need_wh - session.delivered_wh) * 3600 / params.cycle_s
         if left_w < top * watts:
             top = left_w / watts
-    return top if top > 0.0 else 0.0
+    return max(0.0, top)
 
 
 def allocate(
@@ -443,7 +442,7 @@ def _seats(
                 low_a=low,
                 high_a=high,
                 usable_a=top,
-                top_a=steps.down(stepped if stepped < high else high) if high > 0 else 0.0,
+                top_a=steps.down(min(high, stepped)) if high > 0 else 0.0,
                 had_a=session.delivered_wh / watts * 3600 / params.even_s,
                 kept_a=stood_a if before is not None and now_s - before.raised_at_s < params.hold_s else 0.0,
                 running=stood_a > 0,
@@ -541,7 +540,7 @@ def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) 
     could = seat.current_a
     before = _NOTHING if before is None else before
     _evse, held, _power_w, _why, raised_at, lowered_at, _lasting_a, _cut_at_s, _least_a, _most_a = before
-    held = held if held > 0.0 else 0.0
+    held = max(0.0, held)
     own = could >= seat.top_a - _CLOSE_A
     lasting, cut_at, least, most = _lasting(seat, before, own, now_s, params)
     current = wanted = min(could, lasting)

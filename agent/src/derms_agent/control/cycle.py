@@ -444,7 +444,7 @@ def _within(place: _Place, current_a: float, own: Target | None) -> float:
     low, high = place.station.lowest_a, place.station.rating_a
     if own is not None:
         least, most = own.range_a(place.station.phases or PHASES, place.watts_per_a)
-        low, high = least if least > low else low, most if most < high else high
+        low, high = max(low, least), min(high, most)
     if low <= current_a <= high:
         return current_a
     return min(max(current_a, low), high) if low <= high else 0.0
