@@ -22,7 +22,6 @@ from derms_agent.control.network import Network
 from derms_agent.control.plan import Outlook, Plan, plan
 from derms_agent.control.worst_case import BaseLoad, Circuits
 from derms_agent.model import Circuit, Connection, Evse, Phase, Session
-from derms_agent.orchestrator import garbage
 
 from tests.bench.figures import Figure
 
@@ -201,14 +200,14 @@ class Site:
 def cycles(count: int, number: int, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Return the times of cycles, one after the other, in s, whatever happens in them."""
     site = Site(count)
-    threshold = gc.get_threshold()
     first = site.run(clock)[0]
-    garbage.settle()  # as the orchestrator does after its first cycle
+    gc.freeze()  # as the orchestrator does after its first cycle
+    gc.disable()
     try:
         return [first, *(site.run(clock)[0] for _ in range(number - 1))]
     finally:
         gc.unfreeze()
-        gc.set_threshold(*threshold)
+        gc.enable()
 
 
 def cycle_times() -> list[Figure]:

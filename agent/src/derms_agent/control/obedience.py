@@ -150,13 +150,18 @@ def unproven(now_s: float) -> Obedience:
 
 def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience:
     """Return the verdict after a sample; the same one seen twice says nothing new."""
-    if before.state is Following.FOLLOWING and before.clear_s == 0.0 and _goes_on(before, sample, allowance):
-        good_s = now_s if before.good_s is None else before.good_s
-        confirmed = before.confirmed
-        if len(confirmed) != 1 or confirmed[0][1] != sample.told:
-            confirmed = _confirmed(before, sample, now_s, allowance)
-        same = 0.0, max(sample.currents_a, key=abs), before.limit_a, before.checks, confirmed
-        return Obedience(before.state, before.since_s, before.told, sample.sampled_s, good_s, None, 0, *same)
+    if before.state is Following.FOLLOWING and before.clear_s == 0.0 and _goes_on(before, sample):
+        drawn_a = _steady_a(before.told[0][1].active_a, sample.currents_a, allowance)
+        if drawn_a is not None:
+            state, since_s, told, _before_s, good_s, _bad_s, _bad, clear_s, _drawn_a, limit_a, checks, proven, _ = (
+                before
+            )
+            if len(proven) != 1 or proven[0][1] != sample.told:
+                proven = _confirmed(before, sample, now_s, allowance)
+            good_s = now_s if good_s is None else good_s
+            return Obedience(
+                state, since_s, told, sample.sampled_s, good_s, None, 0, clear_s, drawn_a, limit_a, checks, proven
+            )
     told = _told(before.told, sample.told, now_s, allowance.follow_s)
     confirmed = _confirmed(before, sample, now_s, allowance)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
@@ -187,21 +192,31 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     return _accused(after, sample, now_s, allowance)
 
 
-def _goes_on(before: Obedience, sample: Sample, allowance: Allowance) -> bool:
-    """Whether a new sample shows what nearly all do: the same was told for long, and what flows is within that."""
+def _goes_on(before: Obedience, sample: Sample) -> bool:
+    """Whether a sample is a new one, and what it was told is what it was told for long."""
     told, sampled_s = before.told, sample.sampled_s
-    if sampled_s is None or not sample.currents_a or len(told) != 1 or told[0][1] != sample.told:
+    if sampled_s is None or len(told) != 1 or told[0][1] != sample.told:
         return False
-    if before.sampled_s is not None and sampled_s <= before.sampled_s:
-        return False
-    active_a = told[0][1].active_a
-    spread_a = abs(active_a) * allowance.tolerance_share + allowance.tolerance_a
-    low, high = min(active_a, 0.0) - allowance.tolerance_a, max(active_a, 0.0) + allowance.tolerance_a
-    low, high = (low, active_a + spread_a) if active_a > 0 else (active_a - spread_a, high)
-    for current_a in sample.currents_a:  # noqa: SIM110 - a generator costs more than all of the rest
+    return before.sampled_s is None or sampled_s > before.sampled_s
+
+
+def _steady_a(told_a: float, currents_a: Sequence[float], allowance: Allowance) -> float | None:
+    """Return the farthest of some currents where all are within what was told for long; None where not, or none is.
+
+    That is what nearly all samples show.
+    """
+    spread_a = abs(told_a) * allowance.tolerance_share + allowance.tolerance_a
+    if told_a > 0:
+        low, high = -allowance.tolerance_a, told_a + spread_a
+    else:
+        low, high = told_a - spread_a, allowance.tolerance_a
+    drawn_a = 0.0
+    for current_a in currents_a:
         if not low <= current_a <= high:
-            return False
-    return True
+            return None
+        if abs(current_a) > abs(drawn_a):
+            drawn_a = current_a
+    return drawn_a if currents_a else None
 
 
 def _told(

@@ -448,10 +448,10 @@ class Controller:
         if in_force != self._in_force or self._settled_s is None:
             self._in_force = in_force
             self._settled_s = now_s + SETTLE_S
-            self._previous = {name: replace(one, raised_at_s=-math.inf) for name, one in self._previous.items()}
+            self._previous = {name: one._replace(raised_at_s=-math.inf) for name, one in self._previous.items()}
         if now_s <= self._settled_s:
             self._previous = {
-                name: replace(one, lowered_at_s=-math.inf, cut_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
+                name: one._replace(lowered_at_s=-math.inf, cut_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
                 for name, one in self._previous.items()
             }
 

@@ -9,6 +9,7 @@ said in the log.
 from __future__ import annotations
 
 import argparse
+import gc
 import grp
 import logging
 import math
@@ -40,11 +41,7 @@ from derms_agent.engine_log import EngineLog, Heartbeats, listen
 from derms_agent.model import OperatingState
 from derms_agent.mqtt import Outbox, Publisher, StoreError
 from derms_agent.notify import notify
-<<<<<<< HEAD
 from derms_agent.orchestrator import api, asks, handover
-=======
-from derms_agent.orchestrator import api, asks, garbage
->>>>>>> a3490d9 (Let the collector look less often at what a cycle makes)
 from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
 from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, tls_files
 from derms_agent.orchestrator.controller import Controller, Policy, Told
@@ -547,13 +544,9 @@ async def run_service(service: Service) -> None:
         tasks.start_soon(service.engine.run)
         tasks.start_soon(service.keep_sessions)
         await service.engine.first_cycle.wait()
-<<<<<<< HEAD
         # What is there now stays: a collection need not walk through it again. Others are the engine's to begin.
         gc.freeze()
         gc.disable()
-=======
-        garbage.settle()  # what is there now stays
->>>>>>> a3490d9 (Let the collector look less often at what a cycle makes)
         tasks.start_soon(_broadcast, service)
         async with _listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")

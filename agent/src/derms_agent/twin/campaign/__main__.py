@@ -13,6 +13,7 @@ Exit status 0: no violation (mutants: none survived), 1: some, 2: it could not b
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import itertools
 import json
@@ -28,7 +29,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import derms_agent
-from derms_agent.orchestrator import garbage
 from derms_agent.twin.campaign import mutants
 from derms_agent.twin.campaign.episode import Outcome, run
 
@@ -101,6 +101,12 @@ class Tally:
         return cls(**{**stored, **pairs, **counters, "failed": failed})
 
 
+def _collect_seldom() -> None:
+    """Have cyclic garbage looked for less often: a cycle of control makes many objects and few circles of them."""
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 def regression_seeds(path: Path = SEEDS) -> tuple[int, ...]:
     """Return the seeds that once failed: one a line, what follows # is for people."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -115,7 +121,7 @@ def play(seeds: Iterable[int], jobs: int) -> Iterator[list[Outcome]]:
         for chunk in chunks:
             yield _play(chunk)
         return
-    pool = ProcessPoolExecutor(jobs, initializer=garbage.settle)
+    pool = ProcessPoolExecutor(jobs, initializer=_collect_seldom)
     try:
         waiting: list[Future[list[Outcome]]] = []
         for chunk in chunks:
