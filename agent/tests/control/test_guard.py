@@ -454,6 +454,59 @@ def test_a_silent_evse_at_its_rating_is_made_room_for() -> None:
     assert written(admit(book, {"one": Amount(20.0), "two": Amount(20.0)}, 6.0, circuits=TREE))["two"] == Amount(8.0)
 
 
+def answering(book: Ledger, name: str, until_s: float) -> Ledger:
+    """Return the ledger after an EVSE has answered each second, its watchdog fed, but was not measured."""
+    seconds = range(1, math.floor(until_s) + 1)
+    return ledger.record(
+        book, [event for at_s in seconds for event in (Answered(name, at_s, at_s), ledger.Refreshed(name, at_s))]
+    )
+
+
+AT_MOST_10: Caps = {("main", LimitQuantity.CURRENT, None): (-math.inf, 10.0)}
+WANTED = {"one": Amount(16.0), "two": Amount(16.0)}
+
+
+def test_who_is_not_measured_is_told_less_where_the_others_have_nothing_left_to_give() -> None:
+    book = answering(seen(proven(TWO, {"one": 16.0, "two": 16.0}), "one", 16.0, 6.0), "two", 6.0)
+    found = admit(book, WANTED, 6.0, circuits=TREE, caps=AT_MOST_10)
+    assert written(found) == {"one": Amount(0.0), "two": Amount(10.0)}
+    # Nothing is known of what it does then, so nobody gets what it was told to leave.
+    assert found.ledger.span("two", 6.0).high == 16.0
+    assert set(found.capped) == {"one", "two"}
+
+
+def test_who_is_not_measured_stands_where_the_others_have_enough_to_give() -> None:
+    book = answering(seen(proven(TWO, {"one": 16.0, "two": 16.0}), "one", 16.0, 6.0), "two", 6.0)
+    enough: Caps = {("main", LimitQuantity.CURRENT, None): (-math.inf, 23.0)}
+    assert written(admit(book, WANTED, 6.0, circuits=TREE, caps=enough)) == {"one": Amount(7.0)}
+
+
+def test_who_is_silent_is_told_less_rather_than_the_same_again() -> None:
+    book = seen(proven(TWO, {"one": 16.0, "two": 16.0}), "one", 16.0, 6.0)
+    found = written(admit(book, WANTED, 6.0, circuits=TREE, caps=AT_MOST_10))
+    assert found == {"one": Amount(0.0), "two": Amount(10.0)}
+
+
+def test_who_was_measured_a_moment_ago_is_not_told_less_for_the_others() -> None:
+    book = answering(seen(proven(TWO, {"one": 16.0, "two": 16.0}), "one", 16.0, 4.0), "two", 4.0)
+    assert written(admit(book, WANTED, 4.0, circuits=TREE, caps=AT_MOST_10)) == {"one": Amount(0.0)}
+
+
+def test_who_is_not_measured_after_a_start_has_a_moment_for_it() -> None:
+    before = ledger.to_json(proven(TWO, {"one": 16.0, "two": 16.0}), "boot", 0.0)
+    book = ledger.from_json(before, TWO, "boot", 0.0)
+    for name in ("one", "two"):
+        write, book = ledger.issue(book, name, Amount(16.0), 0.0)
+        book = ledger.record(book, [Acknowledged(name, write, 0.1), ledger.Refreshed(name, 0.1)])
+    early = answering(answering(book, "one", 4.0), "two", 4.0)
+    assert not written(admit(early, WANTED, 4.0, circuits=TREE, caps=AT_MOST_10))
+    late = answering(answering(book, "one", 6.0), "two", 6.0)
+    assert (
+        sum(amount.active_a for amount in written(admit(late, WANTED, 6.0, circuits=TREE, caps=AT_MOST_10)).values())
+        <= 10
+    )
+
+
 def test_no_raise_while_over_even_where_the_interval_holds_it() -> None:
     book = proven(TWO, {"one": 30.0, "two": 10.0})
     write, book = ledger.issue(book, "one", Amount(6.0), 0.0)

@@ -33,7 +33,9 @@ From (1), by induction over events, U is at most its limit at all times, except 
 **What it does then.** `admit` works out the rows as they will be once what is wanted is reached and proven, those EVSEs
 that cannot be relied on (silent, not obeying, not taking writes, or not measured) standing as they are. Where that is
 over, what is wanted of the others is capped, alike for all in the row, until it fits, and written at once. So an
-EVSE's excess is taken off the others in the same cycle.
+EVSE's excess is taken off the others in the same cycle. Where the others have nothing left to give, those that cannot
+be relied on are told less as well: a charger whose meter is broken still takes what it is told. Nobody gets anything
+for that, since what they may do stays counted.
 
 **Progress.** What is wanted, after those caps, fits in every row. Once all lower writes are acknowledged, and measured
 `follow_s` later, the ledger is the hull of what each was told, within the wanted; then every raise fits, in any order,
@@ -165,6 +167,20 @@ def reliable(entry: Entry, station: Station, now_s: float, rules: Rules = Rules(
     if unproven_s is not None and now_s - unproven_s >= rules.grace_s:
         return False
     return now_s - entry.claims.ended_s < station.follow_s + rules.grace_s
+
+
+def may_heed(entry: Entry, station: Station, now_s: float, rules: Rules) -> bool:
+    """Whether an EVSE that cannot be relied on is worth telling less: it may do it, and just not show it.
+
+    One that is not measured is given `grace_s` first: after the start of this process, that takes a moment.
+    """
+    told = entry.claims.told
+    if told is None or fresh(entry, station, now_s):
+        return told is not None
+    unmeasured_since_s = entry.measured_s
+    if unmeasured_since_s is None:
+        unmeasured_since_s = told.since_s if told.acknowledged else now_s
+    return now_s - unmeasured_since_s >= rules.grace_s
 
 
 class Standing(NamedTuple):
@@ -396,8 +412,21 @@ class _Admitting:
         return wish if self.reliable[place] else _no_more(reference, wish)
 
     def _fit(self) -> None:
-        """Cap what is wanted until the rows fit, as they will be once it is reached."""
-        box = self._ahead(range(len(self.stations)), self.box, grown=False)
+        """Cap what is wanted until the rows fit, as they will be once it is reached.
+
+        First of those that can be relied on, the others standing as they are; where that is not enough, of the others
+        too. What they may do stays counted until it is known that they do less.
+        """
+        self._fit_those(self.reliable)
+        heeding = [
+            known or may_heed(entry, station, self.now_s, self.rules)
+            for known, entry, station in zip(self.reliable, self.entries, self.stations, strict=True)
+        ]
+        if heeding != self.reliable:
+            self._fit_those(heeding)
+
+    def _fit_those(self, heeding: Sequence[bool]) -> None:
+        box = self._ahead(np.flatnonzero(heeding), self.box, grown=False)
         tried: set[tuple[int, str]] = set()
         while True:
             found = self.circuits.over(self.circuits.reach(box, self.back), self.bounds)
@@ -406,14 +435,14 @@ class _Admitting:
                 return
             tried.add((row, found[row].side))
             changed = []
-            for place in self._cap(row, found[row], box):
+            for place in self._cap(row, found[row], box, heeding):
                 self.capped.setdefault(self.stations[place].name, found[row])
                 changed.append(place)
             box = self._ahead(changed, box, grown=False)
 
     def _ahead(self, places: Iterable[int], box: Box, *, grown: bool) -> Box:
-        """Return a box with the targets of reliable EVSEs: instead of what they may do now, or `grown` by it."""
-        chosen = np.array([place for place in places if self.reliable[place]], dtype=np.intp)
+        """Return a box with the targets of these EVSEs: instead of what they may do now, or `grown` by it."""
+        chosen = np.array([*places], dtype=np.intp)
         flat = itertools.chain.from_iterable([self.targets[place] for place in chosen])
         targets = np.fromiter(flat, dtype=np.float64, count=2 * len(chosen)).reshape(-1, 2)
         loaded = self.loaded[chosen]
@@ -427,11 +456,11 @@ class _Admitting:
             values.append(changed)
         return Box(*values)
 
-    def _cap(self, row: int, excess: Excess, box: Box) -> list[int]:
+    def _cap(self, row: int, excess: Excess, box: Box, heeding: Sequence[bool]) -> list[int]:
         """Take back targets until a row fits, or nothing is left to take back. Return the places that changed."""
         may = np.zeros(self.circuits.loads, dtype=bool)
         for place, target in enumerate(self.targets):
-            may[place] = self.reliable[place] and {
+            may[place] = heeding[place] and {
                 "taken": target.active_a > 0,
                 "given": target.active_a < 0,
             }.get(excess.side, target != _NONE)
