@@ -370,6 +370,25 @@ def test_a_vehicle_that_follows_late_what_came_late_is_not_taken_for_one_that_ta
     assert min(limits_a) >= limits_a[0] - 0.5
 
 
+def test_a_shed_that_is_over_before_the_next_cycle_is_not_taken_for_what_a_vehicle_takes(play: MakePlay) -> None:
+    """A reading from within it, which comes when as much is offered again, shows less than that."""
+    one, name = play(), "charger-003"
+    one.step(3)
+    one.vehicles([name])
+    one.step(40)
+    before_a, before_w = one.limit_a[name], one.controller.sessions[name].power_w
+    one.controller.put(ask(5_000.0, target=name))
+    for write in one.controller.shed(one.now_s):
+        one.take_write(write, one.now_s)
+    assert one.limit_a[name] < before_a - 5
+    within_s, within = one.now_s, one.shown(name)
+    one.controller.forget("less")
+    one.cycle()
+    assert one.limit_a[name] == before_a
+    one.take(name, within, within_s)
+    assert one.controller.sessions[name].power_w == before_w
+
+
 def test_the_default_limit_holds_once_the_grids_link_is_lost(charging: Play) -> None:
     one = charging
     one.controller.policy = replace(one.controller.policy, default_limit_w=40_000.0)

@@ -434,6 +434,9 @@ class Controller:
         root = self.base[self.site.root.name]
         limits_now = (*self._beside_asks, *wishes.limits_of(self.asks.values(), root))
         self.state, writes = self._cycle.shed(self.state, limits_now, self._idle(), now_s)
+        for write in writes:
+            # The next cycle may offer as much again as the last, and what is drawn meanwhile is not all of that.
+            self._offered[write.evse] = (write.amount.active_a, math.inf)
         return writes
 
     def _idle(self) -> frozenset[str]:
