@@ -45,10 +45,12 @@ class Field:
 
     answers: anyio.Event = field(default_factory=anyio.Event)
     told: list[Setpoint] = field(default_factory=list)
+    within_s: list[float] = field(default_factory=list)
     begun: Callable[[], None] = lambda: None
 
     def clear(self) -> None:
         self.told.clear()
+        self.within_s.clear()
         self.answers = anyio.Event()
 
 
@@ -60,9 +62,10 @@ class Charger:
     field: Field
     silent: bool = False
 
-    def begin(self, setpoint: Setpoint) -> Setpoint:
+    def begin(self, setpoint: Setpoint, within_s: float) -> Setpoint:
         self.field.begun()
         self.field.told.append(setpoint)
+        self.field.within_s.append(within_s)
         return setpoint
 
     async def finish(self, begun: Setpoint) -> Proof:
@@ -119,6 +122,31 @@ async def at_work(play: Play, directory: Path) -> AsyncIterator[Bench]:
         devices.clear()
         yield Bench(works, devices, chargers)
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("disk_s", "most_s"), [(0.5, engine.SHED_S - 0.5), (engine.SHED_S, None)])
+async def test_the_time_that_the_disk_takes_is_part_of_a_writes_own(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_s: float, most_s: float | None
+) -> None:
+    """The ledger counts on a write to be executed in time from its issue, or never."""
+    async with at_work(charging, tmp_path) as bench:
+        append = Store.append
+        appended: list[str] = []
+
+        def slowly(store: Store, name: str, record: Any) -> None:
+            time.sleep(disk_s)
+            append(store, name, record)
+            appended.append(name)
+
+        monkeypatch.setattr(Store, "append", slowly)
+        bench.shed()
+        await bench.until(lambda: bool(appended), LONG_S)
+        await anyio.sleep(SHORT_S)
+        monkeypatch.undo()
+        if most_s is None:
+            assert not bench.field.told
+        else:
+            assert 0 < bench.field.within_s[0] <= most_s
 
 
 async def test_decreases_are_on_disk_and_leave_one_right_after_the_other(charging: Play, tmp_path: Path) -> None:

@@ -506,11 +506,12 @@ class ModbusDevice:
         """
         return await self.finish(self.begin(setpoint))
 
-    def begin(self, setpoint: Setpoint) -> Begun:
+    def begin(self, setpoint: Setpoint, within_s: float = math.inf) -> Begun:
         """Begin to apply a setpoint; `finish` says what became of it, and is to be called at once.
 
         Nothing is waited for, so that many devices are told one right after the other. Where nothing has to be read or
-        written before, the limit has been handed to the bus when this returns, and left if that was free.
+        written before, the limit has been handed to the bus when this returns, and left if that was free. What has not
+        left `within_s`, or within the pace's `shed_s`, never does.
         """
         limit = self._limits.get(setpoint.evse)
         if limit is None:
@@ -523,7 +524,8 @@ class ModbusDevice:
         before = limit.wanted
         if limit.writing is not None:
             limit.writing.withdraw()
-        change = _Change(limit, value, remark, before, min(self.pace.shed_s, setpoint.valid_for_s))
+        within_s = min(within_s, self.pace.shed_s, setpoint.valid_for_s)
+        change = _Change(limit, value, remark, before, within_s)
         limit.writing = change.writing
         limit.wanted = value if before is None else min(before, value)
         limit.valid_until_s = self._clock() + setpoint.valid_for_s

@@ -173,7 +173,9 @@ class Engine:
                 self._held_until_s = now_s + HOLD_S
             self._under_way += 1
             # Nothing else has a turn between the first and the last: what comes back meanwhile can wait.
-            tasks.start_soon(self._finish, [(write, *self._begun(write)) for write in writes])
+            # From its issue on a write has so long to be sent, and the disk's time is part of that.
+            left_s = SHED_S - (self.clock() - now_s)
+            tasks.start_soon(self._finish, [(write, *self._begun(write, left_s)) for write in writes])
 
     async def save_ledger(self) -> None:
         """Store the ledger; it is on disk when this returns."""
@@ -193,13 +195,14 @@ class Engine:
             if device is not None:
                 device.renew(evse.name, LEASE_S)
 
-    def _begun(self, write: Write) -> tuple[ModbusDevice, Begun] | tuple[None, None]:
-        """Hand a write to its device, which hands it to its bus."""
+    def _begun(self, write: Write, within_s: float) -> tuple[ModbusDevice, Begun] | tuple[None, None]:
+        """Hand a write to its device, which hands it to its bus; not where its time is over."""
         evse = self._evse(write.evse)
         device = self.devices.get(evse.device)
-        if device is None:
+        if device is None or within_s <= 0:
             return None, None
-        return device, device.begin(Setpoint(evse=evse.name, p_w=self._watts(evse, device, write), valid_for_s=LEASE_S))
+        setpoint = Setpoint(evse=evse.name, p_w=self._watts(evse, device, write), valid_for_s=LEASE_S)
+        return device, device.begin(setpoint, within_s)
 
     async def _finish(self, begun: Sequence[tuple[Write, ModbusDevice | None, Begun | None]]) -> None:
         """See writes through that were begun together, each in a task of its own; what has no answer then has none."""
