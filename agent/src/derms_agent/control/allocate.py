@@ -198,8 +198,8 @@ def own_bound(evse: Evse, target: Target | None, watts_per_a: float) -> tuple[fl
 class _Seat:
     """An EVSE while its share is worked out.
 
-    In A: `lowest_a` the least that it is set to when on, `wish_a` of the plan or of fairness, `top_a` at the most,
-    `kept_a` what it keeps since it was raised just now, `useful_a` the least raise that comes to anything.
+    In A: `wish_a` of the plan or of fairness, `top_a` at the most, `kept_a` what it keeps since it was raised just now,
+    `useful_a` the least raise that comes to anything.
     """
 
     name: str
@@ -207,7 +207,6 @@ class _Seat:
     group: int
     watts_per_a: float
     steps: Steps
-    lowest_a: float
     low_a: float
     high_a: float
     usable_a: float
@@ -426,7 +425,6 @@ def _seats(
         low, high = own_bound(evse, own.get(name), watts)
         top = _top_a(watts, session, high, params)
         steps = params.steps.get(name, params.otherwise)
-        lowest = steps.lowest_a
         before = previous.get(name)
         stood_a = 0.0 if before is None else before.current_a
         # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
@@ -438,7 +436,6 @@ def _seats(
                 group=groups[place],
                 watts_per_a=watts,
                 steps=steps,
-                lowest_a=lowest,
                 low_a=low,
                 high_a=high,
                 usable_a=top,
@@ -448,7 +445,7 @@ def _seats(
                 running=stood_a > 0,
                 storage=name in params.storage,
                 laxity_s=_laxity_s(session, top * watts, now_s),
-                useful_a=max(lowest - 2 * _CLOSE_A, _CLOSE_A),
+                useful_a=max(steps.lowest_a - 2 * _CLOSE_A, _CLOSE_A),
             )
         )
     return seats
@@ -508,11 +505,11 @@ def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> Non
     for seat in storage:
         seat.lift(room, seat.kept_a)
     for seat in vehicles:
-        if seat.running and seat.ahead_a >= params.keep * seat.lowest_a:
-            wishes.lift(seat, room, seat.lowest_a)
+        if seat.running and seat.ahead_a >= params.keep * seat.steps.lowest_a:
+            wishes.lift(seat, room, seat.steps.lowest_a)
     for seat in vehicles:
         wish_a = seat.wish_a
-        if wish_a > seat.current_a and (seat.current_a > 0 or wish_a >= params.start * seat.lowest_a):
+        if wish_a > seat.current_a and (seat.current_a > 0 or wish_a >= params.start * seat.steps.lowest_a):
             wishes.gather(seat, room, seat.steps.near(wish_a))
     for seat in _running_first(vehicles):
         wishes.gather(seat, room, seat.top_a)

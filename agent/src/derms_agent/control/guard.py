@@ -417,22 +417,23 @@ class _Admitting:
         First of those that can be relied on, the others standing as they are; where that is not enough, of the others
         too. What they may do stays counted until it is known that they do less.
         """
-        self._fit_those(self.reliable)
-        heeding = [
-            known or may_heed(entry, station, self.now_s, self.rules)
-            for known, entry, station in zip(self.reliable, self.entries, self.stations, strict=True)
-        ]
-        if heeding != self.reliable:
-            self._fit_those(heeding)
+        if not self._fit_those(self.reliable):
+            self._fit_those(
+                [
+                    known or may_heed(entry, station, self.now_s, self.rules)
+                    for known, entry, station in zip(self.reliable, self.entries, self.stations, strict=True)
+                ]
+            )
 
-    def _fit_those(self, heeding: Sequence[bool]) -> None:
+    def _fit_those(self, heeding: Sequence[bool]) -> bool:
+        """Cap what is wanted of these, and return whether all rows fit then."""
         box = self._ahead(np.flatnonzero(heeding), self.box, grown=False)
         tried: set[tuple[int, str]] = set()
         while True:
             found = self.circuits.over(self.circuits.reach(box, self.back), self.bounds)
             row = next((row for row, excess in found.items() if (row, excess.side) not in tried), None)
             if row is None:
-                return
+                return not found
             tried.add((row, found[row].side))
             changed = []
             for place in self._cap(row, found[row], box, heeding):
