@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import paho.mqtt.client as paho
 import pytest
 from anyio import to_thread
+from paho.mqtt.enums import CallbackAPIVersion
 
 from derms_agent.mqtt import Outbox, Publisher, Request, TlsFiles
+from derms_agent.mqtt.publisher import WatchedClient
 
 if TYPE_CHECKING:
     from agent.tests.conftest import Broker, Peer
@@ -102,6 +106,21 @@ async def test_every_event_arrives_though_the_broker_restarts_again_and_again(
         await until(lambda: not publisher._outbox.waiting)
     first_seen = list(dict.fromkeys(body["id"] for body in seen.bodies("c1/event")))
     assert first_seen == [str(each) for each in range(number)]
+
+
+async def test_a_connection_that_broke_is_not_watched_under_a_number_that_another_has_by_then() -> None:
+    """Paho asks to be told when its socket takes more; the connection breaks before the loop gets to it."""
+    client = WatchedClient("localhost")
+    theirs, broker_end = socket.socketpair()
+    gone = paho.Client(CallbackAPIVersion.VERSION2)  # its connection broke: it has no socket
+    client._on_socket_register_write(gone, None, theirs)
+    number = theirs.fileno()
+    theirs.close()
+    charger, charger_end = socket.socketpair()
+    with broker_end, charger, charger_end:
+        assert charger.fileno() == number
+        await anyio.sleep(0.01)
+        assert not asyncio.get_running_loop().remove_writer(number)
 
 
 async def test_what_the_broker_acknowledged_is_all_there_was(

@@ -19,10 +19,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import aiomqtt
 import anyio
+import paho.mqtt.client as paho
 from anyio import to_thread
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
@@ -93,6 +95,24 @@ def endpoint(url: str, *, with_tls: bool) -> tuple[str, int]:
 def retry_s(attempt: int, draw: float) -> float:
     """Return the delay before an attempt, counted from 0, in s: full jitter, `draw` being from 0 up to 1."""
     return min(MOST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempt, 16)) * draw
+
+
+class WatchedClient(aiomqtt.Client):
+    """aiomqtt's client, which has the loop watch a socket only while that is the connection's own.
+
+    aiomqtt 2.5.1 lets the loop register a socket's number one turn after paho asked for it. A connection that breaks in
+    between leaves a number that is closed, or that is another connection's by then: a charger's, say, which this client
+    would be told of from then on.
+    """
+
+    def _on_socket_register_write(self, client: paho.Client, userdata: Any, sock: Any) -> None:  # noqa: ARG002
+        def watch() -> None:
+            still = client.socket()
+            if still is not None and still is sock:
+                self._loop.add_writer(still.fileno(), client.loop_write)
+
+        # paho may call from the thread that connects.
+        self._loop.call_soon_threadsafe(watch)
 
 
 class Publisher:
@@ -196,7 +216,7 @@ class Publisher:
     async def _connection(self) -> AsyncIterator[aiomqtt.Client]:
         """Connect, and on leaving say farewell if there is still somebody to hear it. Raises MqttError, OSError."""
         context = await to_thread.run_sync(self._tls.context) if self._tls else None
-        client = aiomqtt.Client(
+        client = WatchedClient(
             self._host,
             self._port,
             identifier=self._client_id,
