@@ -124,6 +124,11 @@ class Bus:
     max_in_flight: int = 1
     transaction_ids: TransactionIds = TransactionIds.STRICT
 
+    @property
+    def endpoint(self) -> str:
+        """Where it leads: a serial adapter's path, or host:port."""
+        return str(self.path) if self.transport is Transport.SERIAL else f"{self.host}:{self.port}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evse:

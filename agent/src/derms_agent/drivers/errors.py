@@ -54,3 +54,7 @@ class Overloaded(BusError):
 
 class InvalidRequest(BusError, ValueError):
     """What was asked for is more than one request can carry, or outside the table; nothing was sent."""
+
+
+class NotAllowed(BusError):
+    """Whoever owns the bus does not carry this request out; nothing was sent."""

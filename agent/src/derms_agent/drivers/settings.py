@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from derms_agent.drivers.errors import BusError, Refused
+from derms_agent.drivers.errors import BusError, NotAllowed, Refused
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.reads import Block
 from derms_agent.drivers.register_map import RegisterMap, same, stem
@@ -157,7 +157,7 @@ class Settings:
         except BusError as failure:
             if failure.may_have_happened:
                 doubt = failure
-            elif isinstance(failure, Refused):
+            elif isinstance(failure, Refused | NotAllowed):
                 return _result(change, Outcome.REFUSED, after=change.before, detail=str(failure))
             else:
                 return _result(change, Outcome.UNKNOWN, after=change.before, detail=f"nothing was written: {failure}")

@@ -19,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from derms_agent import __version__, settings
 from derms_agent.control import demand, droop, journal, limits, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
-from derms_agent.drivers.errors import BusError
+from derms_agent.drivers.bus_lock import Locked, buses_locked
+from derms_agent.drivers.errors import BusError, Refused
 from derms_agent.drivers.factory import open_buses, open_devices
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
@@ -58,6 +59,8 @@ OPERATORS = "derms-operators"
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 REFUSED_TO_START = 1
+BUSES_WITHIN_S = 15.0
+"""How long whoever asks devices directly may keep the buses, before control begins all the same."""
 _DEMAND_S = 900.0
 _MOST_JOBS = 200
 _MOST_REGISTERS = 125
@@ -188,6 +191,7 @@ class Service:
                 "status": self._status,
                 "explain": self._explain,
                 "limit.list": self._limit_list,
+                "bus.list": self._bus_list,
             },
             changing={
                 "limit.put": self.limit_put,
@@ -300,6 +304,19 @@ class Service:
         await self.save_asks()
         return {"valid_for_s": valid_for_s}
 
+    async def _bus_list(self, found: Mapping[str, Any], _user: str) -> object:
+        """Say which buses there are, and where each leads: a name may mean another endpoint in a newer depot file."""
+        Arguments(found).end()
+        return [
+            {
+                "name": name,
+                "transport": bus.bus.transport.value,
+                "endpoint": bus.bus.endpoint,
+                "problem": bus.problem,
+            }
+            for name, bus in self.engine.buses.items()
+        ]
+
     async def _bus_transact(self, found: Mapping[str, Any], user: str) -> object:
         """Carry out register jobs on one bus, after sheds, watchdogs and polls; a job that fails says how."""
         arguments = Arguments(found)
@@ -326,11 +343,13 @@ class Service:
                 }
             await bus.write(*at, one.values, priority=priority, deadline_s=deadline_s, function=one.function)
         except BusError as failure:
+            code = {"exception_code": failure.exception_code} if isinstance(failure, Refused) else {}
             return {
                 "ok": False,
                 "kind": type(failure).__name__,
                 "message": str(failure),
                 "may_have_happened": failure.may_have_happened,
+                **code,
             }
         logger.info("Bus %s unit %d %s %d written by %s", name, one.unit_id, one.table.value, one.address, user)
         return {"ok": True}
@@ -539,6 +558,31 @@ async def run_service(service: Service) -> None:
         len(service.site.evses),
         len(service.engine.buses),
     )
+    async with AsyncExitStack() as stack:
+        await _take_buses(stack, agent.state_directory)
+        await _run_with_buses(service)
+
+
+async def _take_buses(stack: AsyncExitStack, state_directory: Path) -> None:
+    """Have the buses, waiting for whoever asks devices directly; not for ever, for nobody controls them meanwhile."""
+    with anyio.move_on_after(BUSES_WITHIN_S):
+        while problem := _not_taken(stack, state_directory):
+            logger.warning("%s; waiting for it", problem)
+            await anyio.sleep(1.0)
+        return
+    logger.error("Another program has had the buses for %g s; control begins beside it", BUSES_WITHIN_S)
+
+
+def _not_taken(stack: AsyncExitStack, state_directory: Path) -> Locked | None:
+    try:
+        stack.enter_context(buses_locked(state_directory))
+    except Locked as problem:
+        return problem
+    return None
+
+
+async def _run_with_buses(service: Service) -> None:
+    agent = service.configuration.agent
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_obey_signals, service, tasks.cancel_scope)
         tasks.start_soon(service.engine.run)

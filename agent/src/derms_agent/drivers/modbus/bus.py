@@ -247,7 +247,7 @@ class ModbusBus:
                 connection = await open_connection(self.bus, self._settled, self._ended)
         except (OSError, TimeoutError) as error:
             said = str(error) or "no answer"
-            self._refuse(f"bus {self.bus.name}: cannot connect to {self._where()}: {said}")
+            self._refuse(f"bus {self.bus.name}: cannot connect to {self.bus.endpoint}: {said}")
             return backoff.next_s()
         self._silent_requests = 0
         try:
@@ -274,7 +274,7 @@ class ModbusBus:
             return 0.0 if self._hang_up_on_silence else backoff.next_s()
         delay_s = backoff.next_s()
         if backoff.attempts > 1:
-            self._refuse(f"bus {self.bus.name}: {self._where()} answers nothing: {connection.problem}")
+            self._refuse(f"bus {self.bus.name}: {self.bus.endpoint} answers nothing: {connection.problem}")
         return delay_s
 
     @staticmethod
@@ -480,11 +480,6 @@ class ModbusBus:
             for job in list(waiting):
                 waiting.discard(job)
                 job.fail(Unreachable(f"{job.request}: {problem}"))
-
-    def _where(self) -> str:
-        if self.bus.transport is Transport.SERIAL:
-            return str(self.bus.path)
-        return f"{self.bus.host}:{self.bus.port}"
 
     @staticmethod
     def _now() -> float:

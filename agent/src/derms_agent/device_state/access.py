@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The way to a gateway's buses: through the agent's socket while it runs, directly and under a lock while it does not.
+
+A bus has one master. While the agent runs, every job goes through its scheduler, after sheds, watchdogs and polls, and
+only where the agent means the same endpoint by that name. While it does not, whoever wants the buses takes a lock that
+the agent takes as well when it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from derms_agent.drivers import errors
+from derms_agent.drivers.bus_lock import buses_locked
+from derms_agent.drivers.errors import BusError, ConnectionLost, NotAllowed, Refused, Unreachable
+from derms_agent.drivers.interface import Priority, RegisterBus
+from derms_agent.drivers.modbus import ModbusBus
+from derms_agent.model import Bus
+from derms_agent.profiles.point import Table
+from derms_agent.socket_client import SOCKET, NoService
+from derms_agent.socket_protocol import MOST_BYTES, VERSION, ProtocolError, decode, encode
+
+STATE_DIRECTORY = Path("/var/lib/derms/orchestrator")
+CONNECTIONS = 48
+"""To the agent's socket at the most: it takes 64, and others want some of them."""
+ANSWER_S = 5.0
+"""What an answer may take on top of what its job may."""
+LEAST_DEADLINE_S, MOST_DEADLINE_S = 0.1, 60.0
+"""What the agent takes for the deadline of a job."""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """The buses that may be asked, and for every other one why not."""
+
+    buses: Mapping[str, RegisterBus] = field(default_factory=dict)
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    through_agent: bool = False
+
+
+@asynccontextmanager
+async def open_buses(
+    declared: Mapping[str, Bus], *, socket: Path = SOCKET, state_directory: Path = STATE_DIRECTORY
+) -> AsyncIterator[Access]:
+    """Yield the way to buses, by the names that they are declared under.
+
+    Raises NoService where the agent runs and does not answer, ProtocolError where it speaks another version of the
+    protocol, and Locked.
+    """
+    agent = await _agent(socket)
+    if agent is None:
+        async with _directly(declared, state_directory) as access:
+            yield access
+        return
+    async with agent:
+        theirs = {str(bus["name"]): bus for bus in await agent.ask("bus.list")}
+        buses: dict[str, RegisterBus] = {}
+        unknown: dict[str, str] = {}
+        for name, bus in declared.items():
+            if name not in theirs:
+                unknown[name] = f"the agent does not have the bus {name} yet"
+            elif bus.endpoint != theirs[name].get("endpoint"):
+                unknown[name] = f"the agent has the bus {name} at {theirs[name].get('endpoint')}, not {bus.endpoint}"
+            else:
+                buses[name] = AgentBus(name, agent)
+        yield Access(buses, unknown, through_agent=True)
+
+
+@asynccontextmanager
+async def _directly(declared: Mapping[str, Bus], state_directory: Path) -> AsyncIterator[Access]:
+    with buses_locked(state_directory):
+        buses = {name: ModbusBus(bus) for name, bus in declared.items()}
+        async with anyio.create_task_group() as tasks:
+            for bus in buses.values():
+                tasks.start_soon(bus.run)
+            yield Access(buses)
+            tasks.cancel_scope.cancel()
+
+
+# Through the agent
+
+
+async def _agent(path: Path) -> Agent | None:
+    """Return the agent that listens on a socket, or None where none does. Raises NoService, ProtocolError."""
+    agent = Agent(path)
+    try:
+        await agent.connect()
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    return agent
+
+
+class Agent:
+    """The agent's socket, over as many connections as there are requests at once."""
+
+    def __init__(self, path: Path, connections: int = CONNECTIONS) -> None:
+        self._path = path
+        self._room = anyio.CapacityLimiter(connections)
+        self._idle: list[_Connection] = []
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Agent:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def connect(self) -> None:
+        """Have one connection. Raises OSError, NoService, ProtocolError."""
+        connection = _Connection(await anyio.connect_unix(self._path))
+        self._stack.push_async_callback(connection.stream.aclose)
+        # Its answer shows that the connection was taken, and that both speak one version.
+        await connection.ask("version", ANSWER_S)
+        self._idle.append(connection)
+
+    async def ask(self, verb: str, within_s: float = ANSWER_S, **arguments: Any) -> Any:
+        """Return the result of a verb. Raises NoService, and ProtocolError for a refusal."""
+        async with self._room:
+            if not self._idle:
+                try:
+                    await self.connect()
+                except OSError as problem:
+                    raise NotAsked(f"{self._path}: {problem.strerror}") from problem
+            connection = self._idle.pop()
+            try:
+                answer = await connection.ask(verb, within_s, **arguments)
+            except ProtocolError:
+                self._idle.append(connection)
+                raise
+            except BaseException:
+                with anyio.CancelScope(shield=True):
+                    await connection.stream.aclose()
+                raise
+            self._idle.append(connection)
+            return answer
+
+
+class NotAsked(NoService):
+    """The service was not asked at all."""
+
+
+class _Connection:
+    def __init__(self, stream: anyio.abc.SocketStream) -> None:
+        self.stream = stream
+        self._received = BufferedByteReceiveStream(stream)
+
+    async def ask(self, verb: str, within_s: float, **arguments: Any) -> Any:
+        try:
+            with anyio.fail_after(within_s):
+                await self.stream.send(encode({"v": VERSION, "id": verb, "verb": verb, **arguments}))
+                answer = decode(await self._received.receive_until(b"\n", MOST_BYTES))
+        except TimeoutError as problem:
+            raise NoService(f"the agent did not answer {verb} within {within_s:g} s") from problem
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError) as problem:
+            raise NoService(f"the agent closed the connection before it answered {verb}") from problem
+        if answer.get("ok"):
+            return answer.get("result")
+        error = answer.get("error") or {}
+        raise ProtocolError(str(error.get("code", "unknown")), str(error.get("message", "no reason was given")))
+
+
+class AgentBus:
+    """One of the agent's buses; implements `derms_agent.drivers.interface.RegisterBus`.
+
+    Whatever the priority, the agent serves its jobs after its own.
+    """
+
+    def __init__(self, name: str, agent: Agent) -> None:
+        self._name = name
+        self._agent = agent
+
+    async def read(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        count: int,
+        *,
+        priority: Priority,  # noqa: ARG002 - the agent's own choice
+        deadline_s: float,
+    ) -> tuple[int, ...]:
+        """Read registers from a PDU address on. Raises BusError."""
+        job = {"unit_id": unit_id, "table": table.value, "address": address, "count": count}
+        return tuple((await self._carried_out(job, deadline_s, writes=False))["values"])
+
+    async def write(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        values: Sequence[int],
+        *,
+        priority: Priority,  # noqa: ARG002 - the agent's own choice
+        deadline_s: float,
+        function: int | None = None,
+    ) -> None:
+        """Write registers from a PDU address on, once. Raises BusError; NotAllowed for what control owns."""
+        job: dict[str, Any] = {
+            "unit_id": unit_id,
+            "table": table.value,
+            "address": address,
+            "values": [int(value) for value in values],
+        }
+        if function is not None:
+            job["function"] = function
+        await self._carried_out(job, deadline_s, writes=True)
+
+    def submit_write(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        values: Sequence[int],
+        *,
+        priority: Priority,
+        deadline_s: float,
+        function: int | None = None,
+    ) -> PendingWrite:
+        """Return a write that leaves when it is awaited: settings are written one at a time."""
+        return PendingWrite(self, (unit_id, table, address, values), priority, deadline_s, function)
+
+    async def _carried_out(self, job: Mapping[str, Any], deadline_s: float, *, writes: bool) -> Mapping[str, Any]:
+        deadline_s = min(max(deadline_s, LEAST_DEADLINE_S), MOST_DEADLINE_S)
+        try:
+            (answer,) = await self._agent.ask(
+                "bus.transact", deadline_s + ANSWER_S, bus=self._name, jobs=[job], deadline_s=deadline_s
+            )
+        except NotAsked as problem:
+            raise Unreachable(str(problem)) from problem
+        except NoService as problem:
+            raise ConnectionLost(str(problem), may_have_happened=writes) from problem
+        except ProtocolError as refusal:
+            raise NotAllowed(str(refusal)) from refusal
+        if answer.get("ok"):
+            found: Mapping[str, Any] = answer
+            return found
+        raise _failure(answer)
+
+
+class PendingWrite:
+    """A write through the agent that has not left; implements `derms_agent.drivers.interface.Pending`."""
+
+    def __init__(
+        self,
+        bus: AgentBus,
+        at: tuple[int, Table, int, Sequence[int]],
+        priority: Priority,
+        deadline_s: float,
+        function: int | None,
+    ) -> None:
+        self._bus = bus
+        self._at = at
+        self._options = (priority, deadline_s, function)
+        self._withdrawn = False
+
+    def __await__(self) -> Generator[Any, None, object]:
+        """Send it and wait for the reply. Raises BusError."""
+        return self._sent().__await__()
+
+    async def _sent(self) -> None:
+        if self._withdrawn:
+            raise errors.Withdrawn("withdrawn before it was sent")
+        priority, deadline_s, function = self._options
+        await self._bus.write(*self._at, priority=priority, deadline_s=deadline_s, function=function)
+
+    def withdraw(self) -> None:
+        """See to it that it is not sent any more."""
+        self._withdrawn = True
+
+
+def _failure(answer: Mapping[str, Any]) -> BusError:
+    """Return the failure that the agent tells of, as the bus itself would have raised it."""
+    message = str(answer.get("message", "the agent gave no reason"))
+    doubtful = bool(answer.get("may_have_happened", True))
+    if answer.get("kind") == Refused.__name__:
+        return Refused(message, int(answer.get("exception_code", 0)), may_have_happened=doubtful)
+    kind = getattr(errors, str(answer.get("kind")), BusError)
+    if not (isinstance(kind, type) and issubclass(kind, BusError)):
+        kind = BusError
+    return kind(message, may_have_happened=doubtful)
