@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
@@ -13,11 +12,10 @@ from derms_agent.depot import bus_budget, circuit_loads, schema
 from derms_agent.depot.assembly import Assembly
 from derms_agent.depot.document import Data
 from derms_agent.depot.problem import Path, Problem, Severity, Vaulted
-from derms_agent.model import Bus, Circuit, Connection, Depot, Device, Evse, PerPhase, Phase
+from derms_agent.depot.unattended import TOLERANCE, overloads, rating, unattended_a
+from derms_agent.model import Bus, Circuit, Depot, Device, Evse
 from derms_agent.profiles import Profile
 
-# What adding a few hundred numbers may leave over.
-TOLERANCE = 1e-9
 # Where an encrypted value is no mistake; settings are judged by their profile.
 SECRET = ("vtn", "client_id")
 
@@ -65,9 +63,9 @@ class _Whole:
 
     def problems(self) -> Iterator[Problem]:
         """Yield all that is wrong."""
-        unattended_a = self._unattended_a()
-        yield from self._cables(unattended_a)
-        yield from self._circuits(unattended_a)
+        drawn_a = self._unattended_a()
+        yield from self._cables(drawn_a)
+        yield from self._circuits(drawn_a)
         for name, bus in self.parts.buses.items():
             yield from self._budget(bus)
             yield from self._foreign_gateway(name)
@@ -103,20 +101,12 @@ class _Whole:
         return result
 
     def _one_unattended_a(self, device: Device, evse: Evse) -> float:
-        circuit = self.parts.circuits[evse.circuit]
-        between_lines = circuit.line_voltage_v
-        phases, voltage_v = len(evse.phases), between_lines
-        if phases == 1:
-            voltage_v = between_lines / math.sqrt(3)
-        elif circuit.connection is Connection.DELTA and phases < len(Phase):
-            # One load between two lines, which a power stands on as on one conductor at their voltage.
-            phases = 1
         settings = {name: value for name, value in device.settings.items() if not isinstance(value, Vaulted)}
-        return self.parts.profiles[device.profile].unattended_a(settings, evse.rating_a, voltage_v, phases)
+        return unattended_a(self.parts.profiles[device.profile], evse, self.parts.circuits[evse.circuit], settings)
 
-    def _cables(self, unattended_a: Mapping[str, float]) -> Iterator[Problem]:
+    def _cables(self, drawn_a: Mapping[str, float]) -> Iterator[Problem]:
         for evse in self._evses():
-            current_a = unattended_a[evse.name]
+            current_a = drawn_a[evse.name]
             if evse.cable_a is not None and current_a > evse.cable_a + TOLERANCE:
                 yield Problem(
                     self._device_path(evse.device),
@@ -126,29 +116,25 @@ class _Whole:
                     at_key=True,
                 )
 
-    def _circuits(self, unattended_a: Mapping[str, float]) -> Iterator[Problem]:
-        circuits = self.parts.circuits
-        loads = [circuit_loads.Load(evse.circuit, evse.phases, unattended_a[evse.name]) for evse in self._evses()]
-        worst = circuit_loads.worst(circuits, loads)
+    def _circuits(self, drawn_a: Mapping[str, float]) -> Iterator[Problem]:
+        loads = [circuit_loads.Load(evse.circuit, evse.phases, drawn_a[evse.name]) for evse in self._evses()]
         beneath = self._beneath()
-        for name, circuit in circuits.items():
+        for name, over in overloads(self.parts.circuits, loads).items():
             path = self._path("circuits", name)
-            shares = _shares(beneath[name], self.parts, unattended_a)
-            over = _over(worst[name].current_a, circuit.rating_a)
-            if over:
-                base = ", ".join(f"{amperes:g}" for amperes in circuit.base_load_a)
-                found = f"{over} when no EVSE is controlled: {shares}; base_load_a {base}"
+            shares = _shares(beneath[name], self.parts, drawn_a)
+            if over.current is not None:
+                base = ", ".join(f"{amperes:g}" for amperes in over.circuit.base_load_a)
+                found = f"{over.current} when no EVSE is controlled: {shares}; base_load_a {base}"
                 yield Problem(
                     (*path, "rating_a"),
                     found,
-                    f"at most {_rating(circuit)}; of fallback and after-boot limit the higher counts",
+                    f"at most {rating(over.circuit)}; of fallback and after-boot limit the higher counts",
                 )
-            kva = worst[name].apparent_va / 1000
-            if circuit.rating_kva is not None and kva > circuit.rating_kva + TOLERANCE:
+            if over.apparent_kva is not None:
                 yield Problem(
                     (*path, "rating_kva"),
-                    f"{kva:.4g} kVA when no EVSE is controlled: {shares}",
-                    f"at most {circuit.rating_kva:g} kVA; of fallback and after-boot limit the higher counts",
+                    f"{over.apparent_kva:.4g} kVA when no EVSE is controlled: {shares}",
+                    f"at most {over.circuit.rating_kva:g} kVA; of fallback and after-boot limit the higher counts",
                 )
 
     def _beneath(self) -> dict[str, list[Evse]]:
@@ -242,28 +228,13 @@ class _Whole:
             yield Problem(("site", "default_limit_kw"), f"{default_kw:g}", f"at most limit_kva, {limit_kva:g}")
 
 
-def _over(worst_a: PerPhase, rating_a: PerPhase) -> str:
-    """Return the phases that may carry more than their rating, and how much."""
-    by_current: dict[float, list[str]] = {}
-    for phase, current, rating in zip(Phase, worst_a, rating_a, strict=True):
-        if current > rating + TOLERANCE:
-            by_current.setdefault(round(current, 1), []).append(phase.value)
-    return ", ".join(f"{current:g} A on {'/'.join(phases)}" for current, phases in by_current.items())
-
-
-def _rating(circuit: Circuit) -> str:
-    if len(set(circuit.rating_a)) == 1:
-        return f"{circuit.rating_a[0]:g} A"
-    return f"{', '.join(f'{amperes:g}' for amperes in circuit.rating_a)} A"
-
-
-def _shares(evses: Iterable[Evse], parts: Assembly, unattended_a: Mapping[str, float]) -> str:
+def _shares(evses: Iterable[Evse], parts: Assembly, drawn_a: Mapping[str, float]) -> str:
     """Return what makes a circuit's load up: how many EVSEs of which profile may draw how much."""
     counted = Counter(
         (
             parts.devices[evse.device].profile,
-            round(unattended_a[evse.name], 1),
-            unattended_a[evse.name] == evse.rating_a,
+            round(drawn_a[evse.name], 1),
+            drawn_a[evse.name] == evse.rating_a,
         )
         for evse in evses
     )
