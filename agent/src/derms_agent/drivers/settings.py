@@ -18,7 +18,7 @@ from derms_agent.drivers.register_map import RegisterMap, same, stem
 from derms_agent.drivers.unit import Unit
 from derms_agent.drivers.writes import Forbidden, Write
 from derms_agent.model import Value
-from derms_agent.profiles.point import OutOfRange
+from derms_agent.profiles.point import OutOfRange, Table
 from derms_agent.profiles.profile import nearest
 
 VERIFY_READS = 12
@@ -39,9 +39,21 @@ class Outcome(str, Enum):
     UNKNOWN = "unknown"
 
 
+@dataclass(frozen=True, slots=True)
+class Registers:
+    """Words from a PDU address of a table on."""
+
+    table: Table
+    address: int
+    words: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SettingResult:
-    """What became of one setting. Values are in the point's unit; those of a secret point are None."""
+    """What became of one setting. Values are in the point's unit; those of a secret point are None.
+
+    `registers_before` are what the value was read from, None where it was not; `registers_wanted` what is written.
+    """
 
     name: str
     outcome: Outcome
@@ -49,6 +61,9 @@ class SettingResult:
     before: Value | None = None
     after: Value | None = None
     detail: str = ""
+    unit: str = ""
+    registers_before: Registers | None = None
+    registers_wanted: Registers | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +77,8 @@ class _Change:
     known: bool
     secret: bool
     write: Write
+    unit: str
+    read: Registers | None
 
 
 class Settings:
@@ -145,7 +162,9 @@ class Settings:
             return SettingResult(name=name, outcome=Outcome.REFUSED, wanted=shown, detail=detail)
         before = self._value(name, words)
         known = self._registers.readable(name) and all(span.name in words for span in self._registers.spans(name))
-        return _Change(name, value, held, before, known, secret, write)
+        (span, *_) = self._registers.spans(name)
+        read = Registers(span.table, span.address, words[span.name]) if known else None
+        return _Change(name, value, held, before, known, secret, write, self._profile.point(stem(name)).unit, read)
 
     async def _converge(self, change: _Change) -> SettingResult:
         if change.known and same(change.before, change.held):
@@ -235,7 +254,15 @@ def _result(change: _Change, outcome: Outcome, *, after: Value | None = None, de
     if change.secret:
         return SettingResult(name=change.name, outcome=outcome, detail=detail)
     return SettingResult(
-        name=change.name, outcome=outcome, wanted=change.held, before=change.before, after=after, detail=detail
+        name=change.name,
+        outcome=outcome,
+        wanted=change.held,
+        before=change.before,
+        after=after,
+        detail=detail,
+        unit=change.unit,
+        registers_before=change.read,
+        registers_wanted=Registers(change.write.table, change.write.address, change.write.words),
     )
 
 

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A gateway's devices, brought to hold the settings that the depot file declares for them.
+
+All devices are read and every change is validated before the first write. Then those are written whose fallbacks do
+not rise, and after them, on what was read back, those whose do: `fallbacks`. A device that fails leaves the others to
+be tried; one whose write is in doubt counts at its rating from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+import anyio
+
+from derms_agent import profiles as built_in
+from derms_agent.device_state import fallbacks, results
+from derms_agent.device_state.access import Access
+from derms_agent.device_state.results import CHANGED, DeviceResult, Status, of_failure, of_settings, of_unknown
+from derms_agent.drivers.errors import BusError
+from derms_agent.drivers.factory import open_device
+from derms_agent.drivers.modbus_device import ModbusDevice, Pace
+from derms_agent.drivers.settings import Outcome
+from derms_agent.model import Depot, Device, Value
+
+BUSES_AT_ONCE = 400
+PLANNED = frozenset({Outcome.WOULD_CHANGE, Outcome.UNKNOWN})
+WRITABLE = frozenset({Status.CHANGED, Status.UNKNOWN})
+IN_DOUBT = frozenset({Status.UNREACHABLE, Status.INDETERMINATE, Status.VERIFY_FAILED})
+
+
+class NoSuchDevice(ValueError):
+    """A pattern that no device matches."""
+
+
+def chosen(depot: Depot, gateway: str, only: Iterable[str] = ()) -> list[Device]:
+    """Return a gateway's devices that settings are declared for, those that match one of the patterns where there are.
+
+    Raises NoSuchDevice for a pattern that matches no device of the whole depot.
+    """
+    patterns = tuple(only)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in depot.devices):
+            raise NoSuchDevice(f"found {pattern}, expected a device of depot {depot.name}, or a pattern of some")
+    return [
+        device
+        for device in depot.devices.values()
+        if device.settings
+        and depot.buses[device.bus].gateway == gateway
+        and (not patterns or any(fnmatchcase(device.name, pattern) for pattern in patterns))
+    ]
+
+
+async def converge(
+    depot: Depot, devices: Iterable[Device], access: Access, *, check: bool, deadline_s: float = 120.0
+) -> list[DeviceResult]:
+    """See to it that devices hold their declared settings; `check` reads everything and writes nothing.
+
+    `deadline_s` is for all of them: what was not come to by then is `unknown`.
+    """
+    return await _Run(depot, tuple(devices), access, check, anyio.current_time() + deadline_s).whole()
+
+
+@dataclass(frozen=True)
+class _Run:
+    depot: Depot
+    devices: tuple[Device, ...]
+    access: Access
+    check: bool
+    until_s: float
+
+    async def whole(self) -> list[DeviceResult]:
+        drivers = {
+            device.name: open_device(
+                device,
+                built_in.load(device.profile),
+                self.access.buses[device.bus],
+                circuits=self.depot.circuits,
+                pace=Pace(),
+                clock=anyio.current_time,
+            )
+            for device in self.devices
+            if device.bus in self.access.buses
+        }
+        found = {
+            device.name: of_unknown(device.name, self.access.unknown.get(device.bus, "its bus is not this gateway's"))
+            for device in self.devices
+            if device.name not in drivers
+        }
+        found |= await self._each(drivers, check=True)
+        order = self._order(found)
+        found |= {name: _not_raised(found[name], why) for name, why in order.refused.items()}
+        if not self.check:
+            found |= await self._written(found, drivers, order.first)
+            # On what is held now: a device that failed may hold what it held before, or anything.
+            order = self._order(found)
+            found |= {name: _not_raised(found[name], why) for name, why in order.refused.items()}
+            found |= await self._written(found, drivers, order.then)
+        return [found[device.name] for device in self.devices]
+
+    def _order(self, found: Mapping[str, DeviceResult]) -> fallbacks.Order:
+        profiles = {device.name: built_in.load(device.profile) for device in self.depot.devices.values()}
+        held = {device.name: _held(found[device.name]) for device in self.devices if device.evses}
+        # What a device does not show is not known to differ, and is written all the same.
+        changes = {
+            name: {one.name: one.wanted for one in result.settings if one.outcome in PLANNED and one.wanted is not None}
+            for name, result in found.items()
+            if result.status in WRITABLE and any(one.outcome in PLANNED for one in result.settings)
+        }
+        return fallbacks.order(self.depot, profiles, held, changes)
+
+    async def _written(
+        self, found: Mapping[str, DeviceResult], drivers: Mapping[str, ModbusDevice], names: Iterable[str]
+    ) -> dict[str, DeviceResult]:
+        written = await self._each({name: drivers[name] for name in names}, check=False)
+        return {name: results.merged(found[name], result) for name, result in written.items()}
+
+    async def _each(self, drivers: Mapping[str, ModbusDevice], *, check: bool) -> dict[str, DeviceResult]:
+        """Ask devices: buses at once, the devices of one bus one after the other."""
+        by_bus: dict[str, list[ModbusDevice]] = {}
+        for driver in drivers.values():
+            by_bus.setdefault(driver.device.bus, []).append(driver)
+        done: dict[str, DeviceResult] = {}
+        room = anyio.CapacityLimiter(BUSES_AT_ONCE)
+
+        async def of_one_bus(waiting: list[ModbusDevice]) -> None:
+            async with room:
+                for driver in waiting:
+                    done[driver.device.name] = await self._asked(driver, check=check)
+
+        async with anyio.create_task_group() as tasks:
+            for waiting in by_bus.values():
+                tasks.start_soon(of_one_bus, waiting)
+        return done
+
+    async def _asked(self, driver: ModbusDevice, *, check: bool) -> DeviceResult:
+        device = driver.device
+        if anyio.current_time() >= self.until_s:
+            return of_unknown(device.name, "not come to before the deadline")
+        try:
+            return of_settings(device.name, await driver.write_settings(device.settings, check=check))
+        except BusError as failure:
+            return of_failure(device.name, failure)
+
+
+def _held(result: DeviceResult) -> Mapping[str, Value] | None:
+    """Return what a device is known to hold of what is declared, None where it was not read or is in doubt."""
+    if result.status in IN_DOUBT or not result.settings:
+        return None
+    return result.held()
+
+
+def _not_raised(result: DeviceResult, why: str) -> DeviceResult:
+    settings = tuple(
+        replace(one, outcome=Outcome.REFUSED, after=one.before, detail="") if one.outcome in CHANGED else one
+        for one in result.settings
+    )
+    return replace(result, status=Status.REFUSED, settings=settings, detail=why)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""In which order settings may be written, so that no circuit is overloaded should control end in between. Pure.
+
+What an EVSE may draw by itself follows from its fallback's settings. While they are written one after the other, any
+mixture of old and new may be in force, so the worst of all mixtures counts. Devices whose settings raise nothing go
+first. Those that raise something go afterwards, on what the devices are then known to hold: where the sum of all, those
+raised at their worst, would be too much for a circuit, none that feeds from it is raised. What a device could not be
+asked counts as its EVSEs' ratings; devices that nobody meant to ask count by what they are declared to hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+
+from derms_agent.depot.circuit_loads import Load
+from derms_agent.depot.unattended import TOLERANCE, overloads, unattended_a
+from derms_agent.drivers.register_map import suffix
+from derms_agent.model import Depot, Device, Evse, Value
+from derms_agent.profiles.profile import Profile
+
+Settings = Mapping[str, Value]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which devices may be written at once, which only after those, and which not, with the reason."""
+
+    first: tuple[str, ...] = ()
+    then: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def points(profile: Profile) -> tuple[str, ...]:
+    """Return the points that say what a device does by itself."""
+    fallback = profile.fallback
+    found = () if fallback is None else (fallback.current, fallback.power, fallback.timeout)
+    return tuple(name for name in found if name is not None)
+
+
+def order(
+    depot: Depot,
+    profiles: Mapping[str, Profile],
+    held: Mapping[str, Settings | None],
+    changes: Mapping[str, Settings],
+) -> Order:
+    """Return in which order devices may be given their changes.
+
+    `profiles` by device. `held`: what each device that was to be asked holds, None where it could not be asked.
+    `changes`: the settings that differ, of each device that may be written.
+    """
+    now, worst, after = (dict[str, float](), dict[str, float](), dict[str, float]())
+    raised: set[str] = set()
+    for device in depot.devices.values():
+        profile = profiles[device.name]
+        known = held.get(device.name, device.settings)
+        change = changes.get(device.name, {})
+        for evse in device.evses:
+            now[evse.name] = _drawn_a(depot, profile, evse, device, known)
+            mixtures = [
+                _drawn_a(depot, profile, evse, device, mixture) for mixture in _mixtures(profile, known, change)
+            ]
+            worst[evse.name], after[evse.name] = max(mixtures), mixtures[-1]
+            if worst[evse.name] > now[evse.name] + TOLERANCE:
+                raised.add(device.name)
+    first = tuple(name for name in changes if name not in raised)
+    drawn = {
+        evse.name: after[evse.name] if evse.device in first else now[evse.name]
+        for device in depot.devices.values()
+        for evse in device.evses
+    }
+    refused = _refused(depot, drawn, worst, raised)
+    return Order(first, tuple(name for name in changes if name in raised and name not in refused), refused)
+
+
+def _refused(
+    depot: Depot, drawn_a: Mapping[str, float], worst_a: Mapping[str, float], raised: Collection[str]
+) -> dict[str, str]:
+    refused: dict[str, str] = {}
+    while True:
+        loads = [
+            Load(
+                evse.circuit,
+                evse.phases,
+                worst_a[evse.name] if device.name in raised and device.name not in refused else drawn_a[evse.name],
+            )
+            for device in depot.devices.values()
+            for evse in device.evses
+        ]
+        too_much = overloads(depot.circuits, loads)
+        found = {
+            device.name: f"its fallback is not raised: with no EVSE controlled, {too_much[above]}"
+            for device in depot.devices.values()
+            if device.name in raised and device.name not in refused
+            for evse in device.evses
+            for above in _feeding(depot, evse)
+            if above in too_much
+        }
+        if not found:
+            return refused
+        refused |= found
+
+
+def _feeding(depot: Depot, evse: Evse) -> Iterator[str]:
+    above: str | None = evse.circuit
+    while above is not None:
+        yield above
+        above = depot.circuits[above].parent
+
+
+def _drawn_a(depot: Depot, profile: Profile, evse: Evse, device: Device, known: Settings | None) -> float:
+    circuit = depot.circuits[evse.circuit]
+    if known is None:
+        # What it holds is not known; a fallback above the rating has been seen, but not by who declares it.
+        return max(evse.rating_a, unattended_a(profile, evse, circuit, device.settings))
+    own = suffix(device, evse)
+    settings = {name.removesuffix(own) if own else name: value for name, value in known.items()}
+    return unattended_a(profile, evse, circuit, settings)
+
+
+def _mixtures(profile: Profile, known: Settings | None, change: Settings) -> Iterator[Settings | None]:
+    """Yield every mixture of what is held and what is to be, that with all of it last."""
+    touched = [name for name in change if name.partition("/")[0] in points(profile)]
+    if known is None or not touched:
+        yield known
+        return
+    for choice in product((False, True), repeat=len(touched)):
+        yield {**known, **{name: change[name] for name, fresh in zip(touched, choice, strict=True) if fresh}}

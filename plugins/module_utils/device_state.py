@@ -1,0 +1,153 @@
+# Copyright: (c) 2026, DERMS Edge developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What modules for devices share: the agent that they run on, and how its results become Ansible's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.common.respawn import has_respawned, respawn_module
+
+INTERFACE = 1
+"""The version of `derms_agent.device_state` that these modules call."""
+
+AGENT_OPTIONS = {
+    "agent_directory": {"type": "path", "default": "/opt/derms"},
+    "socket": {"type": "path", "default": "/run/derms/orchestrator.sock"},
+    "state_directory": {"type": "path", "default": "/var/lib/derms/orchestrator"},
+    "max_failures": {"type": "str", "default": "0"},
+    "deadline_s": {"type": "float", "default": 120.0},
+}
+
+FAILURES = ("unreachable", "refused", "verify_failed", "indeterminate", "unknown")
+NEVER_EXCUSED = ("verify_failed", "indeterminate")
+NAMES_SHOWN = 5
+
+
+def why_no_agent(module: AnsibleModule) -> str:
+    """Return why devices cannot be asked, or nothing where the agent's own code can be imported here.
+
+    Where another interpreter has it, the module starts anew on that one and this does not return.
+    """
+    try:
+        from derms_agent import device_state  # noqa: PLC0415 - only there on some interpreters
+    except ImportError:
+        interpreter = Path(module.params["agent_directory"], "current", "bin", "python")
+        if has_respawned():
+            return f"the agent in service at {interpreter} is too old: it has no derms_agent.device_state"
+        if not interpreter.exists():
+            return f"the agent is not on this gateway yet: there is no {interpreter}"
+        respawn_module(str(interpreter))
+    if device_state.INTERFACE != INTERFACE:
+        return f"the agent's interface is version {device_state.INTERFACE}, the collection's {INTERFACE}"
+    return ""
+
+
+def failures_allowed(module: AnsibleModule, devices: int) -> int:
+    """Return how many devices may fail before the task does, from a number or a percentage."""
+    text = module.params["max_failures"]
+    if not re.fullmatch(r"\d+%?", text):
+        module.fail_json(msg=f"max_failures: found {text}, expected a number or a percentage, such as 2 or 5%")
+    return devices * int(text[:-1]) // 100 if text.endswith("%") else int(text)
+
+
+def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
+    """Return the results of devices that were not asked."""
+    return [
+        {
+            "name": name,
+            "status": "unknown",
+            "changed": False,
+            "before": {},
+            "after": {},
+            "settings": [],
+            "detail": why,
+        }
+        for name in names
+    ]
+
+
+def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = "", asked: bool = True) -> None:
+    """End the module with the results of devices: changed as a whole, a diff and a drift for each, failures by name.
+
+    What could not be verified and is no failure of the task is in `not_verified`, for the recap. `asked` is false
+    where no device could be: in check mode, that is no failure.
+    """
+    result = {
+        "changed": any(device["changed"] for device in devices),
+        "devices": devices,
+        "drift": [entry for device in devices for entry in drift(device, depot)],
+        "diff": [diff(device) for device in devices if device["changed"]],
+        "not_verified": [],
+    }
+    failed = [device for device in devices if device["status"] in FAILURES]
+    if failed:
+        words = reasons(failed)
+        too_many = len(failed) > failures_allowed(module, len(devices))
+        serious = any(device["status"] in NEVER_EXCUSED for device in failed)
+        if (asked or not module.check_mode) and (too_many or serious):
+            module.fail_json(msg=f"{len(failed)} of {len(devices)} devices: {'; '.join(words)}", **result)
+        result["not_verified"] = words
+    module.exit_json(**result)
+
+
+def reasons(failed: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what became of devices and why, those of one kind and reason together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for device in failed:
+        groups.setdefault((device["status"], device["detail"]), []).append(device["name"])
+    return [f"{listed(names)} {status}{f': {why}' if why else ''}" for (status, why), names in groups.items()]
+
+
+def listed(names: list[str]) -> str:
+    """Return names, the first few of many."""
+    if len(names) <= NAMES_SHOWN:
+        return ", ".join(names)
+    return f"{', '.join(names[: NAMES_SHOWN - 1])} and {len(names) - NAMES_SHOWN + 1} more"
+
+
+def drift(device: Mapping[str, Any], depot: str) -> list[dict[str, str]]:
+    """Return what of a device differs, setting by setting."""
+    about = {"device": f"{depot} {device['name']}".strip()}
+    return [
+        {
+            **about,
+            "what": setting["name"],
+            "is": in_words(setting["before"], setting["unit"], setting["registers_before"]),
+            "should_be": in_words(setting["wanted"], setting["unit"], setting["registers_wanted"]),
+        }
+        for setting in device["settings"]
+        if setting["outcome"] in ("changed", "would_change")
+    ]
+
+
+def diff(device: Mapping[str, Any]) -> dict[str, str]:
+    """Return a device's difference as text: each setting in engineering units, and as it lies in registers."""
+    changed = [one for one in device["settings"] if one["outcome"] in ("changed", "would_change")]
+
+    def lines(value: str, registers: str) -> str:
+        return "".join(f"{one['name']}: {in_words(one[value], one['unit'], one[registers])}\n" for one in changed)
+
+    return {
+        "before_header": device["name"],
+        "after_header": device["name"],
+        "before": lines("before", "registers_before"),
+        "after": lines("wanted", "registers_wanted"),
+    }
+
+
+def in_words(value: Any, unit: str, registers: Mapping[str, Any] | None) -> str:
+    """Return a value with its unit and the registers that hold it, such as C(6 A (holding 262 = 60))."""
+    if value is None and registers is None:
+        return "not shown"
+    # What a setting holds that is secret is nowhere; that it differs is all there is to say.
+    shown = "hidden" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if registers is None or value is None:
+        return f"{shown} {unit}".strip()
+    words = " ".join(str(word) for word in registers["words"])
+    return f"{f'{shown} {unit}'.strip()} ({registers['table']} {registers['address']} = {words})"

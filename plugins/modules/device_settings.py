@@ -1,0 +1,169 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, DERMS Edge developers
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: device_settings
+short_description: Settings of chargers, inverters and meters, by profile and name, in engineering units
+version_added: 0.1.0
+author: DERMS Edge developers (@derms-edge)
+description:
+  - Sees to it that every device on a gateway's buses holds the settings that the depot file declares for it, whatever
+    registers they lie in. One task does it for all devices of a gateway.
+  - A value is compared as the device would hold it, in the device's own resolution. Only what differs is written, and
+    every write is read back. Every change of every device is validated before the first write.
+  - A write that was not answered may have happened. It is read back and never sent again.
+  - What a charger does on its own is written decreases first. A fallback is only raised where, with the values that
+    were read back, no circuit would be overloaded should control end at any moment in between.
+  - What control writes itself, such as the limit of an EVSE, is no setting and is never touched.
+options:
+  depot:
+    description:
+      - The whole depot, as the inventory plugin P(derms.edge.depot#inventory) gives it in C(derms_depot_document).
+      - Settings that hold secrets come from vault; give the task C(no_log) where a depot has any.
+    type: dict
+    required: true
+  gateway:
+    description: The gateway that this runs on; its buses' devices are converged.
+    type: str
+    required: true
+  only:
+    description: Names of devices, or patterns such as V(charger-01*); all of them if empty.
+    type: list
+    elements: str
+    default: []
+extends_documentation_fragment:
+  - derms.edge.device_state
+seealso:
+  - module: derms.edge.device_info
+  - module: derms.edge.modbus_registers
+"""
+
+EXAMPLES = r"""
+# inventories/depot.yml declares: settings: {failsafe_current: 6, failsafe_timeout: 30}
+- name: Hold what the depot file declares for its devices
+  derms.edge.device_settings:
+    depot: "{{ derms_depot_document }}"
+    gateway: "{{ inventory_hostname }}"
+  no_log: "{{ derms_depot_holds_secrets }}"
+
+- name: One row of chargers only
+  derms.edge.device_settings:
+    depot: "{{ derms_depot_document }}"
+    gateway: "{{ inventory_hostname }}"
+    only: ["hall-0*"]
+    max_failures: 5%
+"""
+
+RETURN = r"""
+devices:
+  description: What became of each device, in the order of the depot file.
+  type: list
+  elements: dict
+  returned: always
+  contains:
+    name:
+      description: The device's name.
+      type: str
+    status:
+      description: >-
+        V(ok), V(changed), V(unreachable), V(refused), V(verify_failed), V(indeterminate) or V(unknown). In check mode
+        V(changed) is what would be.
+      type: str
+    changed:
+      description: Whether a setting was changed, or would be.
+      type: bool
+    before:
+      description: What was read, by setting, in the setting's unit.
+      type: dict
+    after:
+      description: What was read back, by setting; in check mode, what would be.
+      type: dict
+    settings:
+      description: >-
+        Each setting with its outcome, unit, what was wanted, and the registers that held it and would.
+      type: list
+      elements: dict
+    detail:
+      description: Why, where something is not as it should be.
+      type: str
+drift:
+  description: Every difference between what is declared and what was found.
+  type: list
+  elements: dict
+  returned: always
+  sample:
+    - device: riverside hall-07
+      what: failsafe_current
+      is: 10 A (holding 262 = 100)
+      should_be: 6 A (holding 262 = 60)
+not_verified:
+  description: Which devices could not be verified and why, where the task does not fail for them.
+  type: list
+  elements: str
+  returned: always
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.derms.edge.plugins.module_utils.device_state import (
+    AGENT_OPTIONS,
+    finish,
+    unknown,
+    why_no_agent,
+)
+
+
+def main() -> None:
+    """Converge the settings of a gateway's devices."""
+    module = AnsibleModule(
+        argument_spec={
+            "depot": {"type": "dict", "required": True},
+            "gateway": {"type": "str", "required": True},
+            "only": {"type": "list", "elements": "str", "default": []},
+            **AGENT_OPTIONS,
+        },
+        supports_check_mode=True,
+    )
+    depot = module.params["depot"]
+    why = why_no_agent(module)
+    if why:
+        finish(module, unknown(declared(depot, module.params["gateway"]), why), depot.get("depot", ""), asked=False)
+    finish(module, converged(module), depot.get("depot", ""))
+
+
+def declared(depot: dict[str, Any], gateway: str) -> list[str]:
+    """Return the devices of a gateway that settings are declared for, as far as can be told without the agent."""
+    buses = {name for name, bus in depot.get("buses", {}).items() if bus.get("gateway") == gateway}
+    devices = depot.get("devices", {}).items()
+    return [name for name, device in devices if device.get("bus") in buses and device.get("settings")]
+
+
+def converged(module: AnsibleModule) -> list[dict[str, Any]]:
+    """Return what became of each device; fail where the depot is wrong or its buses cannot be had."""
+    # Only there on the agent's own interpreter.
+    from derms_agent.device_state import run  # noqa: PLC0415
+
+    options = module.params
+    try:
+        return run.settings(
+            options["depot"],
+            options["gateway"],
+            only=options["only"],
+            check=module.check_mode,
+            deadline_s=options["deadline_s"],
+            socket=Path(options["socket"]),
+            state_directory=Path(options["state_directory"]),
+        )
+    except run.Unusable as problem:
+        module.fail_json(msg=str(problem))
+
+
+if __name__ == "__main__":
+    main()
