@@ -131,11 +131,27 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    depot = module.params["depot"]
+    depot, gateway = module.params["depot"], module.params["gateway"]
+    name = depot.get("depot", "")
     why = why_no_agent(module)
     if why:
-        finish(module, unknown(declared(depot, module.params["gateway"]), why), depot.get("depot", ""), asked=False)
-    finish(module, converged(module), depot.get("depot", ""))
+        finish(module, unknown(declared(depot, gateway), why), name, asked=False)
+    # Only there on the agent's own interpreter.
+    from derms_agent.device_state import run  # noqa: PLC0415
+
+    try:
+        devices = run.settings(
+            depot,
+            gateway,
+            only=module.params["only"],
+            check=module.check_mode,
+            deadline_s=module.params["deadline_s"],
+            socket=Path(module.params["socket"]),
+            state_directory=Path(module.params["state_directory"]),
+        )
+    except run.Unusable as problem:
+        module.fail_json(msg=str(problem))
+    finish(module, devices, name)
 
 
 def declared(depot: dict[str, Any], gateway: str) -> list[str]:
@@ -143,26 +159,6 @@ def declared(depot: dict[str, Any], gateway: str) -> list[str]:
     buses = {name for name, bus in depot.get("buses", {}).items() if bus.get("gateway") == gateway}
     devices = depot.get("devices", {}).items()
     return [name for name, device in devices if device.get("bus") in buses and device.get("settings")]
-
-
-def converged(module: AnsibleModule) -> list[dict[str, Any]]:
-    """Return what became of each device; fail where the depot is wrong or its buses cannot be had."""
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state import run  # noqa: PLC0415
-
-    options = module.params
-    try:
-        return run.settings(
-            options["depot"],
-            options["gateway"],
-            only=options["only"],
-            check=module.check_mode,
-            deadline_s=options["deadline_s"],
-            socket=Path(options["socket"]),
-            state_directory=Path(options["state_directory"]),
-        )
-    except run.Unusable as problem:
-        module.fail_json(msg=str(problem))
 
 
 if __name__ == "__main__":
