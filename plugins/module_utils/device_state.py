@@ -66,6 +66,7 @@ def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
             "before": {},
             "after": {},
             "settings": [],
+            "not_shown": [],
             "detail": why,
         }
         for name in names
@@ -84,6 +85,7 @@ def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = ""
         "drift": [entry for device in devices for entry in drift(device, depot)],
         "diff": [diff(device) for device in devices if device["changed"]],
         "not_verified": [],
+        "notes": not_shown(devices),
     }
     failed = [device for device in devices if device["status"] in FAILURES]
     if failed:
@@ -102,6 +104,18 @@ def reasons(failed: Iterable[Mapping[str, Any]]) -> list[str]:
     for device in failed:
         groups.setdefault((device["status"], device["detail"]), []).append(device["name"])
     return [f"{listed(names)} {status}{f': {why}' if why else ''}" for (status, why), names in groups.items()]
+
+
+def not_shown(devices: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return which settings no device can show, and so nobody can verify."""
+    groups: dict[str, list[str]] = {}
+    for device in devices:
+        for setting in device["not_shown"]:
+            groups.setdefault(setting, []).append(device["name"])
+    return [
+        f"{listed(names)}: {setting} cannot be read; it is written whenever another setting is"
+        for setting, names in groups.items()
+    ]
 
 
 def listed(names: list[str]) -> str:

@@ -36,6 +36,12 @@ options:
     type: list
     elements: str
     default: []
+  blind:
+    description:
+      - What a device cannot show is written whenever another of its settings is. V(true) writes it in every run, for a
+        first run on devices that hold everything else already.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - derms.edge.device_state
 seealso:
@@ -101,6 +107,11 @@ drift:
       what: failsafe_current
       is: 10 A (holding 262 = 100)
       should_be: 6 A (holding 262 = 60)
+notes:
+  description: Settings that no device can show, and which devices have them.
+  type: list
+  elements: str
+  returned: always
 not_verified:
   description: Which devices could not be verified and why, where the task does not fail for them.
   type: list
@@ -127,6 +138,7 @@ def main() -> None:
             "depot": {"type": "dict", "required": True},
             "gateway": {"type": "str", "required": True},
             "only": {"type": "list", "elements": "str", "default": []},
+            "blind": {"type": "bool", "default": False},
             **AGENT_OPTIONS,
         },
         supports_check_mode=True,
@@ -146,6 +158,7 @@ def main() -> None:
             only=module.params["only"],
             check=module.check_mode,
             deadline_s=module.params["deadline_s"],
+            blind=module.params["blind"],
             socket=Path(module.params["socket"]),
             state_directory=Path(module.params["state_directory"]),
         )

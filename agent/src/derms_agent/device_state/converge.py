@@ -3,7 +3,7 @@
 
 All devices are read and every change is validated before the first write. Then those are written whose fallbacks do
 not rise, and after them, on what was read back, those whose do: `fallbacks`. A device that fails leaves the others to
-be tried; one whose write is in doubt counts at its rating from then on.
+be tried; one whose write is in doubt counts from then on by the worst that it may hold.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from derms_agent.drivers.factory import open_device
 from derms_agent.drivers.modbus_device import ModbusDevice, Pace
 from derms_agent.drivers.settings import Outcome
 from derms_agent.model import Depot, Device, Value
+from derms_agent.profiles.profile import Profile
 
 BUSES_AT_ONCE = 400
-PLANNED = frozenset({Outcome.WOULD_CHANGE, Outcome.UNKNOWN})
-WRITABLE = frozenset({Status.CHANGED, Status.UNKNOWN})
-IN_DOUBT = frozenset({Status.UNREACHABLE, Status.INDETERMINATE, Status.VERIFY_FAILED})
+IN_DOUBT = frozenset({Status.INDETERMINATE, Status.VERIFY_FAILED})
 
 
 class NoSuchDevice(ValueError):
@@ -53,13 +52,20 @@ def chosen(depot: Depot, gateway: str, only: Iterable[str] = ()) -> list[Device]
 
 
 async def converge(
-    depot: Depot, devices: Iterable[Device], access: Access, *, check: bool, deadline_s: float = 120.0
+    depot: Depot,
+    devices: Iterable[Device],
+    access: Access,
+    *,
+    check: bool,
+    deadline_s: float = 120.0,
+    blind: bool = False,
 ) -> list[DeviceResult]:
     """See to it that devices hold their declared settings; `check` reads everything and writes nothing.
 
-    `deadline_s` is for all of them: what was not come to by then is `unknown`.
+    `deadline_s` is for all of them: what was not come to by then is `unknown`. What a device does not show is written
+    whenever another of its settings is; with `blind` also where no other is.
     """
-    return await _Run(depot, tuple(devices), access, check, anyio.current_time() + deadline_s).whole()
+    return await _Run(depot, tuple(devices), access, check, anyio.current_time() + deadline_s, blind).whole()
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,7 @@ class _Run:
     access: Access
     check: bool
     until_s: float
+    blind: bool
 
     async def whole(self) -> list[DeviceResult]:
         drivers = {
@@ -101,14 +108,26 @@ class _Run:
 
     def _order(self, found: Mapping[str, DeviceResult]) -> fallbacks.Order:
         profiles = {device.name: built_in.load(device.profile) for device in self.depot.devices.values()}
-        held = {device.name: _held(found[device.name]) for device in self.devices if device.evses}
-        # What a device does not show is not known to differ, and is written all the same.
+        held = {
+            device.name: _states(found[device.name], profiles[device.name]) for device in self.devices if device.evses
+        }
         changes = {
-            name: {one.name: one.wanted for one in result.settings if one.outcome in PLANNED and one.wanted is not None}
+            name: {
+                one.name: one.wanted
+                for one in result.settings
+                if one.outcome is not Outcome.OK and one.wanted is not None
+            }
             for name, result in found.items()
-            if result.status in WRITABLE and any(one.outcome in PLANNED for one in result.settings)
+            if self._is_due(result)
         }
         return fallbacks.order(self.depot, profiles, held, changes)
+
+    def _is_due(self, result: DeviceResult) -> bool:
+        """Tell whether a device is to be written, and has not been."""
+        outcomes = {one.outcome for one in result.settings}
+        if result.status is Status.CHANGED:
+            return Outcome.WOULD_CHANGE in outcomes
+        return self.blind and result.status is Status.OK and Outcome.UNKNOWN in outcomes
 
     async def _written(
         self, found: Mapping[str, DeviceResult], drivers: Mapping[str, ModbusDevice], names: Iterable[str]
@@ -144,11 +163,15 @@ class _Run:
             return of_failure(device.name, failure)
 
 
-def _held(result: DeviceResult) -> Mapping[str, Value] | None:
-    """Return what a device is known to hold of what is declared, None where it was not read or is in doubt."""
-    if result.status in IN_DOUBT or not result.settings:
-        return None
-    return result.held()
+def _states(result: DeviceResult, profile: Profile) -> list[Mapping[str, Value]]:
+    """Return all that a device may hold now of what is declared; nothing where it was not read."""
+    if not result.settings:
+        return []
+    if result.status not in IN_DOUBT:
+        return [result.held()]
+    before = {one.name: one.before for one in result.settings if one.before is not None}
+    wanted = {one.name: one.wanted for one in result.settings if one.wanted is not None}
+    return [*fallbacks.mixtures(profile, before, wanted), result.held()]
 
 
 def _not_raised(result: DeviceResult, why: str) -> DeviceResult:

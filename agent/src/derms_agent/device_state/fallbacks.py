@@ -5,18 +5,19 @@ What an EVSE may draw by itself follows from its fallback's settings. While they
 mixture of old and new may be in force, so the worst of all mixtures counts. Devices whose settings raise nothing go
 first. Those that raise something go afterwards, on what the devices are then known to hold: where the sum of all, those
 raised at their worst, would be too much for a circuit, none that feeds from it is raised. What a device could not be
-asked counts as its EVSEs' ratings; devices that nobody meant to ask count by what they are declared to hold.
+asked of counts as its EVSEs' ratings; devices that nobody meant to ask count by what they are declared to hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 
 from derms_agent.depot.circuit_loads import Load
 from derms_agent.depot.unattended import TOLERANCE, overloads, unattended_a
-from derms_agent.drivers.register_map import suffix
+from derms_agent.drivers.register_map import stem, suffix
 from derms_agent.model import Depot, Device, Evse, Value
 from derms_agent.profiles.profile import Profile
 
@@ -42,26 +43,26 @@ def points(profile: Profile) -> tuple[str, ...]:
 def order(
     depot: Depot,
     profiles: Mapping[str, Profile],
-    held: Mapping[str, Settings | None],
+    held: Mapping[str, Sequence[Settings]],
     changes: Mapping[str, Settings],
 ) -> Order:
     """Return in which order devices may be given their changes.
 
-    `profiles` by device. `held`: what each device that was to be asked holds, None where it could not be asked.
-    `changes`: the settings that differ, of each device that may be written.
+    `profiles` by device. `held`: everything that a device that was to be asked may hold now, nothing where it could not
+    be asked. `changes`: the settings that differ, of each device that may be written.
     """
     now, worst, after = (dict[str, float](), dict[str, float](), dict[str, float]())
     raised: set[str] = set()
     for device in depot.devices.values():
         profile = profiles[device.name]
-        known = held.get(device.name, device.settings)
+        states = held.get(device.name, (device.settings,))
         change = changes.get(device.name, {})
         for evse in device.evses:
-            now[evse.name] = _drawn_a(depot, profile, evse, device, known)
-            mixtures = [
-                _drawn_a(depot, profile, evse, device, mixture) for mixture in _mixtures(profile, known, change)
-            ]
-            worst[evse.name], after[evse.name] = max(mixtures), mixtures[-1]
+            own_a = partial(_drawn_a, depot, profile, device, evse)
+            now[evse.name] = max(map(own_a, states), default=_unread_a(depot, profile, device, evse))
+            between = [own_a(mixture) for state in states for mixture in mixtures(profile, state, change)]
+            worst[evse.name] = max(between, default=now[evse.name])
+            after[evse.name] = max((own_a({**state, **change}) for state in states), default=now[evse.name])
             if worst[evse.name] > now[evse.name] + TOLERANCE:
                 raised.add(device.name)
     first = tuple(name for name in changes if name not in raised)
@@ -109,21 +110,18 @@ def _feeding(depot: Depot, evse: Evse) -> Iterator[str]:
         above = depot.circuits[above].parent
 
 
-def _drawn_a(depot: Depot, profile: Profile, evse: Evse, device: Device, known: Settings | None) -> float:
-    circuit = depot.circuits[evse.circuit]
-    if known is None:
-        # What it holds is not known; a fallback above the rating has been seen, but not by who declares it.
-        return max(evse.rating_a, unattended_a(profile, evse, circuit, device.settings))
+def _drawn_a(depot: Depot, profile: Profile, device: Device, evse: Evse, known: Settings) -> float:
     own = suffix(device, evse)
     settings = {name.removesuffix(own) if own else name: value for name, value in known.items()}
-    return unattended_a(profile, evse, circuit, settings)
+    return unattended_a(profile, evse, depot.circuits[evse.circuit], settings)
 
 
-def _mixtures(profile: Profile, known: Settings | None, change: Settings) -> Iterator[Settings | None]:
-    """Yield every mixture of what is held and what is to be, that with all of it last."""
-    touched = [name for name in change if name.partition("/")[0] in points(profile)]
-    if known is None or not touched:
-        yield known
-        return
+def _unread_a(depot: Depot, profile: Profile, device: Device, evse: Evse) -> float:
+    return max(evse.rating_a, _drawn_a(depot, profile, device, evse, device.settings))
+
+
+def mixtures(profile: Profile, known: Settings, change: Settings) -> Iterator[Settings]:
+    """Yield all that a device may hold while it is given changes: each of its fallback's settings is old or new."""
+    touched = [name for name in change if stem(name) in points(profile)]
     for choice in product((False, True), repeat=len(touched)):
         yield {**known, **{name: change[name] for name, fresh in zip(touched, choice, strict=True) if fresh}}

@@ -51,21 +51,27 @@ class DeviceResult:
         return any(setting.outcome in CHANGED for setting in self.settings)
 
     def held(self) -> dict[str, Value]:
-        """Return what the device is known to hold now, by setting."""
-        return {
-            setting.name: known
-            for setting in self.settings
-            if (known := setting.before if setting.after is None else setting.after) is not None
+        """Return what the device is known to hold now, by setting: what was predicted is not held yet."""
+        known = {
+            one.name: one.before if one.after is None or one.outcome is Outcome.WOULD_CHANGE else one.after
+            for one in self.settings
         }
+        return {name: value for name, value in known.items() if value is not None}
 
 
 def of_settings(name: str, settings: Iterable[SettingResult]) -> DeviceResult:
-    """Return a device's result: the worst of its settings'."""
+    """Return a device's result: the worst of its settings', but for those of which a device can never show anything."""
     found = tuple(settings)
-    outcomes = {setting.outcome for setting in found}
+    outcomes = {setting.outcome for setting in found if not _blind(setting)}
     status = next((status for outcome, status in WORST_FIRST if outcome in outcomes), Status.OK)
-    details = dict.fromkeys(f"{setting.name}: {setting.detail}" for setting in found if setting.detail)
+    details = dict.fromkeys(
+        f"{setting.name}: {setting.detail}" for setting in found if setting.detail and not _blind(setting)
+    )
     return DeviceResult(name, status, found, "; ".join(details))
+
+
+def _blind(setting: SettingResult) -> bool:
+    return setting.outcome is Outcome.UNKNOWN and not setting.shown
 
 
 def of_failure(name: str, failure: BusError) -> DeviceResult:
@@ -102,6 +108,7 @@ def plain(result: DeviceResult) -> dict[str, Any]:
         "before": {one.name: one.before for one in result.settings if one.before is not None},
         "after": {one.name: one.after for one in result.settings if one.after is not None},
         "settings": [_setting(one) for one in result.settings],
+        "not_shown": [one.name for one in result.settings if not one.shown],
         "detail": result.detail,
     }
 

@@ -43,6 +43,7 @@ def settings(
     only: Iterable[str] = (),
     check: bool,
     deadline_s: float,
+    blind: bool = False,
     socket: Path = SOCKET,
     state_directory: Path = STATE_DIRECTORY,
 ) -> list[dict[str, Any]]:
@@ -58,7 +59,7 @@ def settings(
         return []
 
     async def converged(access: Access) -> list[DeviceResult]:
-        return await converge(depot, devices, access, check=check, deadline_s=deadline_s)
+        return await converge(depot, devices, access, check=check, deadline_s=deadline_s, blind=blind)
 
     buses = {device.bus: depot.buses[device.bus] for device in devices}
     try:

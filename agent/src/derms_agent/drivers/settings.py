@@ -53,6 +53,7 @@ class SettingResult:
     """What became of one setting. Values are in the point's unit; those of a secret point are None.
 
     `registers_before` are what the value was read from, None where it was not; `registers_wanted` what is written.
+    `shown`: the device has registers that show what it holds; where it has none, nobody can tell.
     """
 
     name: str
@@ -64,6 +65,7 @@ class SettingResult:
     unit: str = ""
     registers_before: Registers | None = None
     registers_wanted: Registers | None = None
+    shown: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class _Change:
     write: Write
     unit: str
     read: Registers | None
+    shown: bool
 
 
 class Settings:
@@ -164,7 +167,18 @@ class Settings:
         known = self._registers.readable(name) and all(span.name in words for span in self._registers.spans(name))
         (span, *_) = self._registers.spans(name)
         read = Registers(span.table, span.address, words[span.name]) if known else None
-        return _Change(name, value, held, before, known, secret, write, self._profile.point(stem(name)).unit, read)
+        return _Change(
+            name,
+            value,
+            held,
+            before,
+            known,
+            secret,
+            write,
+            unit=self._profile.point(stem(name)).unit,
+            read=read,
+            shown=self._registers.readable(name),
+        )
 
     async def _converge(self, change: _Change) -> SettingResult:
         if change.known and same(change.before, change.held):
@@ -252,7 +266,7 @@ class Settings:
 
 def _result(change: _Change, outcome: Outcome, *, after: Value | None = None, detail: str = "") -> SettingResult:
     if change.secret:
-        return SettingResult(name=change.name, outcome=outcome, detail=detail)
+        return SettingResult(name=change.name, outcome=outcome, detail=detail, shown=change.shown)
     return SettingResult(
         name=change.name,
         outcome=outcome,
@@ -263,6 +277,7 @@ def _result(change: _Change, outcome: Outcome, *, after: Value | None = None, de
         unit=change.unit,
         registers_before=change.read,
         registers_wanted=Registers(change.write.table, change.write.address, change.write.words),
+        shown=change.shown,
     )
 
 
