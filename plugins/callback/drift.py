@@ -51,10 +51,11 @@ from ansible.plugins.callback import CallbackBase
 from ansible.utils.color import stringc
 
 # "is" is a keyword, so that these two cannot be written as classes.
-Drift = TypedDict("Drift", {"what": str, "is": str, "should_be": str})
+Drift = TypedDict("Drift", {"device": str, "what": str, "is": str, "should_be": str})
 Entry = TypedDict(
     "Entry",
     {
+        "device": str,
         "what": str,
         "is": str,
         "should_be": str,
@@ -136,9 +137,9 @@ def bounded(lines: Iterable[object]) -> str:
     return "\n".join(shown)
 
 
-def drift(what: object, is_now: object, should_be: object) -> Drift:
-    """Return one drift as the report holds it."""
-    return {"what": plain(what), "is": plain(is_now), "should_be": plain(should_be)}
+def drift(what: object, is_now: object, should_be: object, device: object = "") -> Drift:
+    """Return one drift as the report holds it; `device` is what differs where that is not the host itself."""
+    return {"device": plain(device), "what": plain(what), "is": plain(is_now), "should_be": plain(should_be)}
 
 
 def derive(
@@ -161,7 +162,11 @@ def own_drift(declared: object) -> list[Drift]:
     """Return the drifts a module names itself."""
     if not isinstance(declared, list):
         return []
-    return [drift(d.get("what", ""), d.get("is", ""), d.get("should_be", "")) for d in declared if isinstance(d, dict)]
+    return [
+        drift(d.get("what", ""), d.get("is", ""), d.get("should_be", ""), d.get("device", ""))
+        for d in declared
+        if isinstance(d, dict)
+    ]
 
 
 def subject(module: str, args: Mapping[str, Any], result: Mapping[str, Any], task: str) -> str:
@@ -375,6 +380,7 @@ class Run:
         self.left_as_is = self.left_as_is or not applied
         self.hosts.setdefault(source.host, []).extend(
             {
+                "device": found["device"],
                 "what": found["what"],
                 "is": found["is"],
                 "should_be": found["should_be"],
@@ -517,6 +523,9 @@ def verdicts(report: Report) -> list[tuple[str, str]]:
     if count:
         verb = "required" if report["dry_run"] or report["status"] == "drift" else "applied"
         hosts = f"{len(affected)} of {counted(len(report['hosts']), 'host')}"
+        devices = {entry["device"] for _host, entry in every if entry["device"]}
+        if devices:
+            hosts += f", {counted(len(devices), 'device')}"
         lines.append((f"{counted(count, 'change')} {verb} on {hosts}{scope}", "yellow"))
     if rolled_back:
         names = ", ".join(dict.fromkeys(rolled_back))
@@ -548,13 +557,15 @@ def table(report: Report, width: int, paint: Paint) -> str:
     previous = ""
     for host, entries in report["hosts"].items():
         for entry in entries:
-            label = f"{host} → {entry['delegated_to']}" if entry["delegated_to"] else host
+            label = entry["device"] or (f"{host} → {entry['delegated_to']}" if entry["delegated_to"] else host)
             became = ROLLED_BACK if entry["rolled_back"] else entry["should_be"]
             rows.append(["" if label == previous else label, entry["what"], entry["is"], became])
             previous = label
     if not rows:
         return ""
-    header = ["host", "what", "is", "should be"] if report["dry_run"] else ["host", "what", "was", "is now"]
+    devices = any(entry["device"] for entries in report["hosts"].values() for entry in entries)
+    first = "host or device" if devices else "host"
+    header = [first, "what", *(("is", "should be") if report["dry_run"] else ("was", "is now"))]
     widths = column_widths([header, *rows], width)
     colours = ("cyan", "normal", "red", "green")
     lines = ["  ".join(paint(f"{title:<{size}}", "bright gray") for title, size in zip(header, widths)).rstrip()]
@@ -726,7 +737,11 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
 
     def fail(self, result: Any, remark: str) -> None:
         """Record a failure, its reason, and what it took back."""
-        self.meet(result, executed=True)
+        counts = self.meet(result, executed=True)
+        if counts and result.result.get("changed"):
+            # What was done before it failed, or beside: other devices of the same task, say.
+            applied = not (self.run.dry_run or result.task.check_mode)
+            self.run.changed(self.source(result), own_drift(result.result.get("drift")), applied)
         self.run.rolled_back(result.host.get_name(), result.result.get("rolled_back"))
         self.run.unverified(f"{self.source(result)}: failed{remark}: {why_failed(result.result)}")
 
@@ -736,6 +751,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         module = task.action.rpartition(".")[2]
         self.run.hosts.setdefault(host, [])
         self.run.noted(host, result.result.get("notes"))
+        for reason in result.result.get("not_verified") or ():
+            self.run.unverified(f"{host}: {one_line(reason)}")
         self.run.met.setdefault(self.play, set()).add(host)
         if not task.run_once:
             self.run.addressed.setdefault(self.play, set()).update(self.play_hosts)

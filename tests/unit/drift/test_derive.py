@@ -35,7 +35,7 @@ def args(**module_args: object) -> dict[str, object]:
 
 
 def test_own_drift_is_used_as_it_is_even_beside_a_diff() -> None:
-    own = [{"what": "net.ipv4.tcp_syncookies (running)", "is": "0", "should_be": "1"}]
+    own = [{"device": "", "what": "net.ipv4.tcp_syncookies (running)", "is": "0", "should_be": "1"}]
     assert derive({"drift": own, "diff": {"before": "x", "after": "y"}}) == own
 
 
@@ -188,7 +188,7 @@ def test_no_answer_loses_a_change(result: dict[str, object], action: str, module
     found = derive(result, action, module_args, "task")
     assert found
     for entry in found:
-        assert set(entry) == {"what", "is", "should_be"}
+        assert set(entry) == {"device", "what", "is", "should_be"}
         assert all(isinstance(value, str) for value in entry.values())
     json.dumps(found, ensure_ascii=False).encode()
 

@@ -202,8 +202,39 @@ def test_role_and_task_are_named(project: Project) -> None:
     (role / "main.yml").write_text(yaml.safe_dump([{"name": "Set rules", **planted(ONE)}]), encoding="utf-8")
     outcome = project.check(roles=["firewall"])
     assert outcome.report["hosts"]["gw1"] == [
-        {**ONE, "task": "Set rules", "role": "firewall", "delegated_to": None, "rolled_back": False}
+        {**ONE, "device": "", "task": "Set rules", "role": "firewall", "delegated_to": None, "rolled_back": False}
     ]
+
+
+CHARGER = {"device": "north hall-07", "what": "failsafe_current", "is": "10 A", "should_be": "6 A"}
+
+
+def test_devices_are_listed_as_hosts_are(project: Project) -> None:
+    other = {**CHARGER, "device": "north hall-08"}
+    outcome = project.check(planted(ONE, CHARGER, {**CHARGER, "what": "failsafe_timeout"}, other))
+    table = [" ".join(line.split()) for line in outcome.last_lines]
+    assert table[0] == "host or device what is should be"
+    assert [line.split()[0] for line in table[1:5]] == ["gw1", "north", "failsafe_timeout", "north"]
+    assert table[-1] == "4 changes required on 1 of 1 host, 2 devices"
+    assert [entry["device"] for entry in outcome.report["hosts"]["gw1"]] == [
+        "",
+        *["north hall-07"] * 2,
+        "north hall-08",
+    ]
+
+
+def test_what_a_module_could_not_verify_keeps_a_run_from_being_in_sync(project: Project) -> None:
+    why = "charger-01 unknown: the agent is not on this gateway yet"
+    outcome = project.check({"answer": {"result": {"not_verified": [why]}}})
+    assert outcome.last_lines == [f"Not verified: gw1: {why}"]
+    assert (outcome.returncode, outcome.report["status"]) == (0, "not_verified")
+
+
+def test_what_was_changed_beside_a_failure_is_told(project: Project) -> None:
+    failed = {"failed": True, "msg": "hall-08 verify_failed", "changed": True, "drift": [CHARGER]}
+    outcome = project.play(tasks=[{"answer": {"result": failed}}])
+    assert "1 change applied on 1 of 1 host, 1 device" in outcome.last_lines
+    assert outcome.report["status"] == "failed"
 
 
 def test_no_log_counts_and_hides(project: Project) -> None:
