@@ -410,6 +410,11 @@ class Run:
         if isinstance(notes, list):
             self.notes[host] = list(dict.fromkeys([*self.notes.get(host, []), *map(plain, notes)]))
 
+    def scoped(self, scope: object) -> None:
+        """Record that a module looked at a part only of what it could have."""
+        if isinstance(scope, str) and scope not in self.scope:
+            self.scope = plain(f"{self.scope} {scope}".strip())
+
     def unverified(self, reason: str) -> None:
         """Record why part of the declaration was not compared."""
         self.reasons.setdefault(reason)
@@ -751,6 +756,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         module = task.action.rpartition(".")[2]
         self.run.hosts.setdefault(host, [])
         self.run.noted(host, result.result.get("notes"))
+        self.run.scoped(result.result.get("scope"))
         for reason in result.result.get("not_verified") or ():
             self.run.unverified(f"{host}: {one_line(reason)}")
         self.run.met.setdefault(self.play, set()).add(host)

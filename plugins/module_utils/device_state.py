@@ -87,6 +87,8 @@ def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = ""
         "not_verified": [],
         "notes": not_shown(devices),
     }
+    if module.params.get("only"):
+        result["scope"] = f"devices {', '.join(module.params['only'])}"
     failed = [device for device in devices if device["status"] in FAILURES]
     if failed:
         words = reasons(failed)

@@ -230,6 +230,11 @@ def test_what_a_module_could_not_verify_keeps_a_run_from_being_in_sync(project: 
     assert (outcome.returncode, outcome.report["status"]) == (0, "not_verified")
 
 
+def test_a_module_that_looked_at_a_part_only_makes_the_run_a_partial_one(project: Project) -> None:
+    outcome = project.check({"answer": {"result": {"scope": "devices hall-0*"}}})
+    assert outcome.last_lines == [f"{IN_SYNC} (only devices hall-0*)"]
+
+
 def test_what_was_changed_beside_a_failure_is_told(project: Project) -> None:
     failed = {"failed": True, "msg": "hall-08 verify_failed", "changed": True, "drift": [CHARGER]}
     outcome = project.play(tasks=[{"answer": {"result": failed}}])
