@@ -33,13 +33,6 @@ class Order:
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
-def points(profile: Profile) -> tuple[str, ...]:
-    """Return the points that say what a device does by itself."""
-    fallback = profile.fallback
-    found = () if fallback is None else (fallback.current, fallback.power, fallback.timeout)
-    return tuple(name for name in found if name is not None)
-
-
 def order(
     depot: Depot,
     profiles: Mapping[str, Profile],
@@ -122,6 +115,7 @@ def _unread_a(depot: Depot, profile: Profile, device: Device, evse: Evse) -> flo
 
 def mixtures(profile: Profile, known: Settings, change: Settings) -> Iterator[Settings]:
     """Yield all that a device may hold while it is given changes: each of its fallback's settings is old or new."""
-    touched = [name for name in change if stem(name) in points(profile)]
+    points = () if profile.fallback is None else profile.fallback.points
+    touched = [name for name in change if stem(name) in points]
     for choice in product((False, True), repeat=len(touched)):
         yield {**known, **{name: change[name] for name, fresh in zip(touched, choice, strict=True) if fresh}}

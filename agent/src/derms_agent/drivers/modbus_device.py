@@ -74,6 +74,10 @@ class Pace:
 _Finding: TypeAlias = "tuple[ProofKind, float | None, str]"
 
 
+CONFIGURED = 1
+"""Which of a device's groups of values has the settings, once its map is known."""
+
+
 @dataclass(slots=True, eq=False)
 class _Group:
     """Values that are read at one pace, and what was last read of them."""
@@ -344,6 +348,10 @@ class ModbusDevice:
             settings_asked_at_s=None if configured is None or configured.read_at_s is None else configured.asked_at_s,
             fed_at_s=None if self._fed_at_s == -math.inf else self._fed_at_s,
         )
+
+    def read_settings_soon(self) -> None:
+        """Have the settings read with the next poll, for somebody has written one."""
+        self._groups[CONFIGURED if len(self._groups) > CONFIGURED else 0].due_s = -math.inf
 
     def _missing(self) -> str | None:
         """Return which points the device does not have that control polls, or that it refused, in words."""
@@ -689,6 +697,7 @@ def _values(names: tuple[str, ...], registers: RegisterMap, words: Mapping[str, 
 
 def _groups(registers: RegisterMap, profile: Profile, pace: Pace) -> tuple[_Group, ...]:
     """Return what is read at which pace; control's points first."""
+    fallback = () if profile.fallback is None else profile.fallback.points
     polled: list[str] = []
     slow: list[str] = []
     configured: list[str] = []
@@ -698,7 +707,7 @@ def _groups(registers: RegisterMap, profile: Profile, pace: Pace) -> tuple[_Grou
             continue
         if point in profile.poll:
             polled.append(name)
-        elif profile.point(point).setting or point in IDENTITY or point in _fallback_points(profile):
+        elif profile.point(point).setting or point in IDENTITY or point in fallback:
             configured.append(name)
         else:
             slow.append(name)
@@ -707,11 +716,6 @@ def _groups(registers: RegisterMap, profile: Profile, pace: Pace) -> tuple[_Grou
         _Group(tuple(configured), pace.settings_s),
         _Group(tuple(slow), pace.slow_s),
     )
-
-
-def _fallback_points(profile: Profile) -> tuple[str | None, ...]:
-    fallback = profile.fallback
-    return () if fallback is None else (fallback.current, fallback.power, fallback.timeout)
 
 
 def _limits(device: Device, profile: Profile, phase_voltage_v: Mapping[str, float]) -> dict[str, _Limit]:

@@ -196,6 +196,21 @@ class Controller:
                 self._take_meter(circuit, reading)
         return urgent
 
+    def foresee(self, device_name: str, armed: Sequence[book.Armed]) -> bool:
+        """Count from the next cycle on what somebody is about to write to a device's fallback.
+
+        Return whether that is more than was counted so far. What is read of its settings counts again from
+        `seen_through` on.
+        """
+        self._settings_asked_s[device_name] = math.inf
+        self._events.extend(armed)
+        entries = self.state.ledger.entries
+        return any(_is_more(one, entries[one.evse]) for one in armed if one.evse in entries)
+
+    def seen_through(self, device_name: str, at_s: float) -> None:
+        """Believe again what is read of a device's settings, where that was asked for after a time."""
+        self._settings_asked_s[device_name] = at_s
+
     def _take_evse(self, name: str, seen: EvseReading, now_s: float) -> bool:
         before = self.readings.get(name)
         self.readings[name] = seen
@@ -714,3 +729,12 @@ def _aged(image: EvseImage, now_s: float) -> EvseImage:
     if image.quality is Quality.GOOD and now_s - image.sent_s > READING_FRESH_S:
         return replace(image, quality=Quality.STALE)
     return image
+
+
+def _is_more(armed: book.Armed, entry: book.Entry) -> bool:
+    """Whether a fallback may be higher, or come sooner, than what the ledger counts; at a rating nothing is more."""
+    if entry.fallback is None:
+        return False
+    known_s, foreseen_s = (math.inf if one.watchdog_s is None else one.watchdog_s for one in (entry, armed))
+    unproven = foreseen_s == math.inf > known_s
+    return unproven or foreseen_s < known_s or armed.fallback.high > entry.fallback.high

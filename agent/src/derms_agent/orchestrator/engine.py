@@ -99,11 +99,15 @@ class Engine:
         self._urgent = True
         self._wake.set()
 
+    def work_soon(self) -> None:
+        """Have a cycle at the next calm moment: something has changed."""
+        self._changed = True
+        self._wake.set()
+
     def _published(self, name: str) -> Callable[[Reading], None]:
         def publish(reading: Reading) -> None:
             if self.controller.take(name, reading, self.clock()):
-                self._changed = True
-                self._wake.set()
+                self.work_soon()
 
         return publish
 

@@ -33,13 +33,13 @@ from derms_agent.control import demand, droop, journal, limits, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
 from derms_agent.drivers.bus_lock import Locked, buses_locked
-from derms_agent.drivers.errors import BusError, Refused
+from derms_agent.drivers.errors import BusError, NotAllowed, Refused
 from derms_agent.drivers.factory import open_buses, open_devices
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import EngineLog, Heartbeats, listen
-from derms_agent.model import OperatingState
+from derms_agent.model import Device, OperatingState
 from derms_agent.mqtt import Outbox, Publisher, StoreError
 from derms_agent.notify import notify
 from derms_agent.orchestrator import api, asks, handover
@@ -49,7 +49,7 @@ from derms_agent.orchestrator.controller import Controller, Policy, Told
 from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
-from derms_agent.orchestrator.site import Site, site_of, tree_of
+from derms_agent.orchestrator.site import Site, fallback_written, foreseen, site_of, tree_of
 from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, MEMORY, SESSIONS, Store, boot_id
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
@@ -62,6 +62,7 @@ REFUSED_TO_START = 1
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
 _DEMAND_S = 900.0
+_COUNTED_EVERY_S = 0.1
 _MOST_JOBS = 200
 _MOST_REGISTERS = 125
 
@@ -341,7 +342,10 @@ class Service:
                     "ok": True,
                     "values": list(await bus.read(*at, one.count, priority=priority, deadline_s=deadline_s)),
                 }
-            await bus.write(*at, one.values, priority=priority, deadline_s=deadline_s, function=one.function)
+            until_s = self.engine.clock() + deadline_s
+            async with self._foresight(name, one, deadline_s):
+                left_s = max(0.0, until_s - self.engine.clock())
+                await bus.write(*at, one.values, priority=priority, deadline_s=left_s, function=one.function)
         except BusError as failure:
             code = {"exception_code": failure.exception_code} if isinstance(failure, Refused) else {}
             return {
@@ -353,6 +357,41 @@ class Service:
             }
         logger.info("Bus %s unit %d %s %d written by %s", name, one.unit_id, one.table.value, one.address, user)
         return {"ok": True}
+
+    @asynccontextmanager
+    async def _foresight(self, bus: str, one: _Job, within_s: float) -> AsyncIterator[None]:
+        """Have the ledger count what a write may bring to a device's fallback, from before it leaves until it is read.
+
+        Where that is more than it counted, the write leaves only once no circuit could be over its limit with it; until
+        then others are lowered. Raises NotAllowed where that does not come about in time; nothing was sent then.
+        """
+        at = self._device_at(bus, one.unit_id)
+        written = {}
+        if at is not None and at.evses and one.values is not None:
+            written = fallback_written(at, self.site.profiles[at.name], one.table, one.address, one.values)
+        if at is None or not written:
+            yield
+            return
+        driver = self.engine.devices[at.name]
+        armed = foreseen(self.site, at, driver.known_settings(), written, self.engine.clock())
+        try:
+            if self.controller.foresee(at.name, armed):
+                await self._none_over(at.name, within_s)
+            yield
+        finally:
+            self.controller.seen_through(at.name, self.engine.clock())
+            driver.read_settings_soon()
+
+    async def _none_over(self, device: str, within_s: float) -> None:
+        counted = self.engine.cycles
+        with anyio.move_on_after(within_s):
+            while True:
+                self.engine.work_soon()
+                await anyio.sleep(_COUNTED_EVERY_S)
+                outcome = self.controller.outcome
+                if self.engine.cycles > counted and outcome is not None and not outcome.admission.over:
+                    return
+        raise NotAllowed(f"{device}: its fallback is not written: within {within_s:g} s circuits could be over with it")
 
     def _job(self, bus: str, found: object) -> _Job:
         if not isinstance(found, dict):
@@ -374,24 +413,26 @@ class Service:
 
     def _refuse_control_points(self, bus: str, unit_id: int, table: Table, address: int, count: int) -> None:
         """Refuse writes to what the ledger counts on: nobody but control writes a limit."""
-        for device in self.site.devices.values():
-            if device.bus != bus or device.unit_id != unit_id:
-                continue
-            profile = self.site.profiles[device.name]
-            if profile.control is None:
-                continue
-            names = [profile.control.point]
-            if profile.control.switch is not None:
-                names.append(profile.control.switch.point)
-            for point in (profile.points[name] for name in names if name in profile.points):
-                for connector in range(1, profile.connectors + 1):
-                    first = point.address_of(connector)
-                    if point.table is table and address < first + point.length and first < address + count:
-                        raise ProtocolError(
-                            "not allowed",
-                            f"found a write to {point.name} of {device.name}, expected none: control owns it; "
-                            "limit.put asks for a limit",
-                        )
+        device = self._device_at(bus, unit_id)
+        profile = None if device is None else self.site.profiles[device.name]
+        if device is None or profile is None or profile.control is None:
+            return
+        names = [profile.control.point]
+        if profile.control.switch is not None:
+            names.append(profile.control.switch.point)
+        for point in (profile.points[name] for name in names if name in profile.points):
+            for connector in range(1, profile.connectors + 1):
+                first = point.address_of(connector)
+                if point.table is table and address < first + point.length and first < address + count:
+                    raise ProtocolError(
+                        "not allowed",
+                        f"found a write to {point.name} of {device.name}, expected none: control owns it; "
+                        "limit.put asks for a limit",
+                    )
+
+    def _device_at(self, bus: str, unit_id: int) -> Device | None:
+        found = (one for one in self.site.devices.values() if one.bus == bus and one.unit_id == unit_id)
+        return next(found, None)
 
     # What is kept
 

@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from derms_agent import profiles
 from derms_agent.control import ledger as book
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import Circuits
-from derms_agent.model import Circuit, Connection, Depot, Device, DeviceKind, Evse, Measures, Meter
-from derms_agent.profiles.profile import Profile, Refresh
+from derms_agent.model import Circuit, Connection, Depot, Device, DeviceKind, Evse, Measures, Meter, Value
+from derms_agent.profiles.point import Table
+from derms_agent.profiles.profile import Profile, Protocol, Refresh
 
 REFRESH_SHARE = 4
 """Repeated writes per time-out of a watchdog that counts writes: one may be lost and another be late."""
@@ -170,3 +172,47 @@ def armed(site: Site, device: Device, settings: Mapping[str, Any], asked_at_s: f
             fallback_a = book.fallback_alone_a(evse, profile, known, site.voltage_v(evse))
         found.append(book.Armed(evse.name, watchdog_s, book.Span(high=fallback_a), asked_at_s))
     return tuple(found)
+
+
+def fallback_written(
+    device: Device, profile: Profile, table: Table, address: int, words: Sequence[int]
+) -> dict[str, Value | None]:
+    """Return what a write brings to a device's fallback, by setting; None where that cannot be told from its words."""
+    points = () if profile.fallback is None else profile.fallback.points
+    if profile.protocol is Protocol.SUNSPEC:
+        return dict.fromkeys(points)
+    found: dict[str, Value | None] = {}
+    end = address + len(words)
+    for name in points:
+        point = profile.points[name]
+        for evse in device.evses if point.stride else device.evses[:1]:
+            first = point.address_of(evse.connector if point.stride else 1)
+            last = first + point.length
+            if point.table is not table or end <= first or last <= address:
+                continue
+            whole = address <= first and last <= end and point.mask is None
+            own = evse.name.removeprefix(device.name) if point.stride else ""
+            found[name + own] = point.decode(words[first - address : last - address]) if whole else None
+    return found
+
+
+def foreseen(
+    site: Site, device: Device, held: Mapping[str, Value], written: Mapping[str, Value | None], at_s: float
+) -> tuple[book.Armed, ...]:
+    """Return what a device's watchdogs may come to once settings were written, or were not, or some of them.
+
+    The worst of it: the highest fallback, the shortest time-out; a rating for good where what is written is not known.
+    """
+    known = {name: value for name, value in written.items() if value is not None}
+    if len(known) < len(written):
+        return tuple(book.Armed(evse.name, None, book.Span(high=evse.rating_a), at_s) for evse in device.evses)
+    worst: dict[str, book.Armed] = {}
+    for choice in product((False, True), repeat=len(known)):
+        fresh = {name: known[name] for name, taken in zip(known, choice, strict=True) if taken}
+        for one in armed(site, device, {**held, **fresh}, at_s):
+            other = worst.get(one.evse, one)
+            timeouts = [at for at in (one.watchdog_s, other.watchdog_s) if at is not None]
+            watchdog_s = min(timeouts) if len(timeouts) == len((one, other)) else None
+            fallback = book.Span(high=max(one.fallback.high, other.fallback.high))
+            worst[one.evse] = book.Armed(one.evse, watchdog_s, fallback, at_s)
+    return tuple(worst.values())

@@ -190,6 +190,11 @@ class Fallback:
             expected = f"less than the time-out of {self.fixed_timeout_s:g} s"
             raise Contradiction(("heartbeat", "every_s"), beat.every_s, expected)
 
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points that say what the device does, and when."""
+        return tuple(name for name in (self.current, self.power, self.timeout) if name is not None)
+
 
 class Quantity(str, Enum):
     """What a device's limit is in: A per conductor, or W for all of them together."""
