@@ -126,9 +126,12 @@ async def test_all_that_lower_are_written_before_the_first_that_rises(played: Pl
         field.twin.fault("front-2", Fault(kind=FaultKind.EXCEPTION, code=4))
         assert statuses(await field.run()) == {"front-1": "changed", "front-2": "refused"}
         field.twin.clear("front-2")
+        # Nor where the other is not to be looked at: what it holds adds up all the same.
         both_drifted()
-        found = await field.run("front-1")
-        assert statuses(found) == {"front-1": "changed"}
+        beside = [field.depot.devices["front-2"]]
+        found = await field.run("front-1", beside=beside)
+        assert statuses(found) == {"front-1": "refused"}
+        assert field.writes() == []
 
 
 async def test_a_fallback_does_not_rise_beside_one_that_did_not_fall(

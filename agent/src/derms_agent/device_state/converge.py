@@ -26,6 +26,7 @@ from derms_agent.model import Depot, Device, Value
 from derms_agent.profiles.profile import Profile
 
 BUSES_AT_ONCE = 400
+_NOBODY: Mapping[str, DeviceResult] = {}
 IN_DOUBT = frozenset({Status.INDETERMINATE, Status.VERIFY_FAILED})
 
 
@@ -59,13 +60,16 @@ async def converge(
     check: bool,
     deadline_s: float = 120.0,
     blind: bool = False,
+    beside: Iterable[Device] = (),
 ) -> list[DeviceResult]:
     """See to it that devices hold their declared settings; `check` reads everything and writes nothing.
 
     `deadline_s` is for all of them: what was not come to by then is `unknown`. What a device does not show is written
-    whenever another of its settings is; with `blind` also where no other is.
+    whenever another of its settings is; with `blind` also where no other is. Devices `beside` those are never written:
+    they are read where a fallback is to rise, for what they hold adds up with it.
     """
-    return await _Run(depot, tuple(devices), access, check, anyio.current_time() + deadline_s, blind).whole()
+    until_s = anyio.current_time() + deadline_s
+    return await _Run(depot, tuple(devices), access, check, until_s, blind, tuple(beside)).whole()
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,32 @@ class _Run:
     check: bool
     until_s: float
     blind: bool
+    beside: tuple[Device, ...]
 
     async def whole(self) -> list[DeviceResult]:
-        drivers = {
+        drivers = self._drivers(self.devices)
+        found = {
+            device.name: of_unknown(device.name, self.access.unknown.get(device.bus, "its bus is not this gateway's"))
+            for device in self.devices
+            if device.name not in drivers
+        }
+        found |= await self._each(drivers, check=True)
+        order = self._order(found)
+        others: dict[str, DeviceResult] = {}
+        if self.beside and (order.then or order.refused):
+            others = await self._each(self._drivers(self.beside), check=True)
+            order = self._order(found, others)
+        found |= {name: _not_raised(found[name], why) for name, why in order.refused.items()}
+        if not self.check:
+            found |= await self._written(found, drivers, order.first)
+            # On what is held now: a device that failed may hold what it held before, or anything.
+            order = self._order(found, others)
+            found |= {name: _not_raised(found[name], why) for name, why in order.refused.items()}
+            found |= await self._written(found, drivers, order.then)
+        return [found[device.name] for device in self.devices]
+
+    def _drivers(self, devices: Iterable[Device]) -> dict[str, ModbusDevice]:
+        return {
             device.name: open_device(
                 device,
                 built_in.load(device.profile),
@@ -87,30 +114,16 @@ class _Run:
                 pace=Pace(),
                 clock=anyio.current_time,
             )
-            for device in self.devices
+            for device in devices
             if device.bus in self.access.buses
         }
-        found = {
-            device.name: of_unknown(device.name, self.access.unknown.get(device.bus, "its bus is not this gateway's"))
-            for device in self.devices
-            if device.name not in drivers
-        }
-        found |= await self._each(drivers, check=True)
-        order = self._order(found)
-        found |= {name: _not_raised(found[name], why) for name, why in order.refused.items()}
-        if not self.check:
-            found |= await self._written(found, drivers, order.first)
-            # On what is held now: a device that failed may hold what it held before, or anything.
-            order = self._order(found)
-            found |= {name: _not_raised(found[name], why) for name, why in order.refused.items()}
-            found |= await self._written(found, drivers, order.then)
-        return [found[device.name] for device in self.devices]
 
-    def _order(self, found: Mapping[str, DeviceResult]) -> fallbacks.Order:
+    def _order(
+        self, found: Mapping[str, DeviceResult], others: Mapping[str, DeviceResult] = _NOBODY
+    ) -> fallbacks.Order:
         profiles = {device.name: built_in.load(device.profile) for device in self.depot.devices.values()}
-        held = {
-            device.name: _states(found[device.name], profiles[device.name]) for device in self.devices if device.evses
-        }
+        read = {**others, **found}
+        held = {name: _states(result, profiles[name]) for name, result in read.items()}
         changes = {
             name: {
                 one.name: one.wanted

@@ -58,10 +58,14 @@ def settings(
     if not devices:
         return []
 
-    async def converged(access: Access) -> list[DeviceResult]:
-        return await converge(depot, devices, access, check=check, deadline_s=deadline_s, blind=blind)
+    every = chosen(depot, gateway)
+    names = {device.name for device in devices}
+    beside = [device for device in every if device.name not in names and device.evses]
 
-    buses = {device.bus: depot.buses[device.bus] for device in devices}
+    async def converged(access: Access) -> list[DeviceResult]:
+        return await converge(depot, devices, access, check=check, deadline_s=deadline_s, blind=blind, beside=beside)
+
+    buses = {device.bus: depot.buses[device.bus] for device in every}
     try:
         done = with_buses(buses, converged, socket=socket, state_directory=state_directory)
     except Unasked as problem:
