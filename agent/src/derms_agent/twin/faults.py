@@ -24,6 +24,9 @@ class FaultKind(str, Enum):
     FROZEN_DUTY = "frozen_duty"  # the pilot stays at what 32 A means, whatever the registers say
     SENSOR_LOST = "sensor_lost"  # temperature and state of charge read as absent
     STALE = "stale"  # the registers no longer follow what they measure
+    ADOPTION_FAILED = "adoption_failed"  # no stored curve is adopted, and the device says so
+    ADOPTION_STALE = "adoption_stale"  # none is, and the result of the adoption before stands
+    ADOPTION_ENDLESS = "adoption_endless"  # none is, and the adoption stays in progress
 
 
 DEFAULT_MS = {FaultKind.SLOW: 500.0, FaultKind.BYTE_DRIBBLE: 20.0}
@@ -51,6 +54,8 @@ def targets(depot: Depot, kind: FaultKind) -> tuple[str, ...]:
     """Return the devices and buses that can have such a fault."""
     if kind is FaultKind.FROZEN_DUTY:
         return tuple(name for name, device in depot.devices.items() if device.kind is DeviceKind.CHARGER)
+    if kind in (FaultKind.ADOPTION_FAILED, FaultKind.ADOPTION_STALE, FaultKind.ADOPTION_ENDLESS):
+        return tuple(name for name, device in depot.devices.items() if device.kind is DeviceKind.INVERTER)
     if kind in (FaultKind.REBOOT, FaultKind.SENSOR_LOST, FaultKind.STALE):
         return tuple(depot.devices)
     buses = {

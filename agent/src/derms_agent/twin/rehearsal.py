@@ -24,6 +24,7 @@ from derms_agent.twin import network, pdu, physics
 from derms_agent.twin.actions import ALL, Action, Clear, PlugIn, SetBaseLoad, SetFault, SetFrequency, Unplug
 from derms_agent.twin.arrivals import Visit, homes, visits
 from derms_agent.twin.charger import Charger
+from derms_agent.twin.curves import ADOPTION_FAULTS
 from derms_agent.twin.faults import DEFAULT_BOOT_S, Fault, FaultKind, targets
 from derms_agent.twin.meter import Reading, RegisterMeter, SunSpecMeter
 from derms_agent.twin.network import Phasors
@@ -410,6 +411,8 @@ class Rehearsal:
                 powered.off = present
         if charger is not None and kind is FaultKind.FROZEN_DUTY:
             charger.frozen_duty = present
+        if inverter is not None and kind in ADOPTION_FAULTS:
+            inverter.adoption_fault(kind, present=present)
         unit = charger or inverter or self.meters.get(on)
         if unit is not None and kind is FaultKind.STALE:
             unit.hold(present)

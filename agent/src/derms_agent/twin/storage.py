@@ -15,16 +15,13 @@ from dataclasses import dataclass
 from derms_agent.model import Device, Value
 from derms_agent.profiles.point import Table
 from derms_agent.profiles.profile import Profile
-from derms_agent.twin import physics
+from derms_agent.twin import curves, physics
+from derms_agent.twin.faults import FaultKind
 from derms_agent.twin.meter import decimals, fill, identify, power_sign
 from derms_agent.twin.pdu import Code, Refusal
 from derms_agent.twin.physics import Storage, StorageInputs, StorageState
 from derms_agent.twin.sunspec import Image
 
-COUNTS = {"NPt": 4, "NCrv": 3, "NCrvSet": 3, "NCtl": 3, "NPrt": 1}
-_COMPLETED, _FAILED = 1, 2
-_ADOPTION_S = 0.5
-_CURVES = {705: "Crv", 706: "Crv", 707: "Crv", 708: "Crv", 709: "Crv", 710: "Crv", 711: "Ctl", 712: "Crv"}
 _NOMINAL_HZ = 50.0
 _PERCENT = 100.0
 _DC_VOLTS = 800.0
@@ -68,9 +65,6 @@ _RATED_SCALES = {
     714: ("DCW_SF",),
     802: ("WChaDisChaMax_SF", "W_SF"),
 }
-# Default volt-var curve of category B, IEEE 1547-2018 table 8: percent of nominal voltage, percent of reactive power.
-_VOLT_VAR = ((92.0, 44.0), (98.0, 0.0), (102.0, 0.0), (108.0, -44.0))
-_VOLT_WATT = ((106.0, 100.0), (110.0, 0.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,14 +120,14 @@ class StorageInverter:
         self._held = False
         self._filled: object = None
         self._expires: dict[_Timer, float] = {}
-        self._adopts: dict[int, tuple[float, int]] = {}
         self._now_s = 0.0
         self.image = self._image()
+        self._sets = curves.StoredSets(self.image)
 
     def _image(self) -> Image:
         """Return the registers as they are after a start."""
         models = self._profile.models
-        image = Image(self._profile.base_addresses[0], models, COUNTS)
+        image = Image(self._profile.base_addresses[0], models, curves.COUNTS | {"NPrt": 1})
         identify(image, self._profile, self.device)
         for model in models:
             for path, exponent in _SCALES.get(model, {}).items():
@@ -148,7 +142,6 @@ class StorageInverter:
                 image.set_raw(model, path, max(decimals(most), 0))
         self._fill_ratings(image)
         self._fill_controls(image)
-        self._fill_curves(image)
         for name, value in self._settings.items():
             point = self._profile.sunspec_points[name]
             image.set(point.model, point.point, point.sign * float(value))
@@ -164,6 +157,7 @@ class StorageInverter:
         fill(image, 702, ratings)
         fill(image, 702, {f"{name}Rtg": value for name, value in ratings.items()})
         fill(image, 713, {"WHRtg": self.storage.capacity_wh, "SoH": _PERCENT, "Sta": 0})
+        fill(image, 702, {"NorOpCatRtg": 1, "AbnOpCatRtg": 2})
         fill(
             image,
             802,
@@ -187,6 +181,9 @@ class StorageInverter:
 
     def _fill_controls(self, image: Image) -> None:
         fill(image, 703, {"ES": 1, "ESVHi": 105, "ESVLo": 91.7, "ESHzHi": 50.1, "ESHzLo": 49.5, "ESDlyTms": 300})
+        fill(image, 703, {"ESRndTms": 0, "ESRmpTms": 0, "ESDlyRemTms": 0})
+        for direction in ("PFWInj", "PFWAbs"):
+            fill(image, 704, {f"{direction}.PF": 1.0, f"{direction}.Ext": 0})
         names = ("PFWInjEna", "PFWAbsEna", "WSetEna", "VarSetEna", "WMaxLimPctEna", "WSetPct", "VarSet", "VarSetPct")
         zeros = (
             *names,
@@ -204,30 +201,6 @@ class StorageInverter:
             704,
             {"WSetMod": 1, "VarSetMod": 4, "VarSetPri": 0, "WMaxLimPct": _PERCENT, "WMaxLimPctRvrt": _PERCENT},
         )
-
-    def _fill_curves(self, image: Image) -> None:
-        for model, group in _CURVES.items():
-            if not image.has(model):
-                continue
-            request = "AdptCtlReq" if group == "Ctl" else "AdptCrvReq"
-            fill(image, model, {"Ena": 0, request: 0, request.replace("Req", "Rslt"): _COMPLETED, "RvrtTms": 0})
-            for index in range(1, 4):
-                image.set_raw(model, f"{group}.{index}.ReadOnly", int(index == 1))
-                self._fill_curve(image, model, f"{group}.{index}")
-
-    @staticmethod
-    def _fill_curve(image: Image, model: int, at: str) -> None:
-        if model == 711:  # noqa: PLR2004 - a SunSpec model's number is its name
-            droop = {"DbOf": 0.036, "DbUf": 0.036, "KOf": 0.05, "KUf": 0.05, "RspTms": 5.0, "PMin": -_PERCENT}
-            fill(image, model, {f"{at}.{name}": value for name, value in droop.items()})
-            return
-        points = {705: (_VOLT_VAR, "Var"), 706: (_VOLT_WATT, "W")}.get(model)
-        fill(image, model, {f"{at}.DeptRef": 1 if model == 705 else 0, f"{at}.Pri": 1, f"{at}.RspTms": 5.0})  # noqa: PLR2004
-        fill(image, model, {f"{at}.VRef": _PERCENT, f"{at}.VRefAutoEna": 0, f"{at}.ActPt": 0})
-        if points is not None:
-            fill(image, model, {f"{at}.ActPt": len(points[0])})
-            for index, (volts, share) in enumerate(points[0], start=1):
-                fill(image, model, {f"{at}.Pt.{index}.V": volts, f"{at}.Pt.{index}.{points[1]}": share})
 
     def read(self, table: Table, address: int, count: int) -> list[int]:
         """Return registers. Raises `Refusal`."""
@@ -247,10 +220,8 @@ class StorageInverter:
         if table is not Table.HOLDING:
             raise Refusal(Code.ILLEGAL_FUNCTION)
         for model, path in self.image.write(address, values):
-            if path in ("AdptCrvReq", "AdptCtlReq"):
-                result = path.replace("Req", "Rslt")
-                self.image.set_raw(model, result, 0)
-                self._adopts[model] = (now_s + _ADOPTION_S, self.image.raw(model, path))
+            if path in curves.REQUESTS:
+                self._sets.request(model, path, now_s)
             for timer in _TIMERS:
                 if model == 704 and path in (timer.enable, timer.timeout, *(value for value, _ in timer.values)):  # noqa: PLR2004
                     self._start(timer, now_s)
@@ -262,9 +233,17 @@ class StorageInverter:
         """Start anew, with the controls as they were delivered and what has been counted."""
         del now_s
         self._expires.clear()
-        self._adopts.clear()
         self.image = self._image()
+        faults, self._sets = self._sets.faults, curves.StoredSets(self.image)
+        self._sets.faults |= faults
         self._filled = None
+
+    def adoption_fault(self, kind: FaultKind, *, present: bool) -> None:
+        """Have, or no longer have, a fault of adopting curves."""
+        if present:
+            self._sets.faults.add(kind)
+        else:
+            self._sets.faults.discard(kind)
 
     def hold(self, held: bool) -> None:
         """Stop, or resume, bringing the registers up to date."""
@@ -275,8 +254,7 @@ class StorageInverter:
         self._now_s = now_s
         for timer in [timer for timer, expires_s in self._expires.items() if expires_s <= now_s]:
             self._revert(timer)
-        for model in [model for model, (due_s, _) in self._adopts.items() if due_s <= now_s]:
-            self._adopt(model)
+        self._sets.step(now_s)
         inputs = StorageInputs(self._wanted_w(), self._wanted_var(), ambient_c)
         self.state = physics.step_storage(self.storage, self.state, inputs, dt_s)
 
@@ -295,16 +273,6 @@ class StorageInverter:
         self.image.set_raw(704, timer.enable, self.image.raw(704, timer.enable_after))
         for value, after in timer.values:
             self.image.set_raw(704, value, self.image.raw(704, after))
-
-    def _adopt(self, model: int) -> None:
-        """Make a stored curve the first, which is the one in force."""
-        _, index = self._adopts.pop(model)
-        group = _CURVES[model]
-        known = self.image.has(model, f"{group}.{index}.ReadOnly")
-        if known:
-            self.image.copy_group(model, f"{group}.{index}", f"{group}.1")
-        result = "AdptCtlRslt" if group == "Ctl" else "AdptCrvRslt"
-        self.image.set_raw(model, result, _COMPLETED if known else _FAILED)
 
     def _wanted_w(self) -> float:
         """Return the power asked for, consumption positive: 704's, then 711's on top, then what 704 allows at most."""
