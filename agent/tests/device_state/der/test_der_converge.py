@@ -13,14 +13,17 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from derms_agent.device_state.der import DeviceResult, Status, converge, converge_all, parse
+from derms_agent.device_state.der import DerResult, converge, converge_all, parse
 from derms_agent.device_state.der.converge import Der
-from derms_agent.device_state.der.functions import FUNCTIONS
+from derms_agent.device_state.der.functions import FUNCTIONS, ONE_AT_A_TIME
 from derms_agent.device_state.der.settings import Curve, Number, Switch, settings_of
+from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import BusError, ConnectionLost, NoAnswer, NotAllowed, Unreachable
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
+from derms_agent.drivers.settings import Outcome, Registers
 from derms_agent.drivers.unit import Unit
+from derms_agent.profiles.point import Table
 from derms_agent.twin import Fault, FaultKind, Twin
 
 if TYPE_CHECKING:
@@ -54,7 +57,7 @@ EVERYTHING: Mapping[str, Any] = {
         "points": [[90, 25], [100, 0], [100, 0], [110, -25]],
     },
     "volt_watt": {"enabled": True, "response_s": 10, "points": [[106, 100], [110, 20]]},
-    "watt_var": {"enabled": True, "points": [[-100, 44], [-50, 0], [-20, 0], [20, 0], [50, 0], [100, -44]]},
+    "watt_var": {"enabled": False, "points": [[-100, 44], [-50, 0], [-20, 0], [20, 0], [50, 0], [100, -44]]},
     "constant_power_factor": {"enabled": False, "power_factor": 0.95, "excitation": "under_excited"},
     "constant_reactive_power": {"mode": "var_max_pct", "reactive_power_percent": 10, "enabled": False},
     "active_power_limit": {"limit_percent": 80, "enabled": True},
@@ -64,11 +67,11 @@ CURVE_93 = {"volt_var": {"enabled": True, "points": [[93, 44], [98, 0], [102, 0]
 REQUEST = (705, "AdptCrvReq")
 
 
-async def run(bench: Bench, kit: Kit, declared: Mapping[str, Any], *, check: bool = False) -> DeviceResult:
+async def run(bench: Bench, kit: Kit, declared: Mapping[str, Any], *, check: bool = False) -> DerResult:
     return await converge(kit.name, bench.unit, parse(kit.name, declared), check=check, pace=kit.pace)
 
 
-def statuses(result: DeviceResult) -> dict[str, str]:
+def statuses(result: DerResult) -> dict[str, str]:
     return {each.function: each.status.value for each in result.functions}
 
 
@@ -99,7 +102,8 @@ async def test_a_whole_profile_is_brought_in_and_then_nothing_is_left_to_do(benc
     assert (done.status, done.changed, done.detail) == (Status.CHANGED, True, "")
     assert statuses(done) == statuses(foreseen) == dict.fromkeys(EVERYTHING, "changed")
     assert [each.after for each in done.functions] == [each.after for each in foreseen.functions]
-    assert [each.settings for each in done.functions] == [each.settings for each in foreseen.functions]
+    predicted = [replace(each, outcome=Outcome.CHANGED) for each in foreseen.settings if each.before != each.wanted]
+    assert [each for each in done.settings if each.outcome is not Outcome.OK] == predicted
     assert {key for key in bench.written() if key not in allowed(EVERYTHING, bench.image)} == set()
     assert bench.bus.priorities == {Priority.CONFIGURATION}
     for again in (True, False):
@@ -125,7 +129,7 @@ async def test_what_the_device_holds_afterwards_by_its_own_registers(bench: Benc
     assert points(708, "Crv.1.MomCess", "V", "Tms") == [[110, 0], [110, 13]]
     assert [image.get(711, f"Ctl.1.{name}") for name in ("DbOf", "KUf", "RspTms")] == pytest.approx([0.017, 0.04, 0.5])
     assert image.raw(705, "Crv.1.DeptRef") == 3
-    assert [image.raw(model, "Ena") for model in (705, 706, 707, 710, 711, 712)] == [1, 1, 1, 0, 1, 1]
+    assert [image.raw(model, "Ena") for model in (705, 706, 707, 710, 711, 712)] == [1, 1, 1, 0, 1, 0]
     assert [image.get(702, name) for name in ("WMax", "VarMaxInj")] == [40_000, 20_000]
     assert [image.get(703, name) for name in ("ESDlyTms", "ESVLo")] == [60, 90]
     assert (image.get(704, "PFWInj.PF"), image.raw(704, "PFWInj.Ext")) == (pytest.approx(0.95), 1)
@@ -139,8 +143,11 @@ async def test_a_curve_goes_into_a_free_set_is_asked_for_once_and_enabled_last(b
     (function,) = result.functions
     assert function.before == {"points": [[92, 44], [98, 0], [102, 0], [108, -44]], "enabled": False}
     assert function.after == {"points": [[93, 44], [98, 0], [102, 0], [107, -44]], "enabled": True}
-    (moved,) = (each for each in function.settings if each.point == "705.Crv[1].Pt[1].V")
-    assert (moved.before, moved.after, moved.before_raw, moved.after_raw) == (92, 93, (920,), (930,))
+    (moved,) = (each for each in function.settings if each.name == "volt_var.points[1].V")
+    assert (moved.before, moved.after, moved.outcome) == (92, 93, Outcome.CHANGED)
+    at = bench.image.address(705, "Crv.1.Pt.1.V")
+    assert moved.registers_before == Registers(Table.HOLDING, at, (920,))
+    assert moved.registers_wanted == Registers(Table.HOLDING, at, (930,))
     assert moved.unit == "percent of nominal voltage"
 
 
@@ -154,6 +161,34 @@ async def test_what_was_not_asked_for_stays_in_force_though_the_set_had_somethin
     assert [image.get(705, f"Crv.1.{name}") for name in ("RspTms", "VRef", "ActPt", "Pri")] == [5, 100, 4, 1]
     assert image.raw(705, "Crv.1.DeptRef") == 0
     assert bench.written()[-1] == REQUEST
+
+
+async def test_what_is_turned_off_comes_first_and_permission_last(bench: Bench, kit: Kit) -> None:
+    bench.image.set_raw(704, "PFWInjEna", 1)
+    declared = {**CURVE_93, "constant_power_factor": {"enabled": False}, "enter_service": {"permitted": True}}
+    bench.image.set_raw(703, "ES", 0)
+    assert (await run(bench, kit, declared)).status is Status.CHANGED
+    switches = [key for key in bench.written() if key[1].endswith("Ena") or key == (703, "ES")]
+    assert switches == [(704, "PFWInjEna"), (705, "Ena"), (703, "ES")]
+    assert bench.written()[-1] == (703, "ES")
+    bench.twin.writes.clear()
+    await run(bench, kit, {"volt_var": {"response_s": 9}, "enter_service": {"permitted": False}})
+    assert bench.written()[0] == (703, "ES")
+
+
+async def test_what_a_set_would_bring_along_is_to_be_declared(bench: Bench, kit: Kit) -> None:
+    for index in (2, 3):
+        bench.image.set_raw(705, f"Crv.{index}.VRefAutoTms", 300)
+    result = await run(bench, kit, CURVE_93)
+    assert result.status is Status.REFUSED
+    assert "found VRefAutoTms in set 2, and no such value in force" in result.detail
+    assert not bench.twin.writes
+    bench.image.clear(705, "Crv.3.VRefAutoTms")
+    assert (await run(bench, kit, CURVE_93)).status is Status.CHANGED
+    assert (705, "Crv.3.Pt.1.V") in bench.written()
+    declared = {"volt_var": {**CURVE_93["volt_var"], "autonomous_reference_s": 300}}
+    assert (await run(bench, kit, declared)).status is Status.CHANGED
+    assert bench.image.raw(705, "Crv.1.VRefAutoTms") == 300
 
 
 async def test_only_the_switch_is_written_where_only_that_differs(bench: Bench, kit: Kit) -> None:
@@ -253,7 +288,7 @@ async def test_a_write_that_did_not_leave_stops_the_device(
     bench: Bench, kit: Kit, error: type[BusError], status: Status
 ) -> None:
     bench.bus.fault = lost(error, 1, happened=False)
-    result = await run(bench, kit, {**CURVE_93, "watt_var": EVERYTHING["watt_var"]})
+    result = await run(bench, kit, {**CURVE_93, "watt_var": {"points": [[20, 0], [100, -10]]}})
     assert statuses(result) == {"volt_var": status.value, "watt_var": "unknown"}
     assert not result.changed
     assert REQUEST not in bench.written()
@@ -375,6 +410,8 @@ def profiles(draw: st.DrawFn) -> dict[str, Any]:
         settings = settings_of(FUNCTIONS[name])
         keys = draw(st.lists(st.sampled_from(sorted(settings)), min_size=1, unique=True))
         declared[name] = {key: draw(_value(name, settings[key])) for key in keys}
+    for name in [name for name in ONE_AT_A_TIME if name in declared][1:]:
+        declared[name] |= {key: False for key in declared[name] if key.endswith("enabled")}
     service = declared.get("enter_service", {})
     for low, high in (("voltage_low_percent", "voltage_high_percent"), ("frequency_low_hz", "frequency_high_hz")):
         if low in service and high in service and service[low] >= service[high]:

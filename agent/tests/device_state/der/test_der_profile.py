@@ -15,8 +15,8 @@ from derms_agent.device_state.der import ProfileProblem, capability_of, categori
 from derms_agent.device_state.der.adoption import COMPLETED, FAILED, IN_PROGRESS, Shown, judge
 from derms_agent.device_state.der.functions import FUNCTIONS, DerProfile
 from derms_agent.device_state.der.registers import ModelRegisters
-from derms_agent.device_state.der.results import Status
 from derms_agent.device_state.der.settings import DEADBAND, POWER, SHARE, TIME, VOLTAGE, Shape, Switch, settings_of
+from derms_agent.device_state.results import Status
 from derms_agent.drivers.sunspec import FoundMap, FoundModel
 from derms_agent.drivers.sunspec_model import definition
 from derms_agent.profiles.point import OutOfRange
@@ -68,6 +68,10 @@ def test_a_profile_is_taken_as_it_is_said() -> None:
             {"enter_service": {"voltage_low_percent": 106, "voltage_high_percent": 105}},
             "enter_service.voltage_low_percent: found 106, expected less than voltage_high_percent, which is 105",
         ),
+        (
+            {"volt_var": {"enabled": True}, "constant_power_factor": {"enabled": True}},
+            "icu-1: volt_var.enabled: found True, expected false beside constant_power_factor: one of",
+        ),
         ({"category": "B"}, "icu-1: category: found 'B', expected a mapping with some of normal, abnormal"),
         ({"category": {"normal": "C"}}, "icu-1: category.normal: found 'C', expected one of A, B"),
         ({"category": {"abnormal": "IV"}}, "icu-1: category.abnormal: found 'IV', expected one of I, II, III"),
@@ -106,8 +110,9 @@ def test_every_default_says_where_it_is_from() -> None:
 def test_what_is_declared_goes_before_the_category_and_null_leaves_out() -> None:
     category = {"normal": "B", "abnormal": "III"}
     plain = parse("icu-1", {"category": category})
+    off = {"constant_power_factor": {"enabled": False}}
     mine = parse(
-        "icu-1", {"category": category, "volt_var": {"enabled": True}, "volt_watt": None, "enter_service": None}
+        "icu-1", {"category": category, "volt_var": {"enabled": True}, "volt_watt": None, "enter_service": None, **off}
     )
     assert (plain.volt_var is not None, mine.volt_var is not None) == (True, True)
     assert plain.volt_var is not None

@@ -5,16 +5,15 @@ from derms_agent.device_state.der.capability import Capability, capability_of
 from derms_agent.device_state.der.converge import Pace, converge, converge_all
 from derms_agent.device_state.der.functions import DerProfile
 from derms_agent.device_state.der.parse import ProfileProblem, parse
-from derms_agent.device_state.der.results import DeviceResult, FunctionResult, Status
+from derms_agent.device_state.der.results import DerResult, FunctionResult
 
 __all__ = [
     "Capability",
     "DerProfile",
-    "DeviceResult",
+    "DerResult",
     "FunctionResult",
     "Pace",
     "ProfileProblem",
-    "Status",
     "capability_of",
     "converge",
     "converge_all",

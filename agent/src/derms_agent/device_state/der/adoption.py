@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from derms_agent.device_state.der.results import Status
+from derms_agent.device_state.results import Status
 
 IN_PROGRESS, COMPLETED, FAILED = 0, 1, 2
 _SAID: dict[int | None, str] = {COMPLETED: "COMPLETED", FAILED: "FAILED"}

@@ -7,6 +7,7 @@ and never sent again. What fails stops the rest of that device, not the other de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,8 @@ from derms_agent.device_state.der.capability import Capability, capability_of
 from derms_agent.device_state.der.functions import DerProfile, Function
 from derms_agent.device_state.der.plan import Adoption, FunctionPlan, Unfit, plan_function, shown
 from derms_agent.device_state.der.registers import ModelRegisters
-from derms_agent.device_state.der.results import DeviceResult, FunctionResult, Status
+from derms_agent.device_state.der.results import DerResult, FunctionResult
+from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import (
     BusError,
     ConnectionLost,
@@ -29,6 +31,7 @@ from derms_agent.drivers.errors import (
 )
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.reads import Span, plan_reads
+from derms_agent.drivers.settings import Outcome
 from derms_agent.drivers.sunspec import FoundMap, NotSunSpec, discover
 from derms_agent.drivers.unit import Unit
 from derms_agent.drivers.writes import Write
@@ -70,16 +73,25 @@ class _Stopped(Exception):
         self.detail = detail
 
 
-async def converge_all(ders: Iterable[Der], *, check: bool, pace: Pace = Pace()) -> dict[str, DeviceResult]:
-    """Converge devices, those of one bus one after the other, and return what became of each, by name."""
+async def converge_all(
+    ders: Iterable[Der], *, check: bool, pace: Pace = Pace(), until_s: float = math.inf
+) -> dict[str, DerResult]:
+    """Converge devices, those of one bus one after the other, and return what became of each, by name.
+
+    After `until_s`, on the event loop's clock, no further device is asked.
+    """
     by_bus: dict[str, list[Der]] = {}
     for der in ders:
         by_bus.setdefault(der.bus, []).append(der)
-    results: dict[str, DeviceResult] = {}
+    results: dict[str, DerResult] = {}
 
     async def one_bus(here: Sequence[Der]) -> None:
         for der in here:
-            results[der.name] = await converge(der.name, der.unit, der.profile, check=check, pace=pace)
+            if anyio.current_time() >= until_s:
+                late = "not come to before the deadline"
+                results[der.name] = DerResult(name=der.name, status=Status.UNKNOWN, detail=late)
+            else:
+                results[der.name] = await converge(der.name, der.unit, der.profile, check=check, pace=pace)
 
     async with anyio.create_task_group() as tasks:
         for here in by_bus.values():
@@ -94,12 +106,12 @@ async def converge(
     *,
     check: bool,
     pace: Pace = Pace(),
-) -> DeviceResult:
+) -> DerResult:
     """See to it that one device holds its profile. `check` reads everything, writes nothing, and predicts."""
     try:
         found = await discover(unit, Priority.CONFIGURATION, pace.deadline_s)
     except BusError as failure:
-        return DeviceResult(name=name, status=_unread(failure), detail=f"nothing was written: {failure}")
+        return DerResult(name=name, status=_unread(failure), detail=f"nothing was written: {failure}")
     capability = capability_of(found)
     planned, problems = _planned(unit, profile, found, capability)
     if problems:
@@ -143,7 +155,7 @@ def _refused(
     planned: Mapping[str, FunctionPlan],
     problems: Mapping[str, tuple[str, ...]],
     capability: Capability,
-) -> DeviceResult:
+) -> DerResult:
     functions: list[FunctionResult] = []
     for key, function in profile.functions():
         if key in problems:
@@ -152,7 +164,7 @@ def _refused(
         else:
             functions.append(_untried(planned[key], f"not tried, because of {', '.join(problems)}"))
     details = "; ".join(problem for each in problems.values() for problem in each)
-    return DeviceResult(
+    return DerResult(
         name=name,
         status=Status.REFUSED,
         functions=tuple(functions),
@@ -161,30 +173,36 @@ def _refused(
     )
 
 
-def _result(name: str, functions: Sequence[FunctionResult], capability: Capability) -> DeviceResult:
+def _result(name: str, functions: Sequence[FunctionResult], capability: Capability) -> DerResult:
     worst = next((each for each in functions if each.status not in _WELL), None)
-    changed = any(each.after is not None and each.after != each.before for each in functions)
+    changed = any(each.status is Status.CHANGED for each in functions)
     status = worst.status if worst else Status.CHANGED if changed else Status.OK
     detail = f"{worst.function}: {worst.detail}" if worst else ""
-    return DeviceResult(
-        name=name, status=status, functions=tuple(functions), capability=capability, changed=changed, detail=detail
-    )
+    return DerResult(name=name, status=status, functions=tuple(functions), capability=capability, detail=detail)
 
 
 def _predicted(plan: FunctionPlan) -> FunctionResult:
-    return _outcome(plan, Status.CHANGED if plan.changes else Status.OK, plan.predicted())
+    status = Status.CHANGED if plan.changes else Status.OK
+    return _outcome(plan, status, plan.predicted(), reached=Outcome.WOULD_CHANGE)
 
 
 def _untried(plan: FunctionPlan, why: str) -> FunctionResult:
     return _outcome(plan, Status.UNKNOWN, plan.registers, why)
 
 
-def _outcome(plan: FunctionPlan, status: Status, after: ModelRegisters | None, detail: str = "") -> FunctionResult:
+def _outcome(
+    plan: FunctionPlan,
+    status: Status,
+    after: ModelRegisters | None,
+    detail: str = "",
+    *,
+    reached: Outcome = Outcome.CHANGED,
+) -> FunctionResult:
     return FunctionResult(
         function=plan.name,
         model=plan.function.model,
         status=status,
-        settings=plan.states(after),
+        settings=plan.states(after, reached, Outcome(status.value)),
         before=shown(plan.function, plan.registers),
         after=None if after is None else shown(plan.function, after),
         detail=detail,

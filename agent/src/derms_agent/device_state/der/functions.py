@@ -33,6 +33,7 @@ from derms_agent.device_state.der.settings import (
     Shape,
     Switch,
     declared,
+    settings_of,
 )
 
 _LONGEST_S = 86_400.0
@@ -59,6 +60,19 @@ class Function:
 
     model: ClassVar[int]
     group: ClassVar[str | None] = None
+
+    @property
+    def turns_off(self) -> bool:
+        """Whether it is declared to be off."""
+        return any(getattr(self, key) is False for key in self._switches())
+
+    @property
+    def turns_on(self) -> bool:
+        """Whether it is declared to be on."""
+        return any(getattr(self, key) is True for key in self._switches())
+
+    def _switches(self) -> list[str]:
+        return [key for key, setting in settings_of(self).items() if isinstance(setting, Switch)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,10 +254,7 @@ class EnterService(Function):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DerProfile:
-    """What one DER must hold, function by function, in the order in which they are written.
-
-    Permission to enter service comes last, so that no DER starts with half of its settings.
-    """
+    """What one DER must hold, function by function."""
 
     limits: Limits | None = None
     low_voltage_trip: LowVoltageTrip | None = None
@@ -260,11 +271,13 @@ class DerProfile:
     enter_service: EnterService | None = None
 
     def functions(self) -> Iterator[tuple[str, Function]]:
-        """Yield what was declared, by name, in that order."""
-        for each in fields(self):
-            function = getattr(self, each.name)
-            if function is not None:
-                yield each.name, function
+        """Return what was declared, by name, in the order in which it is written.
+
+        What is turned off comes first, for of the functions that set reactive power one may be on at a time; permission
+        to enter service comes last, so that no DER starts with half of its settings, and first where it is taken away.
+        """
+        there = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return iter(sorted((pair for pair in there if pair[1] is not None), key=lambda pair: not pair[1].turns_off))
 
 
 FUNCTIONS: dict[str, type[Function]] = {
@@ -283,3 +296,6 @@ FUNCTIONS: dict[str, type[Function]] = {
     "enter_service": EnterService,
 }
 """Every function by its name in a profile."""
+
+ONE_AT_A_TIME = ("constant_power_factor", "constant_reactive_power", "volt_var", "watt_var")
+"""The functions that set reactive power: the standard has one of them on at a time (5.3.1, from memory)."""

@@ -7,11 +7,11 @@ Whatever is wrong is said at once, each with device, key, what was found and wha
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from derms_agent.device_state.der import categories
-from derms_agent.device_state.der.functions import FUNCTIONS, DerProfile, EnterService, Function
+from derms_agent.device_state.der.functions import FUNCTIONS, ONE_AT_A_TIME, DerProfile, EnterService, Function
 from derms_agent.device_state.der.settings import Axis, Choice, Curve, Number, Points, Setting, settings_of
 from derms_agent.profiles.profile import nearest
 
@@ -46,6 +46,7 @@ def parse(device: str, declared: object) -> DerProfile:
         own = reader.mapping(name, mapping[name], tuple(settings_of(FUNCTIONS[name])))
         wanted[name] = {**wanted.get(name, {}), **own}
     functions = {name: reader.function(name, settings) for name, settings in wanted.items()}
+    reader.expect_one([name for name in ONE_AT_A_TIME if name in functions and functions[name].turns_on])
     if reader.problems:
         raise ProfileProblem(reader.problems)
     return DerProfile(**functions)  # type: ignore[arg-type]
@@ -103,6 +104,12 @@ class _Reader:
             self._below(name, "voltage_low_percent", "voltage_high_percent", taken)
             self._below(name, "frequency_low_hz", "frequency_high_hz", taken)
         return function
+
+    def expect_one(self, enabled: Sequence[str]) -> None:
+        """Report functions that are enabled together and may not be."""
+        if len(enabled) > 1:
+            of = ", ".join(ONE_AT_A_TIME)
+            self._report(f"{enabled[-1]}.enabled", True, f"false beside {enabled[0]}: one of {of} is on at a time")
 
     def _below(self, name: str, low: str, high: str, taken: Mapping[str, Any]) -> None:
         if taken.get(low) is not None and taken.get(high) is not None and taken[low] >= taken[high]:

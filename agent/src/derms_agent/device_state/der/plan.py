@@ -14,8 +14,8 @@ from typing import Any
 
 from derms_agent.device_state.der.functions import Function
 from derms_agent.device_state.der.registers import ModelRegisters
-from derms_agent.device_state.der.results import SettingState
 from derms_agent.device_state.der.settings import Choice, Curve, Number, Switch, settings_of
+from derms_agent.drivers.settings import Outcome, Registers, SettingResult
 from derms_agent.drivers.sunspec import FoundModel
 from derms_agent.drivers.writes import Forbidden, Write
 from derms_agent.profiles.point import OutOfRange
@@ -83,21 +83,27 @@ class FunctionPlan:
         """Return the registers as they will be when all is written."""
         return patched(self.registers, {each.path: each.words for each in self.wanted})
 
-    def states(self, after: ModelRegisters | None) -> tuple[SettingState, ...]:
-        """Return every register value that was asked for, before and after."""
-        return tuple(
-            SettingState(
-                name=each.name,
-                point=f"{self.function.model}.{each.path}",
-                unit=each.unit,
-                before=self.registers.value(each.path),
-                wanted=self.registers.shown(each.path, each.words),
-                after=None if after is None else after.value(each.path),
-                before_raw=self.registers.words(each.path),
-                wanted_raw=each.words,
-                after_raw=None if after is None else after.words(each.path),
-            )
-            for each in self.wanted
+    def states(self, after: ModelRegisters | None, reached: Outcome, missed: Outcome) -> tuple[SettingResult, ...]:
+        """Return what became of every register value that was asked for.
+
+        `reached`: of those that hold now what they did not; `missed`: of those that do not hold it.
+        """
+        return tuple(self._state(each, after, reached, missed) for each in self.wanted)
+
+    def _state(self, wanted: Wanted, after: ModelRegisters | None, reached: Outcome, missed: Outcome) -> SettingResult:
+        registers, path = self.registers, wanted.path
+        before, now = registers.words(path), None if after is None else after.words(path)
+        outcome = missed if now != wanted.words else Outcome.OK if before == wanted.words else reached
+        span = registers.span(path)
+        return SettingResult(
+            name=wanted.name,
+            outcome=outcome,
+            unit=wanted.unit,
+            wanted=registers.shown(path, wanted.words),
+            before=registers.value(path),
+            after=None if after is None else after.value(path),
+            registers_before=Registers(span.table, span.address, before),
+            registers_wanted=Registers(span.table, span.address, wanted.words),
         )
 
 
@@ -175,6 +181,7 @@ def _adoption(name: str, group: str, registers: ModelRegisters, differing: Words
         sets = _count_of_sets(group, registers)
         found = f"{name}: found {sets} sets in model {registers.found.id} and none to write"
         raise Unfit([f"{found}, expected at least one beside the first, which is in force"])
+    free = _quiet_sets(name, group, free, registers, target)
     staged = {index: _staged(group, index, registers, target) for index in free}
     index = min(free, key=lambda each: (len(staged[each]), each))
     return Adoption(
@@ -214,6 +221,35 @@ def _target(group: str, registers: ModelRegisters, differing: Words) -> dict[str
         if becomes.implemented(path):
             target[path] = becomes.words(path)
     return target
+
+
+def _quiet_sets(
+    name: str, group: str, free: tuple[int, ...], registers: ModelRegisters, target: Words
+) -> tuple[int, ...]:
+    """Return the sets that bring nothing into force but the target. Raises Unfit where there is none.
+
+    What the first set does not show cannot be kept: it would become what the adopted set has there.
+    """
+    more = {index: _brought(group, index, registers, target) for index in free}
+    quiet = tuple(index for index in free if not more[index])
+    if not quiet:
+        found = f"{name}: found {', '.join(more[free[0]])} in set {free[0]}, and no such value in force"
+        raise Unfit([f"{found}, expected it to be declared, for adopting the set brings it into force"])
+    return quiet
+
+
+def _brought(group: str, index: int, registers: ModelRegisters, target: Words) -> list[str]:
+    prefix = f"{group}[{index}]."
+    return [
+        path.removeprefix(prefix)
+        for path, field in registers.fields.items()
+        if path.startswith(prefix)
+        and field.writable
+        and _POINT.fullmatch(path) is None
+        and f"{group}[{IN_FORCE}].{path.removeprefix(prefix)}" not in target
+        and registers.implemented(path)
+        and registers.value(path) != 0
+    ]
 
 
 def _staged(group: str, index: int, registers: ModelRegisters, target: Words) -> dict[str, tuple[int, ...]]:

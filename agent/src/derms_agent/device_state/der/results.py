@@ -1,71 +1,69 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of one device's profile: per setting its registers and its value, before and after."""
+"""What became of a device's profile, function by function, and the same as plain data for modules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
+from derms_agent.device_state import results
 from derms_agent.device_state.der.capability import Capability
-
-
-class Status(str, Enum):
-    """What became of a device, or of one of its functions. In check mode `changed` says that it would be."""
-
-    OK = "ok"
-    CHANGED = "changed"
-    UNREACHABLE = "unreachable"
-    REFUSED = "refused"
-    VERIFY_FAILED = "verify_failed"
-    INDETERMINATE = "indeterminate"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SettingState:
-    """One register value that was asked for. `after` is None where it could not be read back."""
-
-    name: str
-    point: str
-    unit: str
-    before: object
-    wanted: object
-    after: object
-    before_raw: tuple[int, ...]
-    wanted_raw: tuple[int, ...]
-    after_raw: tuple[int, ...] | None
-
-    @property
-    def differs(self) -> bool:
-        """Whether it did not hold what was asked."""
-        return self.before_raw != self.wanted_raw
+from derms_agent.device_state.results import Status
+from derms_agent.drivers.settings import SettingResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FunctionResult:
-    """What became of one function."""
+    """What became of one function; `before` and `after` are its settings in force, as a profile would say them."""
 
     function: str
     model: int
     status: Status
-    settings: tuple[SettingState, ...] = ()
+    settings: tuple[SettingResult, ...] = ()
     before: Mapping[str, Any] = field(default_factory=dict)
     after: Mapping[str, Any] | None = None
     detail: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceResult:
-    """What became of one device. Nothing was written where it is refused, unknown or unreachable from the start.
+class DerResult:
+    """What became of one device. Nothing was written where it is refused, unknown or unreachable as a whole.
 
-    `changed`: what is in force in the device is, or in check mode would be, not what it was.
+    `capability` is None where its models could not be read.
     """
 
     name: str
     status: Status
     functions: tuple[FunctionResult, ...] = ()
     capability: Capability | None = None
-    changed: bool = False
     detail: str = ""
+
+    @property
+    def settings(self) -> tuple[SettingResult, ...]:
+        """Every register value that was asked for."""
+        return tuple(setting for function in self.functions for setting in function.settings)
+
+    @property
+    def changed(self) -> bool:
+        """Whether what is in force was changed, or in check mode would be, whatever became of the rest."""
+        return any(setting.outcome in results.CHANGED for setting in self.settings)
+
+
+def plain(result: DerResult) -> dict[str, Any]:
+    """Return a result as data of JSON's types, as `device_state.results.plain` does, and what is a DER's own."""
+    common = results.plain(results.DeviceResult(result.name, result.status, result.settings, result.detail))
+    capability = result.capability
+    return {
+        **common,
+        "before": {each.function: dict(each.before) for each in result.functions if each.before},
+        "after": {each.function: dict(each.after) for each in result.functions if each.after is not None},
+        "functions": [
+            {"name": each.function, "model": each.model, "status": each.status.value, "detail": each.detail}
+            for each in result.functions
+        ],
+        "models": [] if capability is None else list(capability.models),
+        "missing_models": [] if capability is None else list(capability.missing),
+        "ieee_1547_2018": None if capability is None else capability.ieee_1547_2018,
+        "incapable": "" if capability is None else capability.detail,
+    }

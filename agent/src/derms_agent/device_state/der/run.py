@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the module der_settings calls: plain data in, plain data out, in one blocking call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from derms_agent import profiles as built_in
+from derms_agent.device_state.access import STATE_DIRECTORY, Access
+from derms_agent.device_state.der.converge import Der, converge_all
+from derms_agent.device_state.der.functions import DerProfile
+from derms_agent.device_state.der.parse import ProfileProblem, parse
+from derms_agent.device_state.der.results import DerResult, plain
+from derms_agent.device_state.results import Status
+from derms_agent.device_state.run import Unasked, Unusable, depot_of, with_buses
+from derms_agent.drivers.unit import Unit
+from derms_agent.model import Depot, Device
+from derms_agent.profiles.profile import Protocol
+from derms_agent.socket_client import SOCKET
+
+
+def der_settings(
+    document: Mapping[str, Any],
+    gateway: str,
+    devices: Iterable[Mapping[str, Any]],
+    *,
+    check: bool,
+    deadline_s: float,
+    socket: Path = SOCKET,
+    state_directory: Path = STATE_DIRECTORY,
+) -> list[dict[str, Any]]:
+    """See to it that DERs hold their profiles; return what became of each, in the order given.
+
+    `devices` are mappings with `name`, a device of the depot on one of the gateway's buses, and `profile`. A profile
+    that cannot be is that device's refusal; the others are tried. Raises Unusable.
+    """
+    depot = depot_of(document)
+    declared: dict[str, Any] = {}
+    for each in devices:
+        name = str(each["name"])
+        _expect_der(depot, gateway, name)
+        if name in declared:
+            raise Unusable(f"devices: found {name} twice, expected each device once")
+        declared[name] = each.get("profile") or {}
+    parsed: dict[str, DerProfile] = {}
+    results: dict[str, DerResult] = {}
+    for name, profile in declared.items():
+        taken = _parsed(name, profile)
+        if isinstance(taken, DerProfile):
+            parsed[name] = taken
+        else:
+            results[name] = taken
+
+    async def converged(access: Access) -> dict[str, DerResult]:
+        ders = [
+            Der(
+                name, device.bus, Unit(access.buses[device.bus], device.unit_id, built_in.load(device.profile)), profile
+            )
+            for name, profile in parsed.items()
+            if (device := depot.devices[name]).bus in access.buses
+        ]
+        found = {
+            name: DerResult(name=name, status=Status.UNKNOWN, detail=access.unknown[depot.devices[name].bus])
+            for name in parsed
+            if depot.devices[name].bus in access.unknown
+        }
+        return found | await converge_all(ders, check=check, until_s=anyio.current_time() + deadline_s)
+
+    if parsed:
+        buses = {depot.devices[name].bus: depot.buses[depot.devices[name].bus] for name in parsed}
+        try:
+            results |= with_buses(buses, converged, socket=socket, state_directory=state_directory)
+        except Unasked as problem:
+            results |= {name: DerResult(name=name, status=Status.UNKNOWN, detail=str(problem)) for name in parsed}
+    return [plain(results[name]) for name in declared]
+
+
+def _parsed(name: str, declared: object) -> DerProfile | DerResult:
+    try:
+        return parse(name, declared)
+    except ProfileProblem as problem:
+        return DerResult(name=name, status=Status.REFUSED, detail=f"nothing was written: {problem}")
+
+
+def _der(device: Device, access: Access, profile: DerProfile) -> Der:
+    unit = Unit(access.buses[device.bus], device.unit_id, built_in.load(device.profile))
+    return Der(device.name, device.bus, unit, profile)
+
+
+def _expect_der(depot: Depot, gateway: str, name: str) -> None:
+    """Raise Unusable for a device that is not the gateway's, or does not speak SunSpec."""
+    device = depot.devices.get(name)
+    here = [each.name for each in depot.devices.values() if depot.buses[each.bus].gateway == gateway]
+    if device is None or name not in here:
+        raise Unusable(f"devices: found {name}, expected a device of gateway {gateway}: {', '.join(here) or 'none'}")
+    profile = built_in.load(device.profile)
+    if profile.protocol is not Protocol.SUNSPEC:
+        raise Unusable(f"devices: {name}: found profile {profile.name}, expected one of a device that speaks SunSpec")
