@@ -151,6 +151,21 @@ async def test_a_curve_goes_into_a_free_set_is_asked_for_once_and_enabled_last(b
     assert moved.unit == "percent of nominal voltage"
 
 
+async def test_points_beyond_the_last_are_left_as_they_are(bench: Bench, kit: Kit) -> None:
+    for index, volts in ((1, 120.0), (2, 130.0), (3, 130.0)):
+        bench.image.set(705, f"Crv.{index}.Pt.5.V", volts)
+    assert (await run(bench, kit, CURVE_93)).status is Status.CHANGED
+    assert (705, "Crv.2.Pt.5.V") not in bench.written()
+
+
+async def test_the_set_in_force_is_not_written_even_where_the_device_says_that_it_may_be(
+    bench: Bench, kit: Kit
+) -> None:
+    bench.image.set_raw(705, "Crv.1.ReadOnly", 0)
+    assert (await run(bench, kit, CURVE_93)).status is Status.CHANGED
+    assert not [key for key in bench.written() if key[1].startswith("Crv.1.")]
+
+
 async def test_what_was_not_asked_for_stays_in_force_though_the_set_had_something_else(bench: Bench, kit: Kit) -> None:
     for path, value in (("RspTms", 99.0), ("VRef", 97.0), ("ActPt", 2), ("Pri", 0)):
         for index in (2, 3):
@@ -469,6 +484,7 @@ def test_whatever_happens_no_register_is_written_that_nobody_asked_for(
     kind: FaultKind | None,
 ) -> None:
     bench = kit.bench()
+    bench.bus.takes_s = 0.2
     for (model, path), scale in scales.items():
         bench.image.set_raw(model, path, scale)
     for model, index in locked:

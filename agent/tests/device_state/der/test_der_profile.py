@@ -30,7 +30,7 @@ def test_a_profile_is_taken_as_it_is_said() -> None:
         {
             "volt_var": {"enabled": True, "dept_ref": "var_max_pct", "response_s": 5, "points": CATEGORY_B},
             "low_voltage_trip": {"must_trip": [[0, 2], [50, 2], [50, 21], [88, 21]], "may_trip": []},
-            "enter_service": {"permitted": False},
+            "enter_service": {"permitted": True},
         },
     )
     assert [name for name, _ in profile.functions()] == ["low_voltage_trip", "volt_var", "enter_service"]
@@ -169,7 +169,7 @@ def model_705(scale: int) -> ModelRegisters:
     words[5:7] = 2, 1
     words[12] = scale & 0xFFFF
     words[13] = words[14] = 0
-    return ModelRegisters(FoundModel(705, 40100, 28, tuple(words)))
+    return ModelRegisters.of(FoundModel(705, 40100, 28, tuple(words)))
 
 
 @given(st.floats(0, 200, allow_nan=False), st.integers(-2, 1))

@@ -135,7 +135,7 @@ def _planned(
     """Return what has to be written, by function, and what is wrong, by function."""
     models: dict[int, ModelRegisters] = {}
     for model in found.models:
-        models.setdefault(model.id, ModelRegisters(model))  # of several, the first
+        models.setdefault(model.id, ModelRegisters.of(model))  # of several, the first
     plans: dict[str, FunctionPlan] = {}
     problems: dict[str, tuple[str, ...]] = {}
     for name, function in profile.functions():

@@ -16,7 +16,6 @@ from derms_agent.device_state.der.functions import Function
 from derms_agent.device_state.der.registers import ModelRegisters
 from derms_agent.device_state.der.settings import Choice, Curve, Number, Switch, settings_of
 from derms_agent.drivers.settings import Outcome, Registers, SettingResult
-from derms_agent.drivers.sunspec import FoundModel
 from derms_agent.drivers.writes import Forbidden, Write
 from derms_agent.profiles.point import OutOfRange
 from derms_agent.profiles.profile import Profile
@@ -81,7 +80,7 @@ class FunctionPlan:
 
     def predicted(self) -> ModelRegisters:
         """Return the registers as they will be when all is written."""
-        return patched(self.registers, {each.path: each.words for each in self.wanted})
+        return self.registers.patched({each.path: each.words for each in self.wanted})
 
     def states(self, after: ModelRegisters | None, reached: Outcome, missed: Outcome) -> tuple[SettingResult, ...]:
         """Return what became of every register value that was asked for.
@@ -105,16 +104,6 @@ class FunctionPlan:
             registers_before=Registers(span.table, span.address, before),
             registers_wanted=Registers(span.table, span.address, wanted.words),
         )
-
-
-def patched(registers: ModelRegisters, words: Words) -> ModelRegisters:
-    """Return registers with other words at some points."""
-    found = registers.found
-    fresh = list(found.words)
-    for path, content in words.items():
-        field = registers.fields[path]
-        fresh[field.offset : field.offset + field.length] = content
-    return ModelRegisters(FoundModel(found.id, found.address, found.length, tuple(fresh)))
 
 
 def shown(function: Function, registers: ModelRegisters) -> dict[str, Any]:
@@ -210,7 +199,7 @@ def _free_sets(group: str, reversion: str, registers: ModelRegisters) -> tuple[i
 def _target(group: str, registers: ModelRegisters, differing: Words) -> dict[str, tuple[int, ...]]:
     """Return what the first set must hold: what is asked for, and of the rest what it holds now."""
     prefix = f"{group}[{IN_FORCE}]."
-    becomes = patched(registers, differing)
+    becomes = registers.patched(differing)
     target: dict[str, tuple[int, ...]] = {}
     for path, field in becomes.fields.items():
         if not path.startswith(prefix) or not field.writable:
@@ -325,9 +314,9 @@ class _Encoder:
         count = self._prefix + curve.count
         if self._missing(name, count):
             return
-        most = registers.number("NPt") or 0
         last = [] if not points else [self._prefix + path for path in curve.paths(len(points))]
-        if len(points) > most or any(path not in registers.fields for path in last):
+        if any(path not in registers.fields for path in last):
+            most = registers.number("NPt")
             raise OutOfRange(name, len(points), f"at most {most} points, which is NPt of model {registers.found.id}")
         encoded: list[Wanted] = []
         for number, point in enumerate(points, start=1):
@@ -335,7 +324,7 @@ class _Encoder:
                 label = f"{name}[{number}].{axis.point}"
                 words = registers.encoded(label, self._prefix + path, value, axis.quantity)
                 encoded.append(Wanted(label, self._prefix + path, words, axis.quantity.unit))
-        held = patched(registers, {each.path: each.words for each in encoded})
+        held = registers.patched({each.path: each.words for each in encoded})
         steps = tuple(
             tuple(held.value(self._prefix + path) for path in curve.paths(number))
             for number in range(1, len(points) + 1)

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
 
 from derms_agent.device_state.der.settings import Quantity
 from derms_agent.drivers.reads import Block, Span, plan_reads
@@ -22,16 +21,17 @@ _AS_IT_IS = 1
 """The sign for what keeps its own: the models' directions, in which injected power is positive."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ModelRegisters:
-    """A model's words, from its id on, and what they mean."""
+    """A model's words, from its id on, and what they mean: its points by their paths."""
 
     found: FoundModel
+    fields: Mapping[str, Field]
 
-    @cached_property
-    def fields(self) -> Mapping[str, Field]:
-        """The points by their paths."""
-        return lay_out(self.found.id, self.found.words)
+    @classmethod
+    def of(cls, found: FoundModel) -> ModelRegisters:
+        """Return a model as it was found."""
+        return cls(found, lay_out(found.id, found.words))
 
     def words(self, path: str) -> tuple[int, ...]:
         """Return a point's words."""
@@ -142,7 +142,15 @@ class ModelRegisters:
             read = words.get(f"{self.found.id}.{path}")
             if read is not None:
                 fresh[field.offset : field.offset + field.length] = read
-        return ModelRegisters(FoundModel(self.found.id, self.found.address, self.found.length, tuple(fresh)))
+        return ModelRegisters.of(replace(self.found, words=tuple(fresh)))
+
+    def patched(self, words: Mapping[str, tuple[int, ...]]) -> ModelRegisters:
+        """Return the model with other words at points that do not say how it is laid out."""
+        fresh = list(self.found.words)
+        for path, content in words.items():
+            field = self.fields[path]
+            fresh[field.offset : field.offset + field.length] = content
+        return replace(self, found=replace(self.found, words=tuple(fresh)))
 
     @property
     def _header(self) -> str:
