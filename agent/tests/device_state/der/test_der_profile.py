@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -260,3 +263,17 @@ def test_a_controller_that_cannot_do_the_standard_is_named() -> None:
     unable = capability_of(found(1, 101, *range(701, 711), 712))
     assert unable.missing == (711,)
     assert unable.detail == "cannot do IEEE 1547-2018: found no SunSpec model 711 (frequency droop)"
+
+
+def test_the_documentations_profile_is_taken_and_every_setting_is_in_its_table() -> None:
+    document = (Path(__file__).parents[4] / "docs" / "der-settings.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    profile = parse("icu-1", yaml.safe_load(text))
+    assert profile.watt_var is None
+    rows = re.findall(r"^\| (`\w+_?\w*`.*?) \| ([\d, ]+) \| (.*) \|$", document, re.MULTILINE)
+    listed = {name: (models, settings) for names, models, settings in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(listed) == set(FUNCTIONS)
+    for name, (models, settings) in listed.items():
+        assert str(FUNCTIONS[name].model) in models
+        if name not in {"low_frequency_trip", "high_frequency_trip"}:  # the same as the ones above them
+            assert set(settings_of(FUNCTIONS[name])) <= set(re.findall(r"`(\w+)`", settings)), name
