@@ -151,6 +151,21 @@ async def test_a_curve_goes_into_a_free_set_is_asked_for_once_and_enabled_last(b
     assert moved.unit == "percent of nominal voltage"
 
 
+async def test_a_point_moved_by_hand_is_found_exactly_and_repaired_exactly(bench: Bench, kit: Kit) -> None:
+    declared = {key: value for key, value in EVERYTHING.items() if key != "enter_service"}
+    await run(bench, kit, declared)
+    bench.twin.writes.clear()
+    bench.image.set(705, "Crv.1.Pt.2.V", 99.5)
+    for check, outcome in ((True, Outcome.WOULD_CHANGE), (False, Outcome.CHANGED)):
+        result = await run(bench, kit, declared, check=check)
+        found = {each.name: each for each in result.settings if each.outcome is not Outcome.OK}
+        assert list(found) == ["volt_var.points[2].V"]
+        moved = found["volt_var.points[2].V"]
+        assert (moved.before, moved.after, moved.outcome) == (99.5, 100, outcome)
+    assert bench.written() == [REQUEST], "a stored set holds it still, and is adopted again"
+    assert (await run(bench, kit, declared)).status is Status.OK
+
+
 async def test_points_beyond_the_last_are_left_as_they_are(bench: Bench, kit: Kit) -> None:
     for index, volts in ((1, 120.0), (2, 130.0), (3, 130.0)):
         bench.image.set(705, f"Crv.{index}.Pt.5.V", volts)
