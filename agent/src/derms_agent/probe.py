@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import Enum
 from pathlib import Path
 
 import anyio
@@ -29,6 +28,7 @@ from derms_agent.drivers.register_map import ModbusMap
 from derms_agent.drivers.sunspec import BASE_ADDRESSES
 from derms_agent.drivers.sunspec_model import MARK
 from derms_agent.model import Bus, Depot, Device, Transport
+from derms_agent.profiles.notation import AddressBase, AddressError, expecting, hexadecimal, pdu_address
 from derms_agent.profiles.point import REGISTERS, Point, Table
 from derms_agent.profiles.profile import Profile, Protocol, nearest
 
@@ -43,14 +43,6 @@ An address means nothing without the base that it counts from. 40001 is
   --address-base one      register 40000 of the protocol: modpoll -r 40001, where a SunSpec device answers SunS
   --address-base zero     register 40001 of the protocol: what most vendors' lists call 40001, but not all
   --address-base modicon  holding register 0 of the protocol: the leading 4 names the table"""
-
-
-class AddressBase(str, Enum):
-    """What a person counts addresses from."""
-
-    ZERO = "zero"
-    ONE = "one"
-    MODICON = "modicon"
 
 
 class UsageError(ValueError):
@@ -96,58 +88,10 @@ class Answer:
     latencies_s: tuple[float, ...]
 
 
-def pdu_address(address: int, base: AddressBase, table: Table = Table.HOLDING) -> tuple[Table, int]:
-    """Return the table and the zero-based address that a person means.
-
-    In Modicon's notation the first digit of five or six names the table: 4 holding, 3 input, 1 discrete, 0 coil.
-    Raises UsageError.
-    """
-    if base is AddressBase.ZERO:
-        found = address
-    elif base is AddressBase.ONE:
-        found = address - 1
-    else:
-        # 40001 to 49999 with five digits, 400001 to 465536 with six; below 10000 it is a coil.
-        size = 100_000 if address >= 100_000 else 10_000  # noqa: PLR2004
-        digit, number = divmod(address, size)
-        named = {0: Table.COIL, 1: Table.DISCRETE, 3: Table.INPUT, 4: Table.HOLDING}.get(digit)
-        if named is None:
-            raise UsageError(f"found the Modicon address {address}, expected one that begins with 0, 1, 3 or 4")
-        table, found = named, number - 1
-    if not 0 <= found < REGISTERS:
-        raise UsageError(f"found address {address} in base {base.value}, which is register {found} of 0 to 65535")
-    return table, found
-
-
-def _register_text(words: Sequence[int]) -> str:
-    octets = b"".join(word.to_bytes(2, "big") for word in words)
-    return octets.decode("ascii", "replace")
-
-
-def _hexadecimal(words: Sequence[int], most: int = 4) -> str:
-    shown = " ".join(f"{word:04x}" for word in words[:most])
-    return f"{shown} …" if len(words) > most else shown
-
-
-def expecting(text: str | None) -> Callable[[Sequence[int]], tuple[bool, str]]:
-    """Return the judge of a read that should begin with a text, or with words given as 0x53756e53; None: anything."""
-    wanted = text or ""
-    as_words = wanted.lower().startswith("0x")
-
-    def judge(words: Sequence[int]) -> tuple[bool, str]:
-        if as_words:
-            begins = "".join(f"{word:04x}" for word in words).startswith(wanted[2:].lower())
-        else:
-            begins = _register_text(words).startswith(wanted)
-        return begins, wanted if begins and wanted else _hexadecimal(words)
-
-    return judge
-
-
 def _sunspec_questions(bases: Iterable[int]) -> tuple[Question, ...]:
     def judge(words: Sequence[int]) -> tuple[bool, str]:
         found = tuple(words) == MARK
-        return found, SUNSPEC_MARK if found else _hexadecimal(words)
+        return found, SUNSPEC_MARK if found else hexadecimal(words)
 
     return tuple(Question(Table.HOLDING, base, len(MARK), SUNSPEC_MARK, judge) for base in bases)
 
@@ -165,7 +109,7 @@ def liveness(device: Device, profile: Profile) -> tuple[Question, ...]:
     def judge(words: Sequence[int]) -> tuple[bool, str]:
         value = registers.value(name, {span.name: words})
         if value is None:
-            return False, f"absent ({_hexadecimal(words)})"
+            return False, f"absent ({hexadecimal(words)})"
         return not str(value).startswith("unknown "), f"{value} {point.unit}".strip()
 
     return (Question(span.table, span.address, span.length, _expectation(name, point), judge),)
@@ -329,7 +273,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     one.add_argument("--framer", choices=("tcp", "rtu_over_tcp"), default="tcp", help="%(default)s if not given")
     one.add_argument("--address", type=int, help="first register; needs --address-base. Not given: 40001 in base one")
     one.add_argument("--address-base", choices=[base.value for base in AddressBase], help="see below")
-    one.add_argument("--table", choices=("holding", "input"), default="holding", help="not in base modicon")
+    one.add_argument("--table", choices=("holding", "input"), help="holding if not given; base modicon names it itself")
     one.add_argument("--count", type=int, default=10, help="registers to read; %(default)s if not given")
     one.add_argument("--expect", metavar="TEXT", help="what the registers begin with, as text or 0x… words")
     parser.add_argument("--tries", type=int, default=3, help="reads of each unit; %(default)s if not given")
@@ -342,7 +286,7 @@ def run(options: argparse.Namespace) -> int:
     """Probe what the options say, print it, and return the exit status: 0 all alive, 1 some not, 2 usage."""
     try:
         buses, targets = _asked(options)
-    except (UsageError, OSError, depots.NoDepotFile, depots.DepotError, profiles.ProfileError) as problem:
+    except (UsageError, AddressError, OSError, depots.NoDepotFile, depots.DepotError, profiles.ProfileError) as problem:
         sys.stderr.write(f"{problem}\n")
         return USAGE
     answers = anyio.run(probe, buses, targets, options.tries)
@@ -390,7 +334,8 @@ def _endpoint_asked(options: argparse.Namespace) -> tuple[Mapping[str, ModbusBus
         registers, address = pdu_address(MODPOLL_ADDRESS, AddressBase.ONE)
         expected = expected or SUNSPEC_MARK
     else:
-        registers, address = pdu_address(options.address, AddressBase(options.address_base), Table(options.table))
+        named = None if options.table is None else Table(options.table)
+        registers, address = pdu_address(options.address, AddressBase(options.address_base), named)
     if address + options.count > REGISTERS:
         raise UsageError(f"found {options.count} registers from {address} on, expected all within 0 to 65535")
     question = Question(registers, address, options.count, expected or "any answer", expecting(expected))

@@ -22,7 +22,7 @@ from derms_agent import depot as depots
 from derms_agent.cli import main
 from derms_agent.drivers.factory import open_buses
 from derms_agent.model import Depot
-from derms_agent.probe import AddressBase, Answer, UsageError, depot_targets, pdu_address, probe
+from derms_agent.probe import Answer, depot_targets, probe
 from derms_agent.profiles.point import Table
 from derms_agent.twin import Fault, FaultKind, Twin
 
@@ -221,31 +221,6 @@ def test_mistakes_in_a_depot_file_are_usage(agent: Agent, tmp_path: Path) -> Non
     ran = agent("probe", file)
     assert ran.returncode == 2
     assert "sunspec_der" in ran.stderr
-
-
-@pytest.mark.parametrize(
-    ("address", "base", "table", "expected"),
-    [
-        (40001, AddressBase.ONE, Table.HOLDING, (Table.HOLDING, 40000)),
-        (40001, AddressBase.ZERO, Table.INPUT, (Table.INPUT, 40001)),
-        (40001, AddressBase.MODICON, Table.HOLDING, (Table.HOLDING, 0)),
-        (400001, AddressBase.MODICON, Table.HOLDING, (Table.HOLDING, 0)),
-        (465536, AddressBase.MODICON, Table.HOLDING, (Table.HOLDING, 65535)),
-        (30006, AddressBase.MODICON, Table.HOLDING, (Table.INPUT, 5)),
-        (10001, AddressBase.MODICON, Table.HOLDING, (Table.DISCRETE, 0)),
-        (1, AddressBase.MODICON, Table.HOLDING, (Table.COIL, 0)),
-    ],
-)
-def test_addresses_of_people(address: int, base: AddressBase, table: Table, expected: tuple[Table, int]) -> None:
-    assert pdu_address(address, base, table) == expected
-
-
-@pytest.mark.parametrize(
-    ("address", "base"), [(50001, AddressBase.MODICON), (65536, AddressBase.ZERO), (40000, AddressBase.MODICON)]
-)
-def test_addresses_that_are_none(address: int, base: AddressBase) -> None:
-    with pytest.raises(UsageError):
-        pdu_address(address, base)
 
 
 def test_version() -> None:

@@ -7,7 +7,7 @@ again. What can only be written is never called changed, for nothing shows that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -37,6 +37,15 @@ class Outcome(str, Enum):
     INDETERMINATE = "indeterminate"
     REFUSED = "refused"
     UNKNOWN = "unknown"
+
+
+Alike = Callable[[str, "Value | None", "Value | None"], bool]
+"""Whether two values of the named setting count as one."""
+
+
+def alike(name: str, found: Value | None, wanted: Value | None) -> bool:  # noqa: ARG001
+    """Whether two values are one, whatever the setting."""
+    return same(found, wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +90,29 @@ class _Change:
     write: Write
     unit: str
     read: Registers | None
-    shown: bool
 
 
 class Settings:
     """The settings of one device, at the bus's lowest priority.
 
     `deadline_s` is what one transaction may take, waiting behind everything else on its bus included; a setting that
-    does not show what was written is read again for `verify_s`.
+    does not show what was written is read again for `verify_s`. `unverified` are those that are not read back after a
+    write, unless it is in doubt.
     """
 
-    def __init__(self, unit: Unit, registers: RegisterMap, *, deadline_s: float, verify_s: float) -> None:
+    def __init__(
+        self,
+        unit: Unit,
+        registers: RegisterMap,
+        *,
+        deadline_s: float,
+        verify_s: float,
+        alike: Alike = alike,
+        unverified: Collection[str] = (),
+    ) -> None:
         self._unit = unit
+        self._alike = alike
+        self._unverified = unverified
         self._deadline_s = deadline_s
         self._verify_s = verify_s
         self._registers = registers
@@ -104,7 +124,7 @@ class Settings:
         Secret ones are left out.
         """
         names = [name for name in self._registers.names if self._is_setting(name) and not self._is_secret(name)]
-        words = await self._words(names, writing=False)
+        words = await self.words(names)
         return {name: value for name in names if (value := self._value(name, words)) is not None}
 
     async def write(self, changes: Mapping[str, Value], *, check: bool = False) -> tuple[SettingResult, ...]:
@@ -114,7 +134,7 @@ class Settings:
         everything and writes nothing. Raises BusError when the device cannot be read; nothing was written then.
         """
         wanted, refused = self._named(changes)
-        words = await self._words(list(wanted), writing=True) if wanted else {}
+        words = await self.words(list(wanted), writing=True) if wanted else {}
         planned: list[_Change] = []
         for name, value in wanted.items():
             change = self._planned(name, value, words)
@@ -126,7 +146,7 @@ class Settings:
             names = ", ".join(result.name for result in refused)
             return (*refused, *(_untried(change, f"not tried, because of {names}") for change in planned))
         if check:
-            return tuple(_predicted(change) for change in planned)
+            return tuple(self._predicted(change) for change in planned)
         results: list[SettingResult] = []
         lost = ""
         for change in planned:
@@ -153,8 +173,11 @@ class Settings:
     def _planned(self, name: str, value: Value, words: Mapping[str, tuple[int, ...]]) -> _Change | SettingResult:
         secret = self._is_secret(name)
         shown = None if secret else value
-        missing = [span.name for span in self._registers.before_write(name) if span.name not in words]
+        readable = self._registers.readable(name)
+        needed = [*self._registers.before_write(name), *(self._registers.spans(name) if readable else ())]
+        missing = dict.fromkeys(span.name for span in needed if span.name not in words)
         if missing:
+            # What it says it has not, and what no reading would ever show to be written, is not written.
             detail = f"the device refuses to show {', '.join(missing)}, without which it cannot be written"
             return SettingResult(name=name, outcome=Outcome.REFUSED, wanted=shown, detail=detail)
         try:
@@ -164,24 +187,22 @@ class Settings:
             detail = f"{name}: found a value that it cannot hold" if secret else str(problem)
             return SettingResult(name=name, outcome=Outcome.REFUSED, wanted=shown, detail=detail)
         before = self._value(name, words)
-        known = self._registers.readable(name) and all(span.name in words for span in self._registers.spans(name))
         (span, *_) = self._registers.spans(name)
-        read = Registers(span.table, span.address, words[span.name]) if known else None
+        read = Registers(span.table, span.address, words[span.name]) if readable else None
         return _Change(
             name,
             value,
             held,
             before,
-            known,
+            readable,
             secret,
             write,
             unit=self._profile.point(stem(name)).unit,
             read=read,
-            shown=self._registers.readable(name),
         )
 
     async def _converge(self, change: _Change) -> SettingResult:
-        if change.known and same(change.before, change.held):
+        if change.known and self._alike(change.name, change.before, change.held):
             return _result(change, Outcome.OK, after=change.before)
         doubt: BusError | None = None
         try:
@@ -194,10 +215,15 @@ class Settings:
                 return _result(change, Outcome.REFUSED, after=change.before, detail=str(failure))
             else:
                 return _result(change, Outcome.UNKNOWN, after=change.before, detail=f"nothing was written: {failure}")
+        return await self._written(change, doubt)
+
+    async def _written(self, change: _Change, doubt: BusError | None) -> SettingResult:
         if not self._registers.readable(change.name):
             if doubt is not None:
                 return _result(change, Outcome.INDETERMINATE, detail=str(doubt))
             return _result(change, Outcome.UNKNOWN, detail="written; the device does not show what it holds")
+        if doubt is None and change.name in self._unverified:
+            return _result(change, Outcome.CHANGED, after=change.held, detail="not read back, as declared")
         return await self._verified(change, doubt)
 
     async def _current(self, change: _Change) -> Write:
@@ -212,7 +238,7 @@ class Settings:
         found = await self._unit.read_until(
             self._registers,
             change.name,
-            lambda value: same(value, change.held),
+            lambda value: self._alike(change.name, value, change.held),
             priority=Priority.CONFIGURATION,
             within_s=self._verify_s if doubt is None else self._deadline_s,
             every_s=self._verify_s / VERIFY_READS,
@@ -220,7 +246,7 @@ class Settings:
         if found.failure is not None:
             detail = f"written, then it could not be read back: {found.failure}" if doubt is None else str(doubt)
             return _result(change, Outcome.INDETERMINATE, detail=detail)
-        if same(found.value, change.held):
+        if self._alike(change.name, found.value, change.held):
             return _result(
                 change, Outcome.CHANGED, after=found.value, detail="" if doubt is None else f"read back after: {doubt}"
             )
@@ -231,8 +257,11 @@ class Settings:
             change, Outcome.VERIFY_FAILED, after=found.value, detail=f"the device took the write and shows {shown}"
         )
 
-    async def _words(self, names: list[str], *, writing: bool) -> dict[str, tuple[int, ...]]:
-        """Read what the named settings lie in, and what writing them needs; what the device refuses is left out."""
+    async def words(self, names: Collection[str], *, writing: bool = False) -> dict[str, tuple[int, ...]]:
+        """Return what the named values lie in, by the names of their spans; `writing`: also what writing them needs.
+
+        What the device says it has not is left out. Raises BusError.
+        """
         readable = [name for name in names if self._registers.readable(name)]
         blocks = [*self._registers.plan(readable), *(self._registers.plan(names, writing=True) if writing else ())]
         words: dict[str, tuple[int, ...]] = {}
@@ -252,6 +281,13 @@ class Settings:
             words |= await self._read_if_there(part)
         return words
 
+    def _predicted(self, change: _Change) -> SettingResult:
+        if not change.known:
+            return _result(change, Outcome.UNKNOWN, detail="the device does not show what it holds")
+        if self._alike(change.name, change.before, change.held):
+            return _result(change, Outcome.OK, after=change.before)
+        return _result(change, Outcome.WOULD_CHANGE, after=change.held)
+
     def _value(self, name: str, words: Mapping[str, tuple[int, ...]]) -> Value | None:
         if not self._registers.readable(name) or any(span.name not in words for span in self._registers.spans(name)):
             return None
@@ -266,7 +302,7 @@ class Settings:
 
 def _result(change: _Change, outcome: Outcome, *, after: Value | None = None, detail: str = "") -> SettingResult:
     if change.secret:
-        return SettingResult(name=change.name, outcome=outcome, detail=detail, shown=change.shown)
+        return SettingResult(name=change.name, outcome=outcome, detail=detail, shown=change.known)
     return SettingResult(
         name=change.name,
         outcome=outcome,
@@ -277,17 +313,9 @@ def _result(change: _Change, outcome: Outcome, *, after: Value | None = None, de
         unit=change.unit,
         registers_before=change.read,
         registers_wanted=Registers(change.write.table, change.write.address, change.write.words),
-        shown=change.shown,
+        shown=change.known,
     )
 
 
 def _untried(change: _Change, why: str) -> SettingResult:
     return _result(change, Outcome.UNKNOWN, after=change.before, detail=why)
-
-
-def _predicted(change: _Change) -> SettingResult:
-    if not change.known:
-        return _result(change, Outcome.UNKNOWN, detail="the device does not show what it holds")
-    if same(change.before, change.held):
-        return _result(change, Outcome.OK, after=change.before)
-    return _result(change, Outcome.WOULD_CHANGE, after=change.held)

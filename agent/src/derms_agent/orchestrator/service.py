@@ -414,21 +414,16 @@ class Service:
     def _refuse_control_points(self, bus: str, unit_id: int, table: Table, address: int, count: int) -> None:
         """Refuse writes to what the ledger counts on: nobody but control writes a limit."""
         device = self._device_at(bus, unit_id)
-        profile = None if device is None else self.site.profiles[device.name]
-        if device is None or profile is None or profile.control is None:
+        if device is None:
             return
-        names = [profile.control.point]
-        if profile.control.switch is not None:
-            names.append(profile.control.switch.point)
-        for point in (profile.points[name] for name in names if name in profile.points):
-            for connector in range(1, profile.connectors + 1):
-                first = point.address_of(connector)
-                if point.table is table and address < first + point.length and first < address + count:
-                    raise ProtocolError(
-                        "not allowed",
-                        f"found a write to {point.name} of {device.name}, expected none: control owns it; "
-                        "limit.put asks for a limit",
-                    )
+        profile = self.site.profiles[device.name]
+        for point in profile.points_at(table, address, count):
+            if point.name in profile.control_points:
+                raise ProtocolError(
+                    "not allowed",
+                    f"found a write to {point.name} of {device.name}, expected none: control owns it; "
+                    "limit.put asks for a limit",
+                )
 
     def _device_at(self, bus: str, unit_id: int) -> Device | None:
         found = (one for one in self.site.devices.values() if one.bus == bus and one.unit_id == unit_id)

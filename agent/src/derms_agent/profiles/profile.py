@@ -348,6 +348,26 @@ class Profile:
             raise KeyError(name)
         return found
 
+    def points_at(self, table: Table, address: int, count: int) -> tuple[Point, ...]:
+        """Return the points, of any connector, that lie in or across those registers; SunSpec's lie anywhere."""
+        return tuple(
+            point
+            for point in self.points.values()
+            if point.table is table
+            and any(
+                address < point.address_of(connector) + point.length and point.address_of(connector) < address + count
+                for connector in range(1, (self.connectors if point.stride else 1) + 1)
+            )
+        )
+
+    @property
+    def control_points(self) -> tuple[str, ...]:
+        """The names of what nobody but control writes: the limit, and the switch that stands for its zero."""
+        if self.control is None:
+            return ()
+        switch = self.control.switch
+        return (self.control.point,) if switch is None else (self.control.point, switch.point)
+
     @property
     def settings(self) -> tuple[str, ...]:
         """The names of what a depot file may declare for such a device."""
