@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 
 from derms_agent import depot as depots
 from derms_agent.device_state.declared_registers import Declaration, DeclarationError, declare
-from derms_agent.device_state.registers import DeviceResult, Status, converge, gather
+from derms_agent.device_state.access import Access
+from derms_agent.device_state.registers import converge, gather
+from derms_agent.device_state.results import DeviceResult, Status
 from derms_agent.drivers.errors import BusError, ConnectionLost, NoAnswer, Refused, Unreachable
 from derms_agent.drivers.interface import Priority
-from derms_agent.drivers.settings import Outcome
+from derms_agent.drivers.settings import Outcome, Registers
 from derms_agent.model import Value
 from derms_agent.profiles.point import Table
 
@@ -29,7 +31,7 @@ pytestmark = pytest.mark.anyio
 DEMO = Path(__file__).parents[3] / "inventories/demo/depot.yml"
 GW = "gw.example:502"
 ILLEGAL_ADDRESS, DEVICE_FAILURE = 2, 4
-QUICK = {"verify": 0.05, "timeout": 0.1, "deadline": 5.0}
+QUICK = {"verify_s": 0.05, "timeout_s": 0.1}
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,8 @@ def register(name: str = "r", address: int = 100, kind: str = "u16", **more: Any
     return {"name": name, "address": address, "type": kind, **more}
 
 
-async def applied(declaration: Declaration, bus: Memory, *, check: bool = False) -> tuple[DeviceResult, ...]:
-    return await converge(declaration, {GW: bus}, {}, check=check)
+async def applied(declaration: Declaration, bus: Memory, *, check: bool = False) -> list[DeviceResult]:
+    return await converge(declaration, Access({GW: bus}), check=check)
 
 
 async def one(bus: Memory, *registers: dict[str, Any], check: bool = False, **more: Any) -> DeviceResult:
@@ -215,13 +217,13 @@ async def test_check_apply_check_again_apply_again(declared: dict[str, Any], wor
     done = await one(bus, declared)
     assert (done.status, done.changed) == (Status.CHANGED, True)
     assert bus.writes == [Request(1, table, 100, len(words), words)]
-    (first,), (second,) = predicted.registers, done.registers
-    assert (first.before, first.after, first.raw_after) == (second.before, second.after, second.raw_after)
-    assert second.raw_after == words
+    (first,), (second,) = predicted.settings, done.settings
+    assert (first.before, first.after, first.registers_wanted) == (second.before, second.after, second.registers_wanted)
+    assert second.registers_wanted == Registers(table, 100, words)
     for check in (True, False):
         again = await one(bus, declared, check=check)
         assert (again.status, again.changed) == (Status.OK, False)
-        assert again.registers[0].after == again.registers[0].before == second.after
+        assert again.settings[0].after == again.settings[0].before == second.after
     assert len(bus.writes) == 1
 
 
@@ -229,7 +231,7 @@ async def test_a_value_is_quantised_before_it_is_compared_and_never_more_than_as
     bus = Memory()
     bus.put(100, 160)
     result = await one(bus, register(scale=0.1, unit="A", value=16.09))
-    assert (result.status, result.registers[0].wanted, bus.writes) == (Status.OK, 16.0, [])
+    assert (result.status, result.settings[0].wanted, bus.writes) == (Status.OK, 16.0, [])
 
 
 async def test_what_is_written_in_one_place_and_shown_in_another() -> None:
@@ -238,9 +240,11 @@ async def test_what_is_written_in_one_place_and_shown_in_another() -> None:
     failsafe = register(
         "failsafe", 5016, scale=0.001, unit="A", value=8, min=6, max=63, readback_address=1600, readback_type="u32"
     )
-    assert (await one(bus, failsafe, check=True)).registers[0].before == 6
+    assert (await one(bus, failsafe, check=True)).settings[0].before == 6
     result = await one(bus, failsafe)
-    assert (result.status, result.registers[0].after, result.registers[0].raw_after) == (Status.CHANGED, 8, (0, 8000))
+    assert (result.status, result.settings[0].after) == (Status.CHANGED, 8)
+    assert result.settings[0].registers_before == Registers(Table.HOLDING, 1600, (0, 6000))
+    assert result.settings[0].registers_wanted == Registers(Table.HOLDING, 5016, (8000,))
     assert [(request.address, request.count) for request in bus.requests] == [
         (1600, 2),
         (1600, 2),
@@ -264,16 +268,15 @@ async def test_the_three_bases(base: str, address: int, table: str | None) -> No
 
 
 async def test_other_bits_are_as_they_are_when_it_is_written() -> None:
-    def elsewhere(request: Request) -> None:
+    def elsewhere(_request: Request) -> None:
         if len(bus.requests) == 1:  # after the first read, and before the one that the write begins with
             bus.put(100, bus.words(100, 1)[0] ^ 0x8000)
 
     bus = Memory(before=elsewhere)
     bus.put(100, 0x8F0F)
     field_ = register(kind="bits", mask=0x00F0, length=1, value=0xA)
-    result = await one(bus, field_)
+    assert (await one(bus, field_)).settings[0].before == 0
     assert bus.words(100, 1) == (0x0FAF,)
-    assert (result.registers[0].raw_before, result.registers[0].raw_after) == ((0,), (0x00A0,))
 
 
 async def test_two_fields_of_one_register_are_both_held() -> None:
@@ -332,8 +335,8 @@ async def test_what_is_not_to_be_verified_is_not_read_back() -> None:
     bus = Memory(obeys=False)
     bus.put(100, 0)
     result = await one(bus, register(value=1, verify="none"))
-    assert (result.status, result.registers[0].after) == (Status.CHANGED, 1)
-    assert "not read back" in result.registers[0].detail
+    assert (result.status, result.settings[0].after) == (Status.CHANGED, 1)
+    assert "not read back" in result.settings[0].detail
     assert [bool(request.words) for request in bus.requests] == [False, True]
 
 
@@ -342,7 +345,7 @@ async def test_a_volatile_register_is_told_and_not_written() -> None:
     bus.put(100, 40, 7)
     result = await one(bus, register("percent", volatile=True, value=100), register("kept", 101, value=7))
     assert (result.status, result.changed, bus.writes) == (Status.OK, False, [])
-    percent, _ = result.registers
+    percent, _ = result.settings
     assert (percent.before, percent.after, percent.wanted) == (40, 40, 100)
     assert "changes by itself" in percent.detail
 
@@ -353,7 +356,7 @@ async def test_a_write_in_doubt_is_read_back_and_not_sent_again(fault: Fault) ->
     bus.put(100, 0)
     result = await one(bus, register(value=1))
     assert (result.status, len(bus.writes)) == (Status.CHANGED, 1)
-    assert "read back after" in result.registers[0].detail
+    assert "read back after" in result.settings[0].detail
 
 
 @pytest.mark.parametrize("verify", ["readback", "none"])
@@ -362,9 +365,9 @@ async def test_a_write_that_was_lost_is_indeterminate_and_the_rest_is_left(verif
     bus.put(100, 0, 0)
     declared = declare(arguments(register(value=1, verify=verify), register("s", 101, value=1)))
     with anyio.move_on_after(30):
-        (result,) = await converge(declared, {GW: bus}, {}, check=False, clock=Quick())
+        (result,) = await converge(declared, Access({GW: bus}), check=False, clock=Quick())
     assert (result.status, result.changed, len(bus.writes)) == (Status.INDETERMINATE, False, 1)
-    assert [one.outcome for one in result.registers] == [Outcome.INDETERMINATE, Outcome.UNKNOWN]
+    assert [one.outcome for one in result.settings] == [Outcome.INDETERMINATE, Outcome.UNKNOWN]
 
 
 @dataclass
@@ -391,7 +394,7 @@ async def test_a_register_that_the_device_has_not_is_not_written() -> None:
     bus.put(101, 0)
     result = await one(bus, register("typo", value=1), register("right", 101, value=1))
     assert (result.status, bus.writes) == (Status.REFUSED, [])
-    assert result.detail == "typo: the device refuses to show typo, without which it cannot be written"
+    assert result.settings[0].detail == "the device refuses to show typo, without which it cannot be written"
 
 
 @pytest.mark.parametrize(
@@ -408,7 +411,7 @@ async def test_a_device_that_is_lost_before_the_write() -> None:
     bus = Memory(fault=lambda request: Fault(Unreachable) if request.words else None)
     bus.put(100, 0)
     result = await one(bus, register(value=1))
-    assert (result.status, result.changed, result.failed) == (Status.UNREACHABLE, False, True)
+    assert (result.status, result.changed) == (Status.UNKNOWN, False)
     assert "nothing was written" in result.detail
 
 
@@ -454,8 +457,8 @@ async def test_a_device_that_is_lost_before_the_write() -> None:
             {"limits": {"max_write": 1}},
             "registers.r.length: found 2, expected at most 1",
         ),
-        (register(value=1), {"limits": {"deadline": 0}}, "limits.deadline: found 0, expected more than 0 s"),
-        (register(value=1), {"max_failures": "5 %%"}, "max_failures: found '5 %%', expected a number of devices"),
+        (register(value=1), {"deadline_s": 0}, "deadline_s: found 0.0, expected more than 0 s"),
+        (register(value=1), {"max_failures": "5 %"}, "max_failures: found 5 %, expected a number or a percentage"),
         (register("a/b", value=1), {}, "registers.0.name: found 'a/b', expected a name without a slash"),
         (register(value=1), {"devices": [{"name": "d", "bus": "b", "host": "h"}]}, "devices.d.host: found neither or"),
         (register(value=1), {"devices": [{"name": "d", "bus": "b", "port": 5}]}, "devices.d.port: found 5, expected"),
@@ -498,7 +501,9 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 def test_registers_that_overlap() -> None:
-    with pytest.raises(DeclarationError, match="registers.b.address: found 101, within a, expected registers that no"):
+    with pytest.raises(
+        DeclarationError, match=r"registers\.b\.address: found 101, within a, expected registers that no"
+    ):
         declare(arguments(register("a", kind="u32", value=1), register("b", 101, value=1)))
 
 
@@ -507,7 +512,7 @@ async def test_names_are_a_persons_own(name: str) -> None:
     bus = Memory()
     bus.put(100, 0)
     result = await one(bus, register(name, value=1))
-    assert (result.registers[0].name, result.status) == (name, Status.CHANGED)
+    assert (result.settings[0].name, result.status) == (name, Status.CHANGED)
 
 
 # A depot's own devices
@@ -557,8 +562,8 @@ def test_an_endpoint_of_the_depot_is_its_bus(demo: Any) -> None:
 
 
 async def test_without_a_depot_a_bus_by_name_is_unknown() -> None:
-    (result,) = await converge(declare(of_demo(6000)), {}, {}, check=True)
-    assert (result.status, result.failed) == (Status.UNKNOWN, False)
+    (result,) = await converge(declare(of_demo(6000)), Access(), check=True)
+    assert result.status is Status.UNKNOWN
     assert "front-1" in result.detail
 
 
@@ -575,8 +580,8 @@ async def test_how_many_at_once() -> None:
         declared = declare(arguments(register(value=1), limits=limits) | {"devices": devices})
         for bus in buses.values():
             bus.most_at_once = 0
-        assert all(one.status is Status.CHANGED for one in await converge(declared, buses, {}, check=True))
-        await converge(declared, dict.fromkeys(buses, everywhere), {}, check=True)
+        assert all(one.status is Status.CHANGED for one in await converge(declared, Access(buses), check=True))
+        await converge(declared, Access(dict.fromkeys(buses, everywhere)), check=True)
         return max(bus.most_at_once for bus in buses.values()), everywhere.most_at_once
 
     assert await most(1, 200) == (1, 6)
@@ -590,21 +595,22 @@ async def test_one_failing_device_does_not_stop_the_others() -> None:
     assert [one.status.value for one in results] == ["changed", "unreachable", "changed", "changed"]
 
 
-@pytest.mark.parametrize(
-    ("more", "begun"), [({"max_failures": "1"}, 2), ({"max_failures": "30%"}, 4), ({"on_error": "fail"}, 1), ({}, 10)]
-)
-async def test_no_further_device_is_begun_when_too_many_fail(more: dict[str, Any], begun: int) -> None:
+@pytest.mark.parametrize(("most", "begun"), [("1", 2), ("30%", 4), ("0", 1), (None, 1)])
+async def test_no_further_device_is_begun_when_too_many_fail(most: str | None, begun: int) -> None:
     bus = Memory(fault=lambda _request: Fault(Unreachable))
-    results = await applied(declare(arguments(register(value=1), units=10, **more)), bus)
+    given = arguments(register(value=1), units=10, max_failures=most)
+    assert all(one.status is Status.UNREACHABLE for one in await applied(declare(given), bus))
+    bus.requests.clear()
+    results = await applied(declare({**given, "on_error": "fail"}), bus)
     assert [one.status for one in results] == [Status.UNREACHABLE] * begun + [Status.UNKNOWN] * (10 - begun)
-    assert all("not begun" in one.detail and not one.failed for one in results[begun:])
+    assert all("not begun" in one.detail for one in results[begun:])
     assert {request.unit_id for request in bus.requests} == set(range(1, begun + 1))
 
 
 async def test_nothing_is_begun_after_the_deadline() -> None:
     bus = Memory(default=lambda *_: 0, takes_s=0.03)
-    limits = {**QUICK, "deadline": 0.1, "verify": 0.5}
-    results = await applied(declare(arguments(register(value=1), units=6, limits=limits)), bus)
+    limits = {**QUICK, "verify_s": 0.5}
+    results = await applied(declare(arguments(register(value=1), units=6, limits=limits, deadline_s=0.1)), bus)
     found = [one.status for one in results]
     assert found[0] is Status.CHANGED
     assert found[-1] is Status.UNKNOWN
@@ -623,13 +629,14 @@ async def test_gather_reads_and_judges() -> None:
         "devices": [{"name": "icu", "host": "gw.example"}],
         "registers": [register("mark", 40001, "string", length=10, expect="SunS")],
     }
-    (result,) = await gather(declare(given, writes=False), {GW: bus}, {})
-    assert (result.status, result.registers[0].raw_after) == (Status.OK, bus.words(40000, 10))
+    (result,) = await gather(declare(given, writes=False), Access({GW: bus}))
+    assert result.status is Status.OK
+    assert result.settings[0].registers_before == Registers(Table.HOLDING, 40000, bus.words(40000, 10))
     assert bus.requests == [Request(1, Table.HOLDING, 40000, 10)]
-    (result,) = await gather(declare({**given, "address_base": "zero"}, writes=False), {GW: bus}, {})
-    assert (result.status, result.failed) == (Status.REFUSED, True)
+    (result,) = await gather(declare({**given, "address_base": "zero"}, writes=False), Access({GW: bus}))
+    assert result.status is Status.REFUSED
     bus.put(40000, 0x5376)
-    (result,) = await gather(declare(given, writes=False), {GW: bus}, {})
+    (result,) = await gather(declare(given, writes=False), Access({GW: bus}))
     assert (result.status, result.detail) == (
         Status.VERIFY_FAILED,
         "mark: found 5376 6e53 0000 0001 …, expected SunS",
@@ -640,8 +647,8 @@ async def test_gather_tells_what_the_device_has_not() -> None:
     bus = Memory()
     bus.put(100, 5)
     given = arguments(register("a", scale=0.1, unit="A"), register("b", 101))
-    (result,) = await gather(declare(given, writes=False), {GW: bus}, {})
-    assert [(one.name, one.before, one.outcome) for one in result.registers] == [
+    (result,) = await gather(declare(given, writes=False), Access({GW: bus}))
+    assert [(one.name, one.before, one.outcome) for one in result.settings] == [
         ("a", 0.5, Outcome.OK),
         ("b", None, Outcome.REFUSED),
     ]
@@ -724,6 +731,7 @@ def within_the_mask(given: dict[str, Any], before: tuple[int, ...], words: tuple
     check=st.booleans(),
 )
 def test_nothing_is_written_that_nobody_asked_for(
+    *,
     declared: list[dict[str, Any]],
     faults: list[Fault | None],
     gap: int,
@@ -733,6 +741,7 @@ def test_nothing_is_written_that_nobody_asked_for(
 ) -> None:
     """Whatever is declared, held and goes wrong: see each request of the bus for what it must not be."""
     wanted, script = asked_for(declared), iter(faults)
+    addresses = {one["name"]: one["address"] for one in declared}
     done: dict[tuple[int, int], int] = {}
 
     def watch(request: Request) -> None:
@@ -754,16 +763,16 @@ def test_nothing_is_written_that_nobody_asked_for(
         obeys=obeys,
         mirrors={one["address"] + at: one["address"] + 1000 + at for one in declared for at in range(4)},
     )
-    limits = {"max_gap": gap, "verify": 0.001, "timeout": 0.01}
+    limits = {"max_gap": gap, "verify_s": 0.001, "timeout_s": 0.01}
     declaration = declare(arguments(*declared, units=units, limits=limits))
     clock = Quick()
-    results = asyncio.run(converge(declaration, {GW: bus}, {}, check=check, clock=clock))
+    results = asyncio.run(converge(declaration, Access({GW: bus}), check=check, clock=clock))
     assert max(done.values(), default=1) == 1, "no write is sent twice"
     for result in results:
         assert result.changed <= (result.status is not Status.OK)
         unit_id = int(result.name.removeprefix("dev-"))
-        for one in result.registers:
-            sent = (unit_id, one.address) in done
+        for one in result.settings:
+            sent = (unit_id, addresses[one.name]) in done
             if one.outcome is Outcome.CHANGED:
                 assert sent
                 assert one.before != one.after
@@ -780,7 +789,8 @@ def test_a_prediction_comes_true_and_a_second_run_changes_nothing(declared: list
     declaration = declare(arguments(*declared, limits={**QUICK, "max_gap": gap}))
 
     def shown(result: DeviceResult) -> list[tuple[Any, ...]]:
-        return [(one.name, one.before, one.after, one.raw_before) for one in result.registers if one.after is not None]
+        # The words in which several fields lie are predicted for each field alone.
+        return [(one.name, one.before, one.after, one.registers_before) for one in result.settings]
 
     (predicted,) = asyncio.run(applied(declaration, bus, check=True))
     assert not bus.writes

@@ -23,7 +23,6 @@ from derms_agent.cli import main
 from derms_agent.drivers.factory import open_buses
 from derms_agent.model import Depot
 from derms_agent.probe import Answer, depot_targets, probe
-from derms_agent.profiles.point import Table
 from derms_agent.twin import Fault, FaultKind, Twin
 
 DEPOT = """\

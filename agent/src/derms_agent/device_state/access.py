@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from socket import SOCK_STREAM, getaddrinfo
 from typing import Any
 
 import anyio
@@ -52,6 +54,8 @@ async def open_buses(
 ) -> AsyncIterator[Access]:
     """Yield the way to buses, by the names that they are declared under.
 
+    A bus of no gateway is an endpoint that no depot names: it is asked directly, unless the agent has a bus there too.
+
     Raises NoService where the agent runs and does not answer, ProtocolError where it speaks another version of the
     protocol, and Locked.
     """
@@ -64,25 +68,56 @@ async def open_buses(
         theirs = {str(bus["name"]): bus for bus in await agent.ask("bus.list")}
         buses: dict[str, RegisterBus] = {}
         unknown: dict[str, str] = {}
+        own: dict[str, Bus] = {}
         for name, bus in declared.items():
-            if name not in theirs:
+            if not bus.gateway:
+                there = [
+                    known for known, their in theirs.items() if same_endpoint(str(their["endpoint"]), bus.endpoint)
+                ]
+                if there:
+                    buses[name] = AgentBus(there[0], agent)
+                else:
+                    own[name] = bus
+            elif name not in theirs:
                 unknown[name] = f"the agent does not have the bus {name} yet"
             elif bus.endpoint != theirs[name].get("endpoint"):
                 unknown[name] = f"the agent has the bus {name} at {theirs[name].get('endpoint')}, not {bus.endpoint}"
             else:
                 buses[name] = AgentBus(name, agent)
-        yield Access(buses, unknown, through_agent=True)
+        async with _connected(own) as direct:
+            yield Access({**buses, **direct}, unknown, through_agent=True)
 
 
 @asynccontextmanager
 async def _directly(declared: Mapping[str, Bus], state_directory: Path) -> AsyncIterator[Access]:
     with buses_locked(state_directory):
-        buses = {name: ModbusBus(bus) for name, bus in declared.items()}
-        async with anyio.create_task_group() as tasks:
-            for bus in buses.values():
-                tasks.start_soon(bus.run)
+        async with _connected(declared) as buses:
             yield Access(buses)
-            tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _connected(declared: Mapping[str, Bus]) -> AsyncIterator[Mapping[str, RegisterBus]]:
+    buses = {name: ModbusBus(bus) for name, bus in declared.items()}
+    async with anyio.create_task_group() as tasks:
+        for bus in buses.values():
+            tasks.start_soon(bus.run)
+        yield buses
+        tasks.cancel_scope.cancel()
+
+
+def same_endpoint(one: str, other: str) -> bool:
+    """Whether two endpoints, such as 10.0.0.7:502, are one, be one of them by name."""
+    return one == other or not _addresses(one).isdisjoint(_addresses(other))
+
+
+@lru_cache(maxsize=4096)
+def _addresses(endpoint: str) -> frozenset[tuple[str, int]]:
+    host, _, port = endpoint.rpartition(":")
+    try:
+        found = getaddrinfo(host.strip("[]"), int(port), type=SOCK_STREAM)
+    except (OSError, ValueError):
+        return frozenset()  # a serial line, or a name that nobody knows: neither can be asked by address
+    return frozenset((str(address[0]), int(address[1])) for *_, address in found)
 
 
 # Through the agent

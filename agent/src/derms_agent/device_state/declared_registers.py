@@ -41,6 +41,9 @@ Arguments: TypeAlias = Mapping[str, Any]
 
 HIGHEST_SERIAL_UNIT = 247
 HIGHEST_PORT = 65535
+DEADLINE_S = 120.0
+WIRE_LIMITS = ("max_read", "max_write", "max_gap")
+"""Which of the limits are what a device takes in one request."""
 
 POINT_PREFIX = "register "
 """What a register's name is preceded by as a point, so that no name of a person's is taken for one that means more."""
@@ -58,22 +61,23 @@ class DeclarationError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much at once, and how long: `timeout_s` is for an answer, `deadline_s` for beginning anything at all.
+    """How many devices at once, on one bus and on all, and how long a device may take.
 
-    A device that does not show what was written is read again for `verify_s`. Raises Contradiction.
+    `timeout_s` is for an answer; one that does not show what was written is read again for `verify_s`. Raises
+    Contradiction.
     """
 
     per_bus: int = 1
     total: int = 200
     timeout_s: float = 1.0
     verify_s: float = 3.0
-    deadline_s: float = 300.0
 
     def __post_init__(self) -> None:
         for key, found in (("per_bus", self.per_bus), ("global", self.total)):
             if found < 1:
                 raise Contradiction((key,), found, "1 or more")
-        for key, found_s in (("timeout", self.timeout_s), ("verify", self.verify_s), ("deadline", self.deadline_s)):
+        for key in ("timeout_s", "verify_s"):
+            found_s = getattr(self, key)
             if not (math.isfinite(found_s) and found_s > 0):
                 raise Contradiction((key,), found_s, "more than 0 s")
 
@@ -137,11 +141,15 @@ class Registers(ModbusMap):
 
 @dataclass(frozen=True, slots=True)
 class Declaration:
-    """What is to be asked of whom. `most_failures`: when more devices fail, no further one is begun; None: never."""
+    """What is to be asked of whom.
+
+    After `deadline_s` no device is begun, and none once more than `most_failures` have failed; None: all are tried.
+    """
 
     registers: Registers
     targets: tuple[Target, ...]
     limits: Limits = Limits()
+    deadline_s: float = DEADLINE_S
     most_failures: int | None = None
 
 
@@ -168,10 +176,11 @@ def declare(
         targets = _with_values(targets, arguments, registers, problems)
         if depot is not None:
             problems += _not_ours(targets, registers, depot)
+    deadline_s = _try(problems, (), partial(_deadline_s, arguments)) or DEADLINE_S
     most = _try(problems, (), partial(_most_failures, arguments, len(targets)))
     if problems or registers is None:
         raise DeclarationError(problems)
-    return Declaration(registers, targets, limits, most)
+    return Declaration(registers, targets, limits, deadline_s, most)
 
 
 def _try(problems: list[str], path: tuple[str | int, ...], make: Callable[[], T]) -> T | None:
@@ -187,21 +196,25 @@ def _try(problems: list[str], path: tuple[str | int, ...], make: Callable[[], T]
 
 
 def _limits(given: Arguments) -> Limits:
-    names = {"per_bus": "per_bus", "global": "total", "timeout": "timeout_s", "verify": "verify_s"}
-    names["deadline"] = "deadline_s"
-    return Limits(**{names[key]: value for key, value in given.items() if key in names and value is not None})
+    named = {{"global": "total"}.get(key, key): value for key, value in given.items() if key not in WIRE_LIMITS}
+    return Limits(**{key: value for key, value in named.items() if value is not None})
+
+
+def _deadline_s(arguments: Arguments) -> float:
+    found_s = _number(arguments, "deadline_s", DEADLINE_S)
+    if not (math.isfinite(found_s) and found_s > 0):
+        raise Contradiction(("deadline_s",), found_s, "more than 0 s")
+    return found_s
 
 
 def _most_failures(arguments: Arguments, devices: int) -> int | None:
-    if arguments.get("on_error") == "fail":
-        return 0
-    given = arguments.get("max_failures")
-    if given is None:
-        return None
-    number, percent, rest = str(given).strip().partition("%")
-    if not number.isdecimal() or rest or (percent and int(number) > 100):  # noqa: PLR2004
-        raise Contradiction(("max_failures",), repr(given), "a number of devices, or a percentage such as 5%")
-    return devices * int(number) // 100 if percent else int(number)
+    """Return how many devices may fail before no further one is begun; None: all are tried, whatever fails."""
+    given = str(arguments.get("max_failures") or "0")
+    number, percent, rest = given.partition("%")
+    if not number.isdecimal() or rest:
+        raise Contradiction(("max_failures",), given, "a number or a percentage, such as 2 or 5%")
+    most = devices * int(number) // 100 if percent else int(number)
+    return most if arguments.get("on_error") == "fail" else None
 
 
 def _registers(arguments: Arguments, problems: list[str], *, writes: bool) -> Registers | None:
@@ -232,7 +245,7 @@ def _registers(arguments: Arguments, problems: list[str], *, writes: bool) -> Re
 
 
 def _wire(given: Arguments) -> Wire:
-    return Wire(**{key: given[key] for key in ("max_read", "max_write", "max_gap") if given.get(key) is not None})
+    return Wire(**{key: given[key] for key in WIRE_LIMITS if given.get(key) is not None})
 
 
 def _profile(points: Mapping[str, Point], wire: Wire) -> Profile:

@@ -9,104 +9,124 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
-from typing import TypeAlias
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import anyio
 
-from derms_agent.device_state.declared_registers import POINT_PREFIX, Declaration, Registers, Target
-from derms_agent.drivers.errors import (
-    BusError,
-    DeadlinePassed,
-    InvalidRequest,
-    NotAllowed,
-    Overloaded,
-    Refused,
-    Withdrawn,
+from derms_agent import depot as depots
+from derms_agent.device_state import run
+from derms_agent.device_state.access import STATE_DIRECTORY, Access, same_endpoint
+from derms_agent.device_state.declared_registers import (
+    POINT_PREFIX,
+    Arguments,
+    Declaration,
+    DeclarationError,
+    Registers,
+    Target,
+    declare,
 )
+from derms_agent.device_state.results import DeviceResult, Status, of_failure, of_settings, of_unknown, plain
+from derms_agent.drivers import settings as drivers_settings
+from derms_agent.drivers.errors import BusError, DeadlinePassed
 from derms_agent.drivers.interface import Pending, Priority, RegisterBus
 from derms_agent.drivers.settings import Outcome, SettingResult, Settings
 from derms_agent.drivers.unit import Clock, Unit
-from derms_agent.model import Value
+from derms_agent.model import Depot
 from derms_agent.profiles.notation import expecting
 from derms_agent.profiles.point import Table
+from derms_agent.socket_client import SOCKET
 
 WAITING_S = 10.0
 """What a request may wait behind others on its bus, on top of its own time."""
-
-
-class Status(str, Enum):
-    """What became of a device."""
-
-    OK = "ok"
-    CHANGED = "changed"
-    UNREACHABLE = "unreachable"
-    REFUSED = "refused"
-    VERIFY_FAILED = "verify_failed"
-    INDETERMINATE = "indeterminate"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegisterResult:
-    """One register of one device. `address` is a PDU address; raw words are those of the register, first to last."""
-
-    name: str
-    outcome: Outcome
-    table: Table
-    address: int
-    unit: str = ""
-    wanted: Value | None = None
-    before: Value | None = None
-    after: Value | None = None
-    raw_before: tuple[int, ...] | None = None
-    raw_after: tuple[int, ...] | None = None
-    volatile: bool = False
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceResult:
-    """What became of a device and of each of its registers, in the order declared."""
-
-    name: str
-    status: Status
-    registers: tuple[RegisterResult, ...] = ()
-    detail: str = ""
-    begun: bool = True
-
-    @property
-    def changed(self) -> bool:
-        """Whether a register holds something else than before, or in check mode would."""
-        return any(
-            result.outcome in {Outcome.CHANGED, Outcome.WOULD_CHANGE}
-            or (result.outcome is Outcome.VERIFY_FAILED and result.after != result.before)
-            for result in self.registers
-        )
-
-    @property
-    def failed(self) -> bool:
-        """Whether it was begun and something went wrong."""
-        return self.begun and self.status not in {Status.OK, Status.CHANGED, Status.UNKNOWN}
-
-
-# To the devices
+DEPOT_FILE = Path("/etc/derms/depot.yml")
 
 _Work: TypeAlias = Callable[["Target", "_Bounded"], Awaitable[DeviceResult]]
 
 
-async def converge(
-    declaration: Declaration,
-    buses: Mapping[str, RegisterBus],
-    unknown: Mapping[str, str],
+# What modules call
+
+
+def converged(
+    arguments: Arguments,
     *,
     check: bool,
-    clock: Clock = time.monotonic,
-) -> tuple[DeviceResult, ...]:
+    depot_file: Path = DEPOT_FILE,
+    socket: Path = SOCKET,
+    state_directory: Path = STATE_DIRECTORY,
+) -> list[dict[str, Any]]:
+    """See to it that registers hold what a module's arguments declare; return what became of each device.
+
+    Raises Unusable, before anything is asked of a device.
+    """
+    declaration = _declared(arguments, depot_file, writes=True)
+
+    async def work(access: Access) -> list[DeviceResult]:
+        return await converge(declaration, access, check=check)
+
+    return _asked(declaration, work, socket, state_directory)
+
+
+def gathered(
+    arguments: Arguments,
+    *,
+    depot_file: Path = DEPOT_FILE,
+    socket: Path = SOCKET,
+    state_directory: Path = STATE_DIRECTORY,
+) -> list[dict[str, Any]]:
+    """Read what a module's arguments name; return what each device holds. Raises Unusable."""
+    declaration = _declared(arguments, depot_file, writes=False)
+
+    async def work(access: Access) -> list[DeviceResult]:
+        return await gather(declaration, access)
+
+    return _asked(declaration, work, socket, state_directory)
+
+
+def _declared(arguments: Arguments, depot_file: Path, *, writes: bool) -> Declaration:
+    try:
+        return declare(arguments, _depot(depot_file), writes=writes, same_endpoint=same_endpoint)
+    except DeclarationError as problem:
+        raise run.Unusable(str(problem)) from problem
+
+
+def _depot(file: Path) -> Depot | None:
+    """Return this gateway's depot, None where there is no file yet: nobody controls its devices then.
+
+    Raises Unusable.
+    """
+    try:
+        return depots.load(file)
+    except FileNotFoundError:
+        return None
+    except (OSError, depots.DepotError) as problem:
+        raise run.Unusable(f"{file} does not say which registers control owns: {problem}") from problem
+
+
+def _asked(
+    declaration: Declaration,
+    work: Callable[[Access], Awaitable[list[DeviceResult]]],
+    socket: Path,
+    state_directory: Path,
+) -> list[dict[str, Any]]:
+    buses = {target.bus.name: target.bus for target in declaration.targets if target.bus is not None}
+    try:
+        results = run.with_buses(buses, work, socket=socket, state_directory=state_directory)
+    except run.Unasked as problem:
+        results = [of_unknown(target.name, str(problem)) for target in declaration.targets]
+    return [plain(result) for result in results]
+
+
+# To the devices
+
+
+async def converge(
+    declaration: Declaration, access: Access, *, check: bool, clock: Clock = time.monotonic
+) -> list[DeviceResult]:
     """See to it that registers hold what is declared, and say what became of each device, in the order declared.
 
-    `unknown` says of buses that may not be asked why. `check` reads everything and writes nothing.
+    `check` reads everything and writes nothing.
     """
     registers = declaration.registers
     volatile = [name for name, point in registers.profile.points.items() if point.volatile]
@@ -118,20 +138,14 @@ async def converge(
             words = await settings.words(volatile) if volatile else {}
             found = {result.name: result for result in await settings.write(wanted, check=check)}
         except BusError as failure:
-            return DeviceResult(name=target.name, status=_status_of(failure), detail=str(failure))
+            return bus.failed(target.name, failure)
         found |= {name: _volatile(name, target, registers, words) for name in volatile}
-        return _result(target, registers, found, ran_out=bus.ran_out)
+        return _result(target, registers, found)
 
-    return await _each(declaration, buses, unknown, one, clock)
+    return await _each(declaration, access, one, clock)
 
 
-async def gather(
-    declaration: Declaration,
-    buses: Mapping[str, RegisterBus],
-    unknown: Mapping[str, str],
-    *,
-    clock: Clock = time.monotonic,
-) -> tuple[DeviceResult, ...]:
+async def gather(declaration: Declaration, access: Access, *, clock: Clock = time.monotonic) -> list[DeviceResult]:
     """Read registers, and say what each holds and whether that is what is expected there. Nothing is written."""
     registers = declaration.registers
 
@@ -139,50 +153,54 @@ async def gather(
         try:
             words = await _settings(target, bus, declaration, clock).words(registers.names)
         except BusError as failure:
-            return DeviceResult(name=target.name, status=_status_of(failure), detail=str(failure))
+            return bus.failed(target.name, failure)
         return _result(target, registers, {name: _read(name, registers, words) for name in registers.names})
 
-    return await _each(declaration, buses, unknown, one, clock)
+    return await _each(declaration, access, one, clock)
 
 
-async def _each(
-    declaration: Declaration,
-    buses: Mapping[str, RegisterBus],
-    unknown: Mapping[str, str],
-    work: _Work,
-    clock: Clock,
-) -> tuple[DeviceResult, ...]:
+async def _each(declaration: Declaration, access: Access, work: _Work, clock: Clock) -> list[DeviceResult]:
     """Do the work for each device, as many at once as the limits say, until too many have failed or the time is up."""
-    limits = declaration.limits
+    limits, most = declaration.limits, declaration.most_failures
     total = anyio.CapacityLimiter(limits.total)
     per_bus = {target.bus_name: anyio.CapacityLimiter(limits.per_bus) for target in declaration.targets}
-    until_s = clock() + limits.deadline_s
+    until_s = clock() + declaration.deadline_s
     results: dict[str, DeviceResult] = {}
+    failures = 0
 
     def why_not() -> str:
-        failures = sum(result.failed for result in results.values())
-        most = declaration.most_failures
         if most is not None and failures > most:
-            return f"not begun: {failures} of {len(declaration.targets)} devices failed, and {most} may"
-        return f"not begun: the deadline of {limits.deadline_s:g} s has passed" if clock() >= until_s else ""
+            return f"not begun: of {len(declaration.targets)} devices {failures} failed, and {most} may"
+        return f"not begun: the deadline of {declaration.deadline_s:g} s has passed" if clock() >= until_s else ""
 
-    async def begin(target: Target) -> None:
-        bus = buses.get(target.bus_name)
-        if bus is None:
-            why = unknown.get(target.bus_name) or f"no depot file on this gateway says what bus {target.bus_name} is"
-        else:
-            async with per_bus[target.bus_name], total:
-                why = why_not()
-                if not why:
-                    bounded = _Bounded(bus, until_s, limits.verify_s + limits.timeout_s, clock)
-                    results[target.name] = await work(target, bounded)
-                    return
-        results[target.name] = DeviceResult(name=target.name, status=Status.UNKNOWN, detail=why, begun=False)
+    async def begin(target: Target, bus: RegisterBus) -> None:
+        nonlocal failures
+        async with per_bus[target.bus_name], total:
+            why = why_not()
+            if why:
+                results[target.name] = of_unknown(target.name, why)
+                return
+            bounded = _Bounded(bus, until_s, limits.verify_s + limits.timeout_s, clock)
+            results[target.name] = await work(target, bounded)
+            failures += _failed(results[target.name], declaration.registers)
 
     async with anyio.create_task_group() as tasks:
         for target in declaration.targets:
-            tasks.start_soon(begin, target)
-    return tuple(results[target.name] for target in declaration.targets)
+            bus = access.buses.get(target.bus_name)
+            if bus is not None:
+                tasks.start_soon(begin, target, bus)
+                continue
+            missing = f"there is no depot file on this gateway that says what the bus {target.bus_name} is"
+            results[target.name] = of_unknown(target.name, access.unknown.get(target.bus_name, missing))
+    return [results[target.name] for target in declaration.targets]
+
+
+def _failed(result: DeviceResult, registers: Registers) -> bool:
+    """Whether a device that was asked failed; that one register of it can never be read is no failure."""
+    if result.status is not Status.UNKNOWN or not result.settings:
+        return result.status not in {Status.OK, Status.CHANGED}
+    lost = (one for one in result.settings if one.outcome is Outcome.UNKNOWN)
+    return any(registers.readable(POINT_PREFIX + one.name) for one in lost)
 
 
 def _settings(target: Target, bus: RegisterBus, declaration: Declaration, clock: Clock) -> Settings:
@@ -200,7 +218,7 @@ def _settings(target: Target, bus: RegisterBus, declaration: Declaration, clock:
 class _Bounded:
     """A bus on which no write begins after a time, and no read long after it: what was written may still be read back.
 
-    `ran_out`: a request was refused for that. Implements `derms_agent.drivers.interface.RegisterBus`.
+    Implements `derms_agent.drivers.interface.RegisterBus`.
     """
 
     def __init__(self, bus: RegisterBus, until_s: float, longer_s: float, clock: Clock) -> None:
@@ -208,12 +226,16 @@ class _Bounded:
         self._until_s = until_s
         self._longer_s = longer_s
         self._clock = clock
-        self.ran_out = False
+        self._ran_out = False
+
+    def failed(self, name: str, failure: BusError) -> DeviceResult:
+        """Return what a device is that could not be read."""
+        return of_unknown(name, str(failure)) if self._ran_out else of_failure(name, failure)
 
     def _left_s(self, deadline_s: float, until_s: float) -> float:
         left_s = min(deadline_s, until_s - self._clock())
         if left_s <= 0:
-            self.ran_out = True
+            self._ran_out = True
             raise DeadlinePassed("the deadline of the task has passed; nothing was sent")
         return left_s
 
@@ -257,15 +279,6 @@ class _Bounded:
 # What became of it
 
 
-def _status_of(failure: BusError) -> Status:
-    """Return what a device is whose registers could not be read; nothing was written to it."""
-    if isinstance(failure, Refused | NotAllowed | InvalidRequest):
-        return Status.REFUSED
-    if isinstance(failure, DeadlinePassed | Withdrawn | Overloaded):
-        return Status.UNKNOWN
-    return Status.UNREACHABLE
-
-
 def _volatile(name: str, target: Target, registers: Registers, words: Mapping[str, tuple[int, ...]]) -> SettingResult:
     result = _read(name, registers, words)
     if name not in target.wanted or result.outcome is not Outcome.OK:
@@ -282,76 +295,31 @@ def _read(name: str, registers: Registers, words: Mapping[str, tuple[int, ...]])
     if found is None:
         detail = "the device refuses to show it"
         return SettingResult(name=name, outcome=Outcome.REFUSED, detail=detail)
-    value = registers.value(name, words)
     expected = registers.terms[name].expected
     as_expected, shown = expecting(expected)(found)
+    value = registers.value(name, words)
     return SettingResult(
         name=name,
         outcome=Outcome.OK if as_expected else Outcome.VERIFY_FAILED,
         before=value,
         after=value,
-        raw_before=found,
-        raw_after=found,
+        unit=registers.shown(name).unit,
+        registers_before=drivers_settings.Registers(span.table, span.address, found),
         detail="" if as_expected else f"found {shown}, expected {expected}",
     )
 
 
-def _result(
-    target: Target, registers: Registers, found: Mapping[str, SettingResult], *, ran_out: bool = False
-) -> DeviceResult:
-    names = [name for name in registers.names if name in found]
-    status, worst = _status([found[name] for name in names], registers, ran_out=ran_out)
-    detail = "; ".join(f"{one.name}: {one.detail}" for one in worst if one.detail).replace(POINT_PREFIX, "")
-    results = tuple(_register_result(registers, found[name]) for name in names)
-    return DeviceResult(name=target.name, status=status, registers=results, detail=detail)
-
-
-def _register_result(registers: Registers, result: SettingResult) -> RegisterResult:
-    point = registers.profile.points[result.name]
-    shown = registers.shown(result.name)
-
-    def raw(words: tuple[int, ...] | None, value: Value | None) -> tuple[int, ...] | None:
-        # Of registers that are shared, the bits that are ours: the others may change meanwhile.
-        if shown.mask is None or words is None or value is None:
-            return words
-        return shown.replace_bits((0,) * shown.length, value)
-
-    return RegisterResult(
-        name=result.name.removeprefix(POINT_PREFIX),
-        outcome=result.outcome,
-        table=point.table,
-        address=point.address,
-        unit=point.unit,
-        wanted=result.wanted,
-        before=result.before,
-        after=result.after,
-        raw_before=raw(result.raw_before, result.before),
-        raw_after=raw(result.raw_after, result.after),
-        volatile=point.volatile,
-        detail=result.detail.replace(POINT_PREFIX, ""),
+def _result(target: Target, registers: Registers, found: Mapping[str, SettingResult]) -> DeviceResult:
+    """Return a device's result, its registers in the order declared and by their own names."""
+    return of_settings(
+        target.name,
+        (
+            replace(
+                found[name],
+                name=name.removeprefix(POINT_PREFIX),
+                detail=found[name].detail.replace(POINT_PREFIX, ""),
+            )
+            for name in registers.names
+            if name in found
+        ),
     )
-
-
-_WORST = (
-    (Outcome.INDETERMINATE, Status.INDETERMINATE),
-    (Outcome.VERIFY_FAILED, Status.VERIFY_FAILED),
-    (Outcome.REFUSED, Status.REFUSED),
-    (Outcome.UNKNOWN, Status.UNKNOWN),
-    (Outcome.CHANGED, Status.CHANGED),
-    (Outcome.WOULD_CHANGE, Status.CHANGED),
-)
-
-
-def _status(
-    results: Sequence[SettingResult], registers: Registers, *, ran_out: bool
-) -> tuple[Status, list[SettingResult]]:
-    """Return the worst that became of a device's registers, and those of which it did."""
-    for outcome, status in _WORST:
-        worst = [result for result in results if result.outcome is outcome]
-        if worst and status is Status.UNKNOWN:
-            # What can be read is unknown only where the device was lost before the write.
-            lost = any(registers.readable(result.name) for result in worst) and not ran_out
-            return (Status.UNREACHABLE if lost else Status.UNKNOWN), worst
-        if worst:
-            return status, worst
-    return Status.OK, []
