@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derms_agent import depot as depots
-from derms_agent.device_state.declared_registers import Declaration, DeclarationError, declare
 from derms_agent.device_state.access import Access
+from derms_agent.device_state.declared_registers import Declaration, DeclarationError, declare
 from derms_agent.device_state.registers import converge, gather
 from derms_agent.device_state.results import DeviceResult, Status
 from derms_agent.drivers.errors import BusError, ConnectionLost, NoAnswer, Refused, Unreachable

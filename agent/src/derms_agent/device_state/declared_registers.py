@@ -397,10 +397,10 @@ def _targets(
 
 def _target(given: Arguments, depot: Depot | None, limits: Limits, same_endpoint: Callable[[str, str], bool]) -> Target:
     unit_id = 1 if given.get("unit_id") is None else int(given["unit_id"])
-    if (given.get("bus") is None) == (given.get("host") is None):
+    if bool(given.get("bus")) == bool(given.get("host")):
         raise Contradiction(("host",), "neither or both", "either bus or host")
     bus_name = str(given.get("bus"))
-    bus = _declared_bus(given, depot) if given.get("host") is None else _endpoint(given, depot, limits, same_endpoint)
+    bus = _declared_bus(given, depot) if given.get("bus") else _endpoint(given, depot, limits, same_endpoint)
     serial = bus is not None and bus.transport is not Transport.TCP
     low, high = (1, HIGHEST_SERIAL_UNIT) if serial else (0, 255)
     if not low <= unit_id <= high:

@@ -81,7 +81,26 @@ def gathered(
     async def work(access: Access) -> list[DeviceResult]:
         return await gather(declaration, access)
 
-    return _asked(declaration, work, socket, state_directory)
+    return [_as_read(device) for device in _asked(declaration, work, socket, state_directory)]
+
+
+def _as_read(device: dict[str, Any]) -> dict[str, Any]:
+    """Return a plain result as of something that is only read."""
+    registers = [
+        {"name": one["name"], "outcome": one["outcome"], "value": one["before"], "unit": one["unit"]}
+        | (one["registers_before"] or {"table": None, "address": None, "words": None})
+        | {"detail": one["detail"]}
+        for one in device["settings"]
+    ]
+    return {
+        "name": device["name"],
+        "status": device["status"],
+        "changed": False,
+        "values": device["before"],
+        "registers": registers,
+        "settings": [],
+        "detail": device["detail"],
+    }
 
 
 def _declared(arguments: Arguments, depot_file: Path, *, writes: bool) -> Declaration:
