@@ -154,8 +154,8 @@ options:
         default: false
       write_only:
         description:
-          - Whether it cannot be read. With no O(registers[].readback_address) it is written in every run, and what it
-            holds stays unknown and never counts as changed.
+          - Whether it cannot be read. With no O(registers[].readback_address) what it holds stays V(unknown) and never
+            counts as changed. It is written as O(blind) says.
         type: bool
         default: false
       write_fc:
@@ -164,6 +164,12 @@ options:
         type: str
         choices: [auto, '5', '6', '15', '16']
         default: auto
+  blind:
+    description:
+      - Registers that a device never shows are written whenever another of the device is. With V(true) they are written
+        where no other is, too, and so in every run.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - derms.edge.declared_registers
   - derms.edge.device_state
@@ -222,6 +228,10 @@ devices:
         and those that were written or would be. Addresses are those of the protocol, counted from zero.
       type: list
       elements: dict
+    not_shown:
+      description: The registers that the device never shows, so that nobody can tell what they hold.
+      type: list
+      elements: str
     detail:
       description: Why, where something is not as it should be.
       type: str
@@ -288,6 +298,7 @@ def main() -> None:
                     "write_fc": {"type": "str", "choices": ["auto", "5", "6", "15", "16"], "default": "auto"},
                 },
             },
+            "blind": {"type": "bool", "default": False},
             **OPTIONS,
         },
         supports_check_mode=True,

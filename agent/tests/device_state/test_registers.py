@@ -321,14 +321,26 @@ async def test_reads_join_through_declared_gaps_only() -> None:
 # What cannot be known
 
 
-async def test_what_is_only_written_is_unknown_and_never_changed() -> None:
+@pytest.mark.parametrize("blind", [False, True])
+async def test_what_is_only_written_is_unknown_and_never_changed(blind: bool) -> None:
     bus = Memory()
     declared = register(value=1, write_only=True)
-    predicted = await one(bus, declared, check=True)
-    assert (predicted.status, predicted.changed, bus.requests) == (Status.UNKNOWN, False, [])
-    result = await one(bus, declared)
-    assert (result.status, result.changed) == (Status.UNKNOWN, False)
-    assert bus.writes == bus.requests == [Request(1, Table.HOLDING, 100, 1, (1,))]
+    predicted = await one(bus, declared, check=True, blind=blind)
+    assert (predicted.status, predicted.changed, bus.requests) == (Status.OK, False, [])
+    result = await one(bus, declared, blind=blind)
+    assert (result.status, result.changed) == (Status.OK, False)
+    assert [(one.outcome, one.shown) for one in result.settings] == [(Outcome.UNKNOWN, False)]
+    assert bus.writes == bus.requests == [Request(1, Table.HOLDING, 100, 1, (1,))] * blind
+
+
+async def test_what_is_only_written_goes_out_beside_a_change() -> None:
+    bus = Memory()
+    bus.put(101, 0)
+    both = (register(value=1, write_only=True), register("s", 101, value=2))
+    assert (await one(bus, *both)).status is Status.CHANGED
+    assert [request.address for request in bus.writes] == [100, 101]
+    assert (await one(bus, *both)).status is Status.OK
+    assert len(bus.writes) == 2
 
 
 async def test_what_is_not_to_be_verified_is_not_read_back() -> None:
@@ -729,6 +741,7 @@ def within_the_mask(given: dict[str, Any], before: tuple[int, ...], words: tuple
     units=st.integers(1, 3),
     obeys=st.booleans(),
     check=st.booleans(),
+    blind=st.booleans(),
 )
 def test_nothing_is_written_that_nobody_asked_for(
     *,
@@ -738,6 +751,7 @@ def test_nothing_is_written_that_nobody_asked_for(
     units: int,
     obeys: bool,
     check: bool,
+    blind: bool,
 ) -> None:
     """Whatever is declared, held and goes wrong: see each request of the bus for what it must not be."""
     wanted, script = asked_for(declared), iter(faults)
@@ -764,7 +778,7 @@ def test_nothing_is_written_that_nobody_asked_for(
         mirrors={one["address"] + at: one["address"] + 1000 + at for one in declared for at in range(4)},
     )
     limits = {"max_gap": gap, "verify_s": 0.001, "timeout_s": 0.01}
-    declaration = declare(arguments(*declared, units=units, limits=limits))
+    declaration = declare(arguments(*declared, units=units, limits=limits, blind=blind))
     clock = Quick()
     results = asyncio.run(converge(declaration, Access({GW: bus}), check=check, clock=clock))
     assert max(done.values(), default=1) == 1, "no write is sent twice"
@@ -800,5 +814,4 @@ def test_a_prediction_comes_true_and_a_second_run_changes_nothing(declared: list
     written = len(bus.writes)
     (again,) = asyncio.run(applied(declaration, bus))
     assert not again.changed
-    blind = sum(bool(one.get("write_only")) for one in declared)
-    assert len(bus.writes) == written + blind
+    assert len(bus.writes) == written

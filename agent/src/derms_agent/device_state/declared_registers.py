@@ -144,6 +144,7 @@ class Declaration:
     """What is to be asked of whom.
 
     After `deadline_s` no device is begun, and none once more than `most_failures` have failed; None: all are tried.
+    `blind`: what a device never shows is written in any case.
     """
 
     registers: Registers
@@ -151,6 +152,7 @@ class Declaration:
     limits: Limits = Limits()
     deadline_s: float = DEADLINE_S
     most_failures: int | None = None
+    blind: bool = False
 
 
 # From arguments to a declaration
@@ -180,7 +182,7 @@ def declare(
     most = _try(problems, (), partial(_most_failures, arguments, len(targets)))
     if problems or registers is None:
         raise DeclarationError(problems)
-    return Declaration(registers, targets, limits, deadline_s, most)
+    return Declaration(registers, targets, limits, deadline_s, most, bool(arguments.get("blind")))
 
 
 def _try(problems: list[str], path: tuple[str | int, ...], make: Callable[[], T]) -> T | None:

@@ -145,9 +145,11 @@ async def converge(
 ) -> list[DeviceResult]:
     """See to it that registers hold what is declared, and say what became of each device, in the order declared.
 
-    `check` reads everything and writes nothing.
+    `check` reads everything and writes nothing. Registers that a device never shows are written whenever another of its
+    registers is, with `declaration.blind` also where no other is.
     """
     registers = declaration.registers
+    unseen = not declaration.blind and not all(registers.readable(name) for name in registers.names)
     volatile = [name for name, point in registers.profile.points.items() if point.volatile]
 
     async def one(target: Target, bus: _Bounded) -> DeviceResult:
@@ -155,9 +157,12 @@ async def converge(
         wanted = {name: value for name, value in target.wanted.items() if name not in volatile}
         try:
             words = await settings.words(volatile) if volatile else {}
-            found = {result.name: result for result in await settings.write(wanted, check=check)}
+            results = await settings.write(wanted, check=check or unseen)
+            if unseen and not check and any(result.outcome is Outcome.WOULD_CHANGE for result in results):
+                results = await settings.write(wanted)
         except BusError as failure:
             return bus.failed(target.name, failure)
+        found = {result.name: result for result in results}
         found |= {name: _volatile(name, target, registers, words) for name in volatile}
         return _result(target, registers, found)
 
@@ -201,7 +206,7 @@ async def _each(declaration: Declaration, access: Access, work: _Work, clock: Cl
                 return
             bounded = _Bounded(bus, until_s, limits.verify_s + limits.timeout_s, clock)
             results[target.name] = await work(target, bounded)
-            failures += _failed(results[target.name], declaration.registers)
+            failures += results[target.name].status not in {Status.OK, Status.CHANGED}
 
     async with anyio.create_task_group() as tasks:
         for target in declaration.targets:
@@ -212,14 +217,6 @@ async def _each(declaration: Declaration, access: Access, work: _Work, clock: Cl
             missing = f"there is no depot file on this gateway that says what the bus {target.bus_name} is"
             results[target.name] = of_unknown(target.name, access.unknown.get(target.bus_name, missing))
     return [results[target.name] for target in declaration.targets]
-
-
-def _failed(result: DeviceResult, registers: Registers) -> bool:
-    """Whether a device that was asked failed; that one register of it can never be read is no failure."""
-    if result.status is not Status.UNKNOWN or not result.settings:
-        return result.status not in {Status.OK, Status.CHANGED}
-    lost = (one for one in result.settings if one.outcome is Outcome.UNKNOWN)
-    return any(registers.readable(POINT_PREFIX + one.name) for one in lost)
 
 
 def _settings(target: Target, bus: RegisterBus, declaration: Declaration, clock: Clock) -> Settings:
