@@ -98,6 +98,7 @@ def _as_read(device: dict[str, Any]) -> dict[str, Any]:
         "changed": False,
         "values": device["before"],
         "registers": registers,
+        "not_shown": [],
         "settings": [],
         "detail": device["detail"],
     }
