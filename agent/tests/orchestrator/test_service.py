@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from derms_agent.device_state.registers import converged
 from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
 from derms_agent.orchestrator.report import stamp
 from derms_agent.socket_client import Client
@@ -400,7 +402,7 @@ def test_who_does_not_answer_is_logged_counted_and_found_again(orchestrator: Orc
     within(60, lambda: "Heartbeat Back charger-3" in orchestrator.log())
 
 
-def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator: Orchestrator) -> None:
+def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator: Orchestrator, played: Field) -> None:
     orchestrator.configure(CONTROL_PEERS="somebody")
     orchestrator.start()
     assert orchestrator.status()["ready"]
@@ -420,6 +422,33 @@ def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator
         orchestrator.ask("limit.putt")
     with pytest.raises(ProtocolError, match=r"found high_kw, expected .* \(did you mean high_w\?\)"):
         orchestrator.ask("limit.put", name="x", high_kw=3)
+    raw_registers_go_through_the_agent(orchestrator, played)
+
+
+def raw_registers_go_through_the_agent(orchestrator: Orchestrator, played: Field) -> None:
+    """Without a depot file of its own to tell it so: the agent has a bus at that endpoint, by whatever name."""
+    port = int(re.findall(r"bus-1: .*port: (\d+)", played.depot.read_text(encoding="utf-8"))[0])
+
+    def held(port: int, address: int, value: int) -> dict[str, Any]:
+        (result,) = converged(
+            {
+                "address_base": "zero",
+                "devices": [{"name": "raw", "host": "localhost", "port": port}],
+                "registers": [{"name": "r", "address": address, "type": "u16", "value": value}],
+            },
+            check=False,
+            depot_file=orchestrator.directory / "none.yml",
+            socket=orchestrator.socket,
+            state_directory=orchestrator.directory,
+        )
+        return result
+
+    assert held(port, 259, 1)["status"] == "ok"
+    limit = held(port, LIMIT_AT, 77)
+    assert limit["status"] == "refused"
+    assert "control owns it" in limit["detail"]
+    (nobody,) = free_ports(1)
+    assert held(nobody, 259, 1)["status"] == "unreachable"
 
 
 def test_no_line_from_a_user_ends_control(orchestrator: Orchestrator) -> None:
