@@ -61,6 +61,11 @@ options:
         control and M(derms.edge.device_settings) answer for. Where there is none yet, a device on a bus is V(unknown).
     type: path
     default: /etc/derms/depot.yml
+  gateway:
+    description:
+      - The gateway that this runs on, as the depot file names it. Required for a bus of a depot that has several, for a
+        bus is asked by its own gateway only.
+    type: str
   on_error:
     description:
       - With V(continue) every device is tried, whatever becomes of the others.

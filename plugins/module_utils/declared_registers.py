@@ -56,6 +56,7 @@ OPTIONS = {
         },
     },
     "on_error": {"type": "str", "choices": ["continue", "fail"], "default": "continue"},
+    "gateway": {"type": "str"},
     "depot_file": {"type": "path", "default": "/etc/derms/depot.yml"},
     **AGENT_OPTIONS,
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -546,6 +546,7 @@ def of_demo(address: int, *, bus: str = "front-1", unit_id: int = 255, **more: A
     [
         (of_demo(5004), "control owns current_limit of a KEBA"),
         (of_demo(5013, kind="u32"), "control owns enabled"),
+        (of_demo(201, bus="fast", unit_id=1), "control owns power_limit"),  # the second word of the second connector
         (of_demo(5016), "device_settings writes failsafe_current, in the order"),
         (of_demo(40242, bus="icu", unit_id=1), "device_settings and der_settings write a SunSpec device's models"),
         (of_demo(261, bus="yard", unit_id=3), "control owns current_limit of a Heidelberg"),
@@ -571,6 +572,15 @@ def test_an_endpoint_of_the_depot_is_its_bus(demo: Any) -> None:
         declare(of_demo(5004) | {"devices": given["devices"]}, demo)
     with pytest.raises(DeclarationError, match=r"devices.raw.bus: found frond-1, expected a bus of demo"):
         declare(of_demo(6000, bus="frond-1"), demo)
+
+
+def test_a_bus_is_asked_by_its_own_gateway(demo: Any) -> None:
+    two = replace(demo, gateways={**demo.gateways, "gateway-2": demo.gateways["gateway-1"]})
+    declare(of_demo(6000) | {"gateway": "gateway-1"}, two)
+    with pytest.raises(DeclarationError, match=r"bus: found front-1, a bus of gateway-1, expected one of gateway-2"):
+        declare(of_demo(6000) | {"gateway": "gateway-2"}, two)
+    with pytest.raises(DeclarationError, match=r"gateway: found none, expected this gateway's name, one of gateway-1"):
+        declare(of_demo(6000), two)
 
 
 async def test_without_a_depot_a_bus_by_name_is_unknown() -> None:

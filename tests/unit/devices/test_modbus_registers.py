@@ -15,7 +15,6 @@ import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.derms.edge.plugins.module_utils import device_state
 from ansible_collections.derms.edge.plugins.modules import modbus_registers, modbus_registers_info
-
 from derms_agent import depot as depots
 from derms_agent.twin import Twin
 

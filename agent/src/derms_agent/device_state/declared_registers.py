@@ -390,6 +390,8 @@ def _targets(
         target = _try(problems, ("devices", name), partial(_target, given, depot, limits, same_endpoint))
         if target is None:
             continue
+        if depot is not None:
+            problems += _not_here(target, arguments.get("gateway"), depot)
         other = units.setdefault((target.bus_name, target.unit_id), name)
         if other != name:
             problems.append(f"devices.{name}.unit_id: found {target.unit_id}, expected another than {other} has there")
@@ -438,6 +440,17 @@ def _endpoint(given: Arguments, depot: Depot | None, limits: Limits, same_endpoi
     )
     declared = () if depot is None else depot.buses.values()
     return next((one for one in declared if same_endpoint(one.endpoint, bus.endpoint)), bus)
+
+
+def _not_here(target: Target, gateway: str | None, depot: Depot) -> Iterator[str]:
+    """Yield why a bus of the depot is not this gateway's to ask: each has one master."""
+    if target.bus is None or not target.bus.gateway or len(depot.gateways) == 1:
+        return
+    if gateway not in depot.gateways:
+        yield f"gateway: found {gateway or 'none'}, expected this gateway's name, one of {', '.join(depot.gateways)}"
+    elif target.bus.gateway != gateway:
+        found = f"{target.bus_name}, a bus of {target.bus.gateway}"
+        yield f"devices.{target.name}.bus: found {found}, expected one of {gateway}"
 
 
 def _with_values(
