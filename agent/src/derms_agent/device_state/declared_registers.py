@@ -514,7 +514,7 @@ def _owner(profile: Profile, point: Point) -> str | None:
     if profile.protocol is Protocol.SUNSPEC:
         return "device_settings and der_settings write a SunSpec device's models, wherever it has them"
     fallback = profile.fallback
-    settings = () if fallback is None else (fallback.current, fallback.power, fallback.timeout)
+    settings = () if fallback is None else fallback.points
     beat = None if fallback is None or fallback.heartbeat is None else fallback.heartbeat.point
     for other in profile.points_at(point.table, point.address, point.length):
         if other.name == beat or other.name in profile.control_points:
