@@ -471,6 +471,9 @@ async def test_a_device_that_is_lost_before_the_write() -> None:
         ),
         (register(value=1), {"deadline_s": 0}, "deadline_s: found 0.0, expected more than 0 s"),
         (register(value=1), {"max_failures": "5 %"}, "max_failures: found 5 %, expected a number or a percentage"),
+        (register(value=1), {"registers": []}, "registers: found none, expected at least one"),
+        (register(kind="bits", length=5, value=1), {}, "registers.r.length: found 5, expected 1 to 4 for bits"),
+        (register(kind="f32", scale=1e-313, value=1), {}, "registers.r.scale: found 1e-313, expected 1e-12 to 1e+12"),
         (register("a/b", value=1), {}, "registers.0.name: found 'a/b', expected a name without a slash"),
         (register(value=1), {"devices": [{"name": "d", "bus": "b", "host": "h"}]}, "devices.d.host: found neither or"),
         (register(value=1), {"devices": [{"name": "d", "bus": "b", "port": 5}]}, "devices.d.port: found 5, expected"),
@@ -825,3 +828,101 @@ def test_a_prediction_comes_true_and_a_second_run_changes_nothing(declared: list
     (again,) = asyncio.run(applied(declaration, bus))
     assert not again.changed
     assert len(bus.writes) == written
+
+
+whole = st.integers(-2, 70_000) | st.sampled_from([0, 1, 40_001, 400_001, 465_537])
+number = st.integers(-3, 70_000) | st.floats() | st.sampled_from([0, 1, 0.1, 0.001, 1e300])
+anything = number | st.text(max_size=4) | st.booleans() | st.none() | st.lists(st.integers(), max_size=1)
+
+
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    "table": st.sampled_from([*(table.value for table in Table), None]),
+    "length": st.integers(-1, 200),
+    "word_order": st.sampled_from(["big", "little"]),
+    "byte_order": st.sampled_from(["big", "little"]),
+    "scale": number,
+    "offset": number,
+    "mask": st.integers(-1, 0x1FFFF) | st.sampled_from([1, 0xF0]),
+    "value": anything,
+    "min": number,
+    "max": number,
+    "tolerance": number,
+    "verify": st.sampled_from(["readback", "none"]),
+    "readback_address": whole,
+    "readback_table": st.sampled_from(["holding", "input"]),
+    "readback_type": st.sampled_from(["u16", "i32", "f32"]),
+    "readback_scale": number,
+    "volatile": st.booleans(),
+    "write_only": st.booleans(),
+    "write_fc": st.sampled_from(["auto", "5", "6", "15", "16"]),
+}
+
+
+@st.composite
+def odd_registers(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Draw registers that would do, but for up to two fields each that are anything."""
+    found = []
+    for at in range(draw(st.integers(1, 2))):
+        kind = draw(st.sampled_from(["u16", "i32", "u64", "f32", "f64", "string", "bits"]))
+        given_ = register(
+            f"r{at}",
+            draw(st.just(40_100 + 10 * at) | st.just(40_100 + 10 * at) | whole),
+            kind,
+            value="a" if kind == "string" else 1,
+        )
+        if kind in {"string", "bits"}:
+            given_["length"] = 2
+        for name in draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=2)):
+            given_[name] = draw(FIELDS[name])
+        if draw(st.integers(0, 20)) == 0:
+            given_["name"] = draw(st.sampled_from(["", "a/b", "r0"]))
+        found.append(given_)
+    return found
+
+
+def seldom(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.just({}) | st.just({}) | st.just({}) | st.fixed_dictionaries({}, optional=fields)
+
+
+@settings(max_examples=400)
+@given(
+    base=st.sampled_from(["zero", "one", "modicon"]),
+    registers=odd_registers(),
+    limits=seldom(max_read=whole, max_write=whole, max_gap=whole, per_bus=whole, verify_s=number),
+    device=seldom(unit_id=whole, port=whole, framer=st.sampled_from(["tcp", "rtu_over_tcp"])),
+    writes=st.booleans(),
+)
+def test_any_declaration_is_carried_out_or_named_as_wrong(
+    *,
+    base: str,
+    registers: list[dict[str, Any]],
+    limits: dict[str, Any],
+    device: dict[str, Any],
+    writes: bool,
+) -> None:
+    """Of the types that the modules' argument specs let through: nothing else is raised, and nothing else is sent."""
+    given_ = {
+        "address_base": base,
+        "devices": [{"name": "d", "host": "h", **device}],
+        "registers": registers,
+        "limits": limits,
+    }
+    try:
+        declaration = declare(given_, writes=writes)
+    except DeclarationError as problem:
+        lines = problem.problems
+    else:
+        lines = ()
+    if lines:
+        assert all(": found " in line for line in lines)
+        return
+    bus = Memory(default=word)
+    access = Access({declaration.targets[0].bus_name: bus})
+    work = converge(declaration, access, check=False, clock=Quick()) if writes else gather(declaration, access)
+    (result,) = asyncio.run(work)
+    assert result.status in set(Status)
+    points = declaration.registers.profile.points.values()
+    ours = {(point.table, point.address + at) for point in points for at in range(point.length)}
+    for request in bus.writes:
+        assert writes
+        assert {(request.table, request.address + at) for at in range(request.count)} <= ours

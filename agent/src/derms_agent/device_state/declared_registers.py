@@ -24,6 +24,7 @@ from derms_agent.profiles.point import (
     BIT_TABLES,
     FIXED_LENGTHS,
     FLOATS,
+    WORD,
     WRITABLE_TABLES,
     Access,
     Contradiction,
@@ -41,7 +42,11 @@ Arguments: TypeAlias = Mapping[str, Any]
 
 HIGHEST_SERIAL_UNIT = 247
 HIGHEST_PORT = 65535
+MOST_BITS = 64
+"""In one field: what a whole number of any other type can hold as well."""
 DEADLINE_S = 120.0
+LEAST_SCALE, LARGEST_SCALE = 1e-12, 1e12
+"""Beyond these a value is no more a number that a double can tell from its neighbours."""
 WIRE_LIMITS = ("max_read", "max_write", "max_gap")
 """Which of the limits are what a device takes in one request."""
 
@@ -299,8 +304,8 @@ def _point(given: Arguments, base: AddressBase, *, writes: bool) -> Point:
         address=address,
         type=kind,
         length=_length(given, kind, table),
-        scale=_number(given, "scale", 1.0),
-        offset=_number(given, "offset", 0.0),
+        scale=_scale(given, "scale"),
+        offset=_offset(given),
         unit=given.get("unit") or "",
         access=access,
         word_order=Order(given.get("word_order") or Order.BIG),
@@ -330,8 +335,8 @@ def _readback(given: Arguments, base: AddressBase, name: str) -> Point:
         address=address,
         type=kind,
         length=_length(given, kind, table) if alike else FIXED_LENGTHS.get(kind, 1),
-        scale=_number(given, "readback_scale", _number(given, "scale", 1.0)),
-        offset=_number(given, "offset", 0.0),
+        scale=_scale(given, "scale" if given.get("readback_scale") is None else "readback_scale"),
+        offset=_offset(given),
         unit=given.get("unit") or "",
         word_order=Order(given.get("word_order") or Order.BIG),
         byte_order=Order(given.get("byte_order") or Order.BIG),
@@ -342,6 +347,9 @@ def _readback(given: Arguments, base: AddressBase, name: str) -> Point:
 def _length(given: Arguments, kind: PointType, table: Table) -> int:
     length = given.get("length")
     if length is not None:
+        most = MOST_BITS if table in BIT_TABLES else MOST_BITS // WORD
+        if kind is PointType.BITS and not 1 <= length <= most:
+            raise Contradiction(("length",), length, f"1 to {most} for bits in the table {table.value}")
         return int(length)
     if kind in FIXED_LENGTHS:
         return FIXED_LENGTHS[kind]
@@ -353,6 +361,20 @@ def _length(given: Arguments, kind: PointType, table: Table) -> int:
 def _number(given: Arguments, key: str, default: float) -> float:
     found = given.get(key)
     return default if found is None else float(found)
+
+
+def _scale(given: Arguments, key: str) -> float:
+    found = _number(given, key, 1.0)
+    if not LEAST_SCALE <= abs(found) <= LARGEST_SCALE:
+        raise Contradiction((key,), found, f"{LEAST_SCALE:g} to {LARGEST_SCALE:g} in size")
+    return found
+
+
+def _offset(given: Arguments) -> float:
+    found = _number(given, "offset", 0.0)
+    if not abs(found) <= LARGEST_SCALE:
+        raise Contradiction(("offset",), found, f"at most {LARGEST_SCALE:g} in size")
+    return found
 
 
 def _terms(given: Arguments, point: Point) -> Terms:
