@@ -31,8 +31,9 @@ from derms_agent.drivers.modbus_device import Begun, ModbusDevice
 from derms_agent.model import Evse, Reading, Setpoint
 from derms_agent.orchestrator import planning
 from derms_agent.orchestrator.controller import Controller
+from derms_agent.orchestrator.site import Site
 from derms_agent.orchestrator.store import JOURNAL, LEDGER, Store
-from derms_agent.profiles.profile import Quantity
+from derms_agent.profiles.profile import Profile, Quantity
 
 PERIOD_S = 1.0
 CALMEST_S = 0.1
@@ -54,6 +55,13 @@ _TIMES = 600
 def boottime_s() -> float:
     """Return the time of the clock that no step moves and that goes on through suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def watts_of(site: Site, evse: Evse, profile: Profile, write: Write) -> float:
+    """Return a write's current in W as its driver turns them back: by the circuit's voltage to neutral."""
+    if profile.control is not None and profile.control.quantity is Quantity.POWER:
+        return write.amount.active_a * float(site.network.watts_per_a[site.network.place[evse.name]])
+    return write.amount.active_a * site.depot.circuits[evse.circuit].neutral_voltage_v * len(evse.phases)
 
 
 @dataclass(slots=True, eq=False)
@@ -205,7 +213,9 @@ class Engine:
         device = self.devices.get(evse.device)
         if device is None or within_s <= 0:
             return None, None
-        setpoint = Setpoint(evse=evse.name, p_w=self._watts(evse, device, write), valid_for_s=LEASE_S)
+        setpoint = Setpoint(
+            evse=evse.name, p_w=watts_of(self.controller.site, evse, device.profile, write), valid_for_s=LEASE_S
+        )
         return device, device.begin(setpoint, within_s)
 
     async def _finish(self, begun: Sequence[tuple[Write, ModbusDevice | None, Begun | None]]) -> None:
@@ -228,15 +238,6 @@ class Engine:
     def _evse(self, name: str) -> Evse:
         site = self.controller.site
         return site.evses[site.network.place[name]]
-
-    def _watts(self, evse: Evse, device: ModbusDevice, write: Write) -> float:
-        """Return a write's current in W as its driver turns them back: by the circuit's voltage to neutral."""
-        site = self.controller.site
-        control = device.profile.control
-        if control is not None and control.quantity is Quantity.POWER:
-            return write.amount.active_a * float(site.network.watts_per_a[site.network.place[evse.name]])
-        volts = site.depot.circuits[evse.circuit].neutral_voltage_v
-        return write.amount.active_a * volts * len(evse.phases)
 
     async def _plan(self) -> None:
         """Plan beside the cycle, in a process of its own, when sessions came or went and every few minutes."""

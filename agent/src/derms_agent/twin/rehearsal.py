@@ -241,6 +241,11 @@ class Rehearsal:
         charger, connector = self._outlets[evse]
         return charger.states[connector]
 
+    def outlet_of(self, evse: str) -> Outlet:
+        """Return what an EVSE physically is."""
+        charger, connector = self._outlets[evse]
+        return charger.outlets[connector]
+
     def limit_a(self, evse: str) -> float:
         """Return the limit that an EVSE's charger has in force, in A per conductor."""
         charger, connector = self._outlets[evse]
