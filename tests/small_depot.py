@@ -121,16 +121,19 @@ class Charger(Field):
 
 
 @contextmanager
-def played(depot: Path) -> Iterator[Field]:
-    """Play a depot file's devices; no vehicle is there, and nothing else draws. Its addresses have to be there."""
+def played(depot: Path, *options: str, scenario: str = "arrivals: none\nbase_load_share: 0.0\n") -> Iterator[Field]:
+    """Play a depot file's devices, by a scenario's text; of itself no vehicle is there, and nothing else draws.
+
+    `options` are more of derms-twin's. Without a namespace among them, the depot's addresses have to be there.
+    """
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        scenario, log, control = directory / "scenario.yml", directory / "log", directory / "control.sock"
-        scenario.write_text("arrivals: none\nbase_load_share: 0.0\n", encoding="utf-8")
+        file, log, control = directory / "scenario.yml", directory / "log", directory / "control.sock"
+        file.write_text(scenario, encoding="utf-8")
         command = [str(Path(sys.prefix) / "bin" / "derms-twin"), str(depot)]
         with log.open("w", encoding="utf-8") as output:
             twin = subprocess.Popen(
-                [*command, "--control", str(control), "--scenario", str(scenario)],
+                [*command, "--control", str(control), "--scenario", str(file), *options],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

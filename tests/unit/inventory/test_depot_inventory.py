@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from derms_agent.depot import read
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -309,10 +311,54 @@ def test_a_secret_is_opened_by_ansible_alone(inventory: Path) -> None:
     assert "canary" not in printed
 
 
-def test_the_trees_own_inventories_are_whole() -> None:
+@pytest.fixture(scope="module")
+def own() -> dict[str, Any]:
+    """Give what Ansible makes of each of the tree's own inventories, which warn of nothing."""
+    found = {}
+    for name in ("demo", "example"):
+        process = run(ROOT / "inventories" / name, "--list")
+        assert (process.returncode, process.stderr) == (0, "")
+        found[name] = json.loads(process.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def examples(own: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Give the variables of each gateway of the two depots that are there to be copied."""
+    variables: dict[str, dict[str, Any]] = own["example"]["_meta"]["hostvars"]
+    return variables
+
+
+def test_the_trees_own_inventories_are_whole_and_warn_of_nothing(own: dict[str, Any]) -> None:
     for name, depots in {"demo": {"depot_demo"}, "example": {"depot_northgate", "depot_riverside"}}.items():
-        process = run(ROOT / "inventories" / name, "--list", "--export")
-        assert process.returncode == 0, process.stderr
-        groups = json.loads(process.stdout)
-        assert set(groups["derms_gateways"]["children"]) == depots
-        assert all(groups[depot]["vars"]["derms_totals"]["evses"] > 0 for depot in depots)
+        assert set(own[name]["derms_gateways"]["children"]) == depots
+        assert all(one["derms_devices"] for one in own[name]["_meta"]["hostvars"].values())
+        for file in (ROOT / "inventories" / name).glob("*.yml"):
+            _, warnings = read(file)
+            assert [str(warning) for warning in warnings] == []
+    graph = run(ROOT / "inventories" / "example", "--graph")
+    assert (graph.returncode, graph.stderr) == (0, "")
+    assert "|--@depot_northgate:\n  |  |  |--northgate-gateway-1\n" in graph.stdout
+
+
+def test_the_examples_are_a_fleet_depot_and_a_dc_depot_with_storage(examples: dict[str, dict[str, Any]]) -> None:
+    def profiles(*gateways: str) -> set[str]:
+        return {device["profile"] for gateway in gateways for device in examples[gateway]["derms_devices"]}
+
+    assert profiles("riverside-gateway-1", "riverside-gateway-2") == {"keba_p30", "alfen_ng9", "sunspec_meter"}
+    assert profiles("northgate-gateway-1") == {"alpitronic_hyc", "sunspec_der", "sunspec_meter"}
+
+
+def test_one_example_is_behind_a_bastion_and_one_on_a_cellular_link(examples: dict[str, dict[str, Any]]) -> None:
+    bastion = "-o ProxyJump=bastion.example.net"
+    for gateway, variables in examples.items():
+        assert ("riverside" in gateway) == (bastion in variables["ansible_ssh_common_args"])
+        assert "-o ServerAliveInterval=" in variables["ansible_ssh_common_args"]
+    north, river = examples["northgate-gateway-1"], examples["riverside-gateway-1"]
+    assert "-o Compression=yes" in north["ansible_ssh_common_args"]
+    assert "ControlPersist" in north["ansible_ssh_args"]
+    assert north["ansible_ssh_pipelining"] is True
+    assert north["ansible_ssh_timeout"] > river["ansible_ssh_timeout"]
+    # Three attempts to connect fit into what the gateway waits for a new login.
+    connect_s = int(re.search(r"ConnectTimeout=(\d+)", north["ansible_ssh_common_args"])[1])  # type: ignore[index]
+    assert north["rollback_after_s"] >= 3 * connect_s
