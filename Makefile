@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup setup-dev demo demo-watch picture demo-down test test-all lint types unit agent endurance explore molecule sanity soak collection bench campaign mutants generate lock
+.PHONY: help setup setup-dev demo demo-watch picture demo-down rehearse test test-all lint types unit agent endurance explore molecule sanity soak collection bench campaign mutants generate lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,10 @@ picture: setup ## Draw what the standing demo shows into docs/demo.svg, which th
 
 demo-down: ## Take the demo depot down
 	@tools/demo down
+
+rehearse: setup ## Rehearse a depot file against its twin: DEPOT=inventories/mine/depot.yml, as root; ONLY=day without
+	@$(BIN)/python -B -m tools.rehearse $(if $(ONLY),--only $(ONLY)) $(if $(HOURS),--hours $(HOURS)) \
+	  $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(VAULT),--vault-password-file $(VAULT)) $(DEPOT)
 
 test: setup-dev ## Lint, types, unit tests, fault campaign, the built collection, molecule; ALLOW_SKIP=1 lets a part be left out
 	@$(BIN)/python -m tests.run

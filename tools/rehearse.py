@@ -43,7 +43,6 @@ from tests.small_depot import Field, played
 TREE = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 PREFIX = "rehearse"
-ROLE_OF_DEVICES = "derms.edge.field_devices"
 FACTORY = "arrivals: none\nbase_load_share: 0.0\nsettings: factory\n"
 """What the devices are to the run: as they left the factory, so that all that is declared for them shows as drift."""
 _CANNOT = 3
@@ -82,16 +81,14 @@ def require_isolation(depot: Depot, settings: Settings) -> None:
             )
 
 
-def pins(
-    settings: Settings, hosts: Mapping[str, str], blocks: Mapping[str, Sequence[str]], work: Path
-) -> dict[str, Any]:
+def pins(settings: Settings, depot: Depot, blocks: Mapping[str, Sequence[str]], work: Path) -> dict[str, Any]:
     """Return the variables that go over all others: where SSH leads, and what of this machine stands for the site's.
 
     `blocks`: the management blocks that each gateway is declared with.
     """
     network = [str(settings.network), str(settings.network6)]
     return {
-        "rehearsal_hosts": dict(hosts),
+        "rehearsal_hosts": hosts_of(depot),
         "rehearsal_management_blocks": {name: [*found, *network] for name, found in blocks.items()},
         # Old names too: where both are set, Ansible prefers them.
         **dict.fromkeys(("ansible_host", "ansible_ssh_host"), "{{ rehearsal_hosts[inventory_hostname] }}"),
@@ -107,18 +104,29 @@ def pins(
         "time_sync_sources": [{"address": str(settings.network[1]), "kind": "server"}],
         "fail2ban_manage_repository": False,
         "mqtt_broker_manage_repository": False,
+        **({"derms_only": ",".join(on_wires(depot))} if serial(depot) else {}),
     }
 
 
-def wanted_routes(hosts: Mapping[str, str], settings: Settings) -> list[str]:
-    """Return what `ROUTE` is to come to for each gateway."""
-    return [f"REHEARSAL {gateway} ssh {host} -F {settings.ssh_config} END" for gateway, host in hosts.items()]
-
-
-ROUTE = (
+_ROUTE = (
     "REHEARSAL {{ inventory_hostname }} {{ ansible_connection | default('ssh') }} {{ ansible_host }} "
     "{{ ansible_ssh_common_args }} END"
 )
+
+
+def require_pinned(inventory: Path, options: Sequence[str], hosts: Mapping[str, str], settings: Settings) -> None:
+    """Refuse where Ansible, asked without connecting, would go elsewhere than to the test hosts.
+
+    Raises `CannotRehearse`.
+    """
+    what = json.dumps({"msg": _ROUTE})
+    answer = run(
+        BIN / "ansible", "-i", inventory, *options, "derms_gateways", "-m", "ansible.builtin.debug", "-a", what
+    )
+    for gateway, host in hosts.items():
+        wanted = f"REHEARSAL {gateway} ssh {host} -F {settings.ssh_config} END"
+        if wanted not in answer:
+            raise CannotRehearse(f"expected Ansible to go by ssh to {host} for {gateway}, found another way:\n{answer}")
 
 
 # --- what is there -------------------------------------------------------------------------------------------------
@@ -132,6 +140,11 @@ def served(depot: Depot) -> list[str]:
 def serial(depot: Depot) -> list[str]:
     """Return the buses that it cannot."""
     return [bus.name for bus in depot.buses.values() if bus.transport is Transport.SERIAL]
+
+
+def on_wires(depot: Depot) -> list[str]:
+    """Return the devices that the twin can play to a gateway."""
+    return [device.name for device in depot.devices.values() if device.bus not in serial(depot)]
 
 
 def copy_inventory(depot_file: Path, to: Path) -> None:
@@ -227,26 +240,22 @@ def rehearse(given: argparse.Namespace, depot: Depot, settings: Settings) -> lis
         copy_inventory(given.depot_file, inventory)
         blocks = declared_blocks(inventory, list(hosts), vault)
         pinned = work / "pins.json"
-        pinned.write_text(json.dumps(pins(settings, hosts, blocks, work)), encoding="utf-8")
+        pinned.write_text(json.dumps(pins(settings, depot, blocks, work)), encoding="utf-8")
         options = ("-e", f"@{pinned}", *vault)
         say(f"See that SSH leads to {', '.join(hosts.values())} and nowhere else")
-        ask = ("-i", inventory, *options, "derms_gateways", "-m", "ansible.builtin.debug", "-a", json.dumps({"msg": ROUTE}))
-        answer = run(BIN / "ansible", *ask)
-        if missing := [route for route in wanted_routes(hosts, settings) if route not in answer]:
-            raise CannotRehearse(f"found another way than {missing[0]}:\n{answer}")
+        require_pinned(inventory, options, hosts, settings)
         say(f"Raise {', '.join(hosts.values())}: {given.platform}")
         stack.enter_context(raised(hosts, given.platform))
         fields = []
         for host in hosts.values() if served(depot) else ():
             ends = ("--namespace", host, "--gateway-namespace", f"{settings.bridge}.{host}")
             fields.append(stack.enter_context(played(given.depot_file, *ends, scenario=FACTORY)))
-        return [
-            converge(
-                "Ask what would change: site.yml --check --diff", inventory, (*options, "--dry-run"), work, fields
-            ),
-            converge("Apply it: site.yml", inventory, options, work, fields),
-            converge("Ask again", inventory, (*options, "--dry-run"), work, fields),
-        ]
+        runs = {
+            "Ask what would change: site.yml --check --diff": (*options, "--dry-run"),
+            "Apply it: site.yml": options,
+            "Ask again: site.yml --check --diff": (*options, "--dry-run"),
+        }
+        return [converge(title, inventory, words, work, fields) for title, words in runs.items()]
 
 
 def say(words: str) -> None:
@@ -303,12 +312,13 @@ def changes(recaps: Sequence[Recap]) -> Iterator[str]:
             by_role = Counter(str(row["role"]).rpartition(".")[2] or "other" for row in rows)
             counted = ", ".join(f"{role} {count}" for role, count in by_role.items()) or "nothing"
             yield f"- {host}: {counted}"
-            devices = [row for row in rows if row["role"] == ROLE_OF_DEVICES]
+            devices = [row for row in rows if row.get("device")]
             if devices:
-                yield from ("", "  | what | is | should be |", "  | --- | --- | --- |")
-                yield from (f"  | {row['what']} | {row['is']} | {row['should_be']} |" for row in devices[:_SHOWN_ROWS])
+                yield from ("", "  | device | what | is | should be |", "  | --- | --- | --- | --- |")
+                for row in devices[:_SHOWN_ROWS]:
+                    yield f"  | {row['device']} | {row['what']} | {row['is']} | {row['should_be']} |"
                 if len(devices) > _SHOWN_ROWS:
-                    yield f"  | … and {len(devices) - _SHOWN_ROWS} more | | |"
+                    yield f"  | … | {len(devices) - _SHOWN_ROWS} more | | |"
                 yield ""
         yield from (f"- Not verified: {why}" for why in recap.report.get("not_verified", ()))
 
