@@ -104,7 +104,7 @@ def pins(settings: Settings, depot: Depot, blocks: Mapping[str, Sequence[str]], 
         "time_sync_sources": [{"address": str(settings.network[1]), "kind": "server"}],
         "fail2ban_manage_repository": False,
         "mqtt_broker_manage_repository": False,
-        **({"derms_only": ",".join(on_wires(depot))} if serial(depot) else {}),
+        **left_out(depot),
     }
 
 
@@ -142,9 +142,12 @@ def serial(depot: Depot) -> list[str]:
     return [bus.name for bus in depot.buses.values() if bus.transport is Transport.SERIAL]
 
 
-def on_wires(depot: Depot) -> list[str]:
-    """Return the devices that the twin can play to a gateway."""
-    return [device.name for device in depot.devices.values() if device.bus not in serial(depot)]
+def left_out(depot: Depot) -> dict[str, str]:
+    """Return what keeps the run from the devices that nobody plays, where it has something to ask of them."""
+    unplayed = {device.name for device in depot.devices.values() if device.bus in serial(depot)}
+    if not any(depot.devices[name].settings for name in unplayed):
+        return {}
+    return {"derms_only": ",".join(name for name in depot.devices if name not in unplayed)}
 
 
 def copy_inventory(depot_file: Path, to: Path) -> None:

@@ -89,7 +89,14 @@ def test_pins_cover_every_way_to_say_where_ssh_leads(file: Path, settings: Setti
     found = rehearse.pins(settings, depots.load(file), {"gateway-1": ["192.0.2.0/24"]}, tmp_path)
     assert found.keys() >= ELSEWHERE.keys()
     assert found["rehearsal_management_blocks"]["gateway-1"] == ["192.0.2.0/24", "10.213.8.0/24", "fd42:213:8::/64"]
-    assert found["derms_only"] == "charger-1"
+
+
+def test_devices_that_nobody_plays_are_left_out_where_the_run_would_ask_them(file: Path) -> None:
+    assert rehearse.left_out(depots.load(file)) == {}  # a meter, for which nothing is declared
+    second = "  charger-2: {bus: line, unit_id: 2, profile: heidelberg_energy_control, circuit: main,"
+    second += " settings: {failsafe_current: 6}, evses: {rating_a: 16}}\nmeters:"
+    file.write_text(DEPOT.replace("meters:", second), encoding="utf-8")
+    assert rehearse.left_out(depots.load(file)) == {"derms_only": "charger-1"}
 
 
 def test_devices_within_the_test_hosts_own_network_are_refused(file: Path, settings: Settings) -> None:
