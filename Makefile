@@ -26,7 +26,7 @@ picture: setup ## Draw what the standing demo shows into docs/demo.svg, which th
 demo-down: ## Take the demo depot down
 	@tools/demo down
 
-rehearse: setup ## Rehearse a depot file against its twin: DEPOT=inventories/mine/depot.yml, as root; ONLY=day without
+rehearse: setup-dev ## Rehearse a depot file against its twin: DEPOT=inventories/mine/depot.yml, as root; ONLY=day without
 	@$(BIN)/python -B -m tools.rehearse $(if $(ONLY),--only $(ONLY)) $(if $(HOURS),--hours $(HOURS)) \
 	  $(if $(PLATFORM),--platform $(PLATFORM)) $(if $(VAULT),--vault-password-file $(VAULT)) $(DEPOT)
 
