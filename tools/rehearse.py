@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from derms_agent.twin import day
 from derms_agent.twin.namespace import NamespaceError, plan
 
 from tests.hosts.__main__ import HOST_NAME
+from tests.hosts.errors import HostsError
 from tests.hosts.settings import Settings, settings_from
 from tests.small_depot import Field, played
 
@@ -395,6 +397,14 @@ def span(hours: float) -> tuple[float, float]:
     return begins_s, begins_s + length_s
 
 
+def course_of(playing: AsyncResult[day.Course]) -> day.Course:
+    """Return what the day came to, once it is over. Raises `CannotRehearse`."""
+    try:
+        return playing.get()
+    except ValueError as error:
+        raise CannotRehearse(f"the day cannot be played: {error}") from error
+
+
 def interrupted(number: int, frame: object) -> None:
     """Let a signal end it as ^C does, so that all is taken away."""
     del number, frame
@@ -422,8 +432,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 known = {"begins_s": begins_s, "ends_s": ends_s, "hour": tell_hour}
                 playing = pool.apply_async(day.play, (depot, given.seed), known)
             recaps = [] if given.only == "day" else rehearse(given, depot, settings)
-            course = None if playing is None else playing.get()
-    except (CannotRehearse, depots.DepotError, OSError) as error:
+            course = None if playing is None else course_of(playing)
+    except (CannotRehearse, HostsError, depots.DepotError, OSError) as error:
         print(f"rehearse: {error}", file=sys.stderr)
         return _CANNOT
     except KeyboardInterrupt:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,14 @@ def test_a_mistake_in_the_depot_file_is_told_as_ever(file: Path, capsys: pytest.
     file.write_text(DEPOT.replace("keba_p30", "keba_p31"), encoding="utf-8")
     assert rehearse.main([str(file), "--only", "day"]) == 3
     assert "keba_p31" in capsys.readouterr().err
+
+
+def test_a_depot_that_control_cannot_share_out_is_told_in_words() -> None:
+    def play() -> day.Course:
+        raise ValueError("found the trees of circuits hall, yard for gateway gateway-1")
+
+    with ThreadPool(1) as pool, pytest.raises(rehearse.CannotRehearse, match="hall, yard"):
+        rehearse.course_of(pool.apply_async(play))
 
 
 def test_one_rehearsal_at_a_time(settings: Settings) -> None:
