@@ -155,7 +155,11 @@ class Evse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
-    """What is talked to: one unit on a bus. `settings` are what it must hold, by the profile's names, in its units."""
+    """What is talked to: one unit on a bus. `settings` are what it must hold, by the profile's names, in its units.
+
+    `serial_number` is that of the very device that is meant, `firmware` what it should run, with * and ? for what may
+    differ; None where any will do.
+    """
 
     name: str
     kind: DeviceKind
@@ -165,6 +169,8 @@ class Device:
     settings: Mapping[str, Value] = field(default_factory=dict)
     evses: tuple[Evse, ...] = ()
     circuit: str | None = None
+    serial_number: str | None = None
+    firmware: str | None = None
 
 
 SAME_VOLTAGE = 0.05

@@ -53,6 +53,7 @@ class _Shape:
     profile: Profile
     unit_id: Found | None
     circuit: Found | None
+    firmware: str | None
     settings: Mapping[str, Value]
     setting_paths: Mapping[str, Path]
     sound: bool
@@ -93,6 +94,7 @@ class Assembly:
         self.doubtful: set[str] = set()
         self._shapes: dict[tuple[Path, str | None], _Shape | None] = {}
         self._units: dict[tuple[str, int], str] = {}
+        self._serial_numbers: dict[tuple[str, str], str] = {}
         self._evse_specs: dict[tuple[int, str | None], Sequence[_EvseSpec]] = {}
         self._ends: dict[tuple[str, str], str] = {}
 
@@ -392,11 +394,14 @@ class Assembly:
             return None
         settings = merged_settings(layers)
         sound = all(self._setting(profile, name, setting) for name, setting in settings.items())
-        circuit = first(layers, "circuit")
+        circuit, firmware = first(layers, "circuit"), first(layers, "firmware")
+        if firmware is not None:
+            self._shown_by(profile, "firmware", firmware.path)
         return _Shape(
             profile=profile,
             unit_id=first(layers, "unit_id"),
             circuit=circuit,
+            firmware=None if firmware is None else firmware.value,
             settings={name: setting.value for name, setting in settings.items()},
             setting_paths={name: setting.path for name, setting in settings.items()},
             sound=sound,
@@ -416,11 +421,33 @@ class Assembly:
             if not secret:
                 self.report(setting.path, "an encrypted value", "a plain one, for the setting is no secret")
             return secret
-        expected = _refused_by(point, setting.value)
+        expected = refused_by(point, setting.value)
         if expected:
             found = "a value that is not shown" if secret else shown(setting.value)
             self.report(setting.path, found, f"{expected}, by the profile {profile.name}")
         return not expected
+
+    def _shown_by(self, profile: Profile, point: str, path: Path) -> None:
+        """Report what is declared of a device's identity and no such device shows."""
+        if point not in profile.points and point not in profile.sunspec_points:
+            words = point.replace("_", " ")
+            expected = f"none, for a device of the profile {profile.name} does not show its {words}"
+            self.report(path, f"a {words}", expected, at_key=True)
+
+    def _serial_number(self, entry: Entry, name: str, values: Mapping[str, Any], profile: Profile) -> str | None:
+        """Return a device's serial number, which no other device of its profile has; None where any will do."""
+        if "serial_number" not in values:
+            return None
+        path = (*entry.path, "serial_number")
+        self._shown_by(profile, "serial_number", path)
+        serial_number = str(values["serial_number"])
+        other = self._serial_numbers.setdefault((profile.name, serial_number), name)
+        if other != name:
+            expected = f"one of its own: {other} has this one"
+            if len(entry.names) > 1:
+                expected += "; of a range, a list with one for each of its devices"
+            self.report(path, f"the serial number {serial_number} for {name}", expected)
+        return serial_number
 
     def _connectors(
         self, entry: Entry, profile: Profile, layers: Sequence[Layer]
@@ -477,6 +504,8 @@ class Assembly:
                 settings=shape.settings,
                 evses=tuple(evses),
                 circuit=circuit,
+                serial_number=self._serial_number(entry, name, values, shape.profile),
+                firmware=shape.firmware,
             )
 
     def _unit_id(self, entry: Entry, name: str, values: Mapping[str, Any], shape: _Shape) -> int:
@@ -551,7 +580,7 @@ class Assembly:
     def _meters_of(self, entry: Entry) -> None:
         refers = "device" in entry.values
         if refers:
-            for field in ("bus", "unit_id", "profile", "settings"):
+            for field in ("bus", "unit_id", "profile", "serial_number", "firmware", "settings"):
                 if field in entry.values:
                     expected = "none, for the meter is a device that is declared elsewhere"
                     self.report((*entry.path, field), f"{field} beside device", expected, at_key=True)
@@ -598,7 +627,7 @@ def _each_phase(value: float | Sequence[float]) -> PerPhase:
     return per_phase(map(float, value)) if isinstance(value, Sequence) else (float(value),) * 3
 
 
-def _refused_by(point: Point | SunSpecPoint, value: Value) -> str:
+def refused_by(point: Point | SunSpecPoint, value: Value) -> str:
     """Return what a point expects instead of a value, or "" if it can hold it."""
     if isinstance(point, Point):
         try:

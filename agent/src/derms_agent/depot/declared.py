@@ -94,8 +94,9 @@ class Entry:
 def expanded(section: str, key: str, values: Mapping[str, Any]) -> Entry | list[Problem]:
     """Return an entry with its ranges expanded, or what is wrong with them.
 
-    A range in a text of the entry runs in step with the range in its name, so both are as long; what has no range is
-    the same for all. Ranges in nested mappings are no ranges: nothing there runs in step.
+    A range in a text of the entry runs in step with the range in its name, so both are as long, and so does a list of
+    serial numbers; what has no range is the same for all. Ranges in nested mappings are no ranges: nothing there runs
+    in step.
     """
     problems: list[Problem] = []
     path = (section, key)
@@ -105,14 +106,17 @@ def expanded(section: str, key: str, values: Mapping[str, Any]) -> Entry | list[
         return [Problem(path, "that name", str(bad), at_key=True)]
     columns: dict[str, Sequence[Any]] = {}
     for field, value in values.items():
-        if not isinstance(value, str) or not (ranges.has_range(value) or field == "unit_id"):
-            continue
         try:
-            column = ranges.expand_units(value) if field == "unit_id" else ranges.expand(value)
+            column = _column(field, value)
         except ranges.BadRange as bad:
             problems.append(Problem((*path, field), shown(value), str(bad)))
             continue
-        if len(column) != len(names):
+        if column is None:
+            continue
+        if len(column) != len(names) and isinstance(value, list):
+            expected = f"one for each of the {len(names)} that {key} stands for, in their order"
+            problems.append(Problem((*path, field), shown(value), expected, at_key=True))
+        elif len(column) != len(names):
             expected = (
                 f"a range of {len(names)}, as long as that of {key}"
                 if ranges.has_range(key)
@@ -121,3 +125,14 @@ def expanded(section: str, key: str, values: Mapping[str, Any]) -> Entry | list[
             problems.append(Problem((*path, field), f"{shown(value)}, a range of {len(column)}", expected))
         columns[field] = column
     return problems or Entry(section, key, values, names, columns)
+
+
+def _column(field: str, value: Any) -> Sequence[Any] | None:
+    """Return what runs in step with the names, None for what is the same for all of them. Raises BadRange."""
+    if field == "serial_number" and isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        return None
+    if field == "unit_id":
+        return ranges.expand_units(value)
+    return ranges.expand(value) if ranges.has_range(value) else None

@@ -49,6 +49,7 @@ def devices_of(depot: Depot, gateway: str) -> list[dict[str, Any]]:
             "unit_id": device.unit_id,
             "profile": device.profile,
             "circuit": device.circuit,
+            **_said({"serial_number": device.serial_number, "firmware": device.firmware}),
             "settings": device.settings,
             "evses": [_evse(evse) for evse in device.evses],
         }
@@ -115,7 +116,7 @@ def depot_document(depot: Depot) -> dict[str, Any]:
             "gateways": {name: _said({"address": gateway.address}) for name, gateway in depot.gateways.items()},
             "circuits": {name: _circuit_document(circuit) for name, circuit in depot.circuits.items()},
             "buses": {name: _bus_document(bus) for name, bus in depot.buses.items()},
-            "devices": {name: _device_document(device) for name, device in depot.devices.items()},
+            "devices": {name: device_document(device) for name, device in depot.devices.items()},
             "meters": {
                 name: {"device": meter.device, "measures": meter.measures.value, "circuit": meter.circuit}
                 for name, meter in depot.meters.items()
@@ -190,7 +191,8 @@ def _bus_document(bus: Bus) -> dict[str, Any]:
     )
 
 
-def _device_document(device: Device) -> dict[str, Any]:
+def device_document(device: Device) -> dict[str, Any]:
+    """Return a device in the form of a depot file, with every default written out."""
     evses = {
         str(evse.connector): _said(
             {
@@ -208,6 +210,8 @@ def _device_document(device: Device) -> dict[str, Any]:
             "unit_id": device.unit_id,
             "profile": device.profile,
             "circuit": device.circuit,
+            "serial_number": device.serial_number,
+            "firmware": device.firmware,
             "settings": dict(device.settings) or None,
             "evses": evses or None,
         }
