@@ -56,6 +56,12 @@ def failures_allowed(module: AnsibleModule, devices: int) -> int:
     return devices * int(text[:-1]) // 100 if text.endswith("%") else int(text)
 
 
+def on_gateway(depot: Mapping[str, Any], gateway: str) -> dict[str, Mapping[str, Any]]:
+    """Return the devices on a gateway's buses as they are declared, as far as can be told without the agent."""
+    buses = {name for name, bus in depot.get("buses", {}).items() if bus.get("gateway") == gateway}
+    return {name: device for name, device in depot.get("devices", {}).items() if device.get("bus") in buses}
+
+
 def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
     """Return the results of devices that were not asked."""
     return [
@@ -68,6 +74,7 @@ def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
             "settings": [],
             "not_shown": [],
             "detail": why,
+            "note": "",
         }
         for name in names
     ]
@@ -84,9 +91,14 @@ def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = ""
         "devices": devices,
         "drift": [entry for device in devices for entry in drift(device, depot)],
         "diff": [diff(device) for device in devices if device["changed"]],
-        "not_verified": [],
-        "notes": not_shown(devices),
+        "notes": [*not_shown(devices), *noted(devices)],
     }
+    end(module, result, devices, asked)
+
+
+def end(module: AnsibleModule, result: dict[str, Any], devices: list[dict[str, Any]], asked: bool = True) -> None:
+    """End the module with a result, as its devices' statuses allow; see `finish`."""
+    result["not_verified"] = []
     if module.params.get("only"):
         result["scope"] = f"devices {', '.join(module.params['only'])}"
     failed = [device for device in devices if device["status"] in FAILURES]
@@ -118,6 +130,15 @@ def not_shown(devices: Iterable[Mapping[str, Any]]) -> list[str]:
         f"{listed(names)}: {setting} cannot be read; it is written whenever another setting is"
         for setting, names in groups.items()
     ]
+
+
+def noted(devices: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what devices are to be known for and is no failure, those with the same note together."""
+    groups: dict[str, list[str]] = {}
+    for device in devices:
+        if device.get("note"):
+            groups.setdefault(device["note"], []).append(device["name"])
+    return [f"{listed(names)}: {note}" for note, names in groups.items()]
 
 
 def listed(names: list[str]) -> str:

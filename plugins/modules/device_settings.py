@@ -19,6 +19,8 @@ description:
   - A write that was not answered may have happened. It is read back and never sent again.
   - What a charger does on its own is written decreases first. A fallback is only raised where, with the values that
     were read back, no circuit would be overloaded should control end at any moment in between.
+  - A device that shows another serial number than the depot file declares is V(refused), and nothing is written to it.
+    Firmware that differs from what is declared is in RV(notes), and blocks nothing.
   - What control writes itself, such as the limit of an EVSE, is no setting and is never touched.
 options:
   depot:
@@ -108,7 +110,7 @@ drift:
       is: 10 A (holding 262 = 100)
       should_be: 6 A (holding 262 = 60)
 notes:
-  description: Settings that no device can show, and which devices have them.
+  description: Settings that no device can show, and firmware that is another than declared, with the devices.
   type: list
   elements: str
   returned: always
@@ -126,6 +128,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
     finish,
+    on_gateway,
     unknown,
     why_no_agent,
 )
@@ -169,9 +172,7 @@ def main() -> None:
 
 def declared(depot: dict[str, Any], gateway: str) -> list[str]:
     """Return the devices of a gateway that settings are declared for, as far as can be told without the agent."""
-    buses = {name for name, bus in depot.get("buses", {}).items() if bus.get("gateway") == gateway}
-    devices = depot.get("devices", {}).items()
-    return [name for name, device in devices if device.get("bus") in buses and device.get("settings")]
+    return [name for name, device in on_gateway(depot, gateway).items() if device.get("settings")]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ from fnmatch import fnmatchcase
 import anyio
 
 from derms_agent import profiles as built_in
-from derms_agent.device_state import fallbacks, results
+from derms_agent.device_state import fallbacks, identity, results
 from derms_agent.device_state.access import Access
+from derms_agent.device_state.each import each
 from derms_agent.device_state.results import CHANGED, DeviceResult, Status, of_failure, of_settings, of_unknown
 from derms_agent.drivers.errors import BusError
 from derms_agent.drivers.factory import open_device
@@ -25,7 +26,6 @@ from derms_agent.drivers.settings import Outcome
 from derms_agent.model import Depot, Device, Value
 from derms_agent.profiles.profile import Profile
 
-BUSES_AT_ONCE = 400
 _NOBODY: Mapping[str, DeviceResult] = {}
 IN_DOUBT = frozenset({Status.INDETERMINATE, Status.VERIFY_FAILED})
 
@@ -34,10 +34,11 @@ class NoSuchDevice(ValueError):
     """A pattern that no device matches."""
 
 
-def chosen(depot: Depot, gateway: str, only: Iterable[str] = ()) -> list[Device]:
-    """Return a gateway's devices that settings are declared for, those that match one of the patterns where there are.
+def chosen(depot: Depot, gateway: str, only: Iterable[str] = (), *, configured: bool = True) -> list[Device]:
+    """Return a gateway's devices, those that match one of the patterns where there are.
 
-    Raises NoSuchDevice for a pattern that matches no device of the whole depot.
+    `configured` leaves out those that no settings are declared for. Raises NoSuchDevice for a pattern that matches no
+    device of the whole depot.
     """
     patterns = tuple(only)
     for pattern in patterns:
@@ -46,7 +47,7 @@ def chosen(depot: Depot, gateway: str, only: Iterable[str] = ()) -> list[Device]
     return [
         device
         for device in depot.devices.values()
-        if device.settings
+        if (device.settings or not configured)
         and depot.buses[device.bus].gateway == gateway
         and (not patterns or any(fnmatchcase(device.name, pattern) for pattern in patterns))
     ]
@@ -149,29 +150,21 @@ class _Run:
         return {name: results.merged(found[name], result) for name, result in written.items()}
 
     async def _each(self, drivers: Mapping[str, ModbusDevice], *, check: bool) -> dict[str, DeviceResult]:
-        """Ask devices: buses at once, the devices of one bus one after the other."""
-        by_bus: dict[str, list[ModbusDevice]] = {}
-        for driver in drivers.values():
-            by_bus.setdefault(driver.device.bus, []).append(driver)
-        done: dict[str, DeviceResult] = {}
-        room = anyio.CapacityLimiter(BUSES_AT_ONCE)
-
-        async def of_one_bus(waiting: list[ModbusDevice]) -> None:
-            async with room:
-                for driver in waiting:
-                    done[driver.device.name] = await self._asked(driver, check=check)
-
-        async with anyio.create_task_group() as tasks:
-            for waiting in by_bus.values():
-                tasks.start_soon(of_one_bus, waiting)
-        return done
+        return await each(drivers, lambda driver: self._asked(driver, check=check))
 
     async def _asked(self, driver: ModbusDevice, *, check: bool) -> DeviceResult:
         device = driver.device
         if anyio.current_time() >= self.until_s:
             return of_unknown(device.name, "not come to before the deadline")
         try:
-            return of_settings(device.name, await driver.write_settings(device.settings, check=check))
+            if not check:
+                return of_settings(device.name, await driver.write_settings(device.settings))
+            declared = identity.declared_points(device)
+            found = await driver.read_settings(declared) if declared else {}
+            if why := identity.another(device, found):
+                return DeviceResult(device.name, Status.REFUSED, detail=why)
+            result = of_settings(device.name, await driver.write_settings(device.settings, check=True))
+            return replace(result, note=identity.other_firmware(device, found))
         except BusError as failure:
             return of_failure(device.name, failure)
 

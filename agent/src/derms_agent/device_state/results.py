@@ -38,12 +38,13 @@ CHANGED = frozenset({Outcome.CHANGED, Outcome.WOULD_CHANGE})
 
 @dataclass(frozen=True, slots=True)
 class DeviceResult:
-    """What became of one device; `detail` says what no setting says."""
+    """What became of one device; `detail` says what no setting says, `note` what blocks nothing."""
 
     name: str
     status: Status
     settings: tuple[SettingResult, ...] = ()
     detail: str = ""
+    note: str = ""
 
     @property
     def changed(self) -> bool:
@@ -90,6 +91,7 @@ def merged(before: DeviceResult, after: DeviceResult) -> DeviceResult:
     first = {setting.name: setting for setting in before.settings}
     return replace(
         after,
+        note=before.note,
         settings=tuple(
             replace(setting, before=first[setting.name].before, registers_before=first[setting.name].registers_before)
             if setting.outcome is Outcome.CHANGED and setting.name in first
@@ -110,6 +112,7 @@ def plain(result: DeviceResult) -> dict[str, Any]:
         "settings": [_setting(one) for one in result.settings],
         "not_shown": [one.name for one in result.settings if not one.shown],
         "detail": result.detail,
+        "note": result.note,
     }
 
 

@@ -12,11 +12,12 @@ import anyio
 from derms_agent import depot as depots
 from derms_agent import profiles as built_in
 from derms_agent.depot.problem import Severity
+from derms_agent.device_state import gather
 from derms_agent.device_state.access import STATE_DIRECTORY, Access, open_buses
 from derms_agent.device_state.converge import NoSuchDevice, chosen, converge
 from derms_agent.device_state.results import DeviceResult, of_unknown, plain
 from derms_agent.drivers.bus_lock import Locked
-from derms_agent.model import Bus, Depot
+from derms_agent.model import Bus, Depot, Device
 from derms_agent.socket_client import SOCKET, NoService
 from derms_agent.socket_protocol import ProtocolError
 
@@ -48,13 +49,7 @@ def settings(
     state_directory: Path = STATE_DIRECTORY,
 ) -> list[dict[str, Any]]:
     """See to it that a gateway's devices hold their declared settings; return what became of each. Raises Unusable."""
-    depot = depot_of(document)
-    if gateway not in depot.gateways:
-        raise Unusable(f"gateway: found {gateway}, expected one of {', '.join(depot.gateways)}")
-    try:
-        devices = chosen(depot, gateway, only)
-    except NoSuchDevice as problem:
-        raise Unusable(f"only: {problem}") from problem
+    depot, devices = _chosen(document, gateway, only, configured=True)
     if not devices:
         return []
 
@@ -71,6 +66,41 @@ def settings(
     except Unasked as problem:
         done = [of_unknown(device.name, str(problem)) for device in devices]
     return [plain(result) for result in done]
+
+
+def info(
+    document: Mapping[str, Any],
+    gateway: str,
+    *,
+    only: Iterable[str] = (),
+    deadline_s: float,
+    socket: Path = SOCKET,
+    state_directory: Path = STATE_DIRECTORY,
+) -> dict[str, Any]:
+    """Read what a gateway's devices are and hold: `devices`, and `gathered` as a depot file's text. Raises Unusable."""
+    depot, devices = _chosen(document, gateway, only, configured=False)
+
+    async def gathered(access: Access) -> list[gather.Gathered]:
+        return await gather.gather(depot, devices, access, deadline_s=deadline_s)
+
+    buses = {device.bus: depot.buses[device.bus] for device in devices}
+    try:
+        found = with_buses(buses, gathered, socket=socket, state_directory=state_directory)
+    except Unasked as problem:
+        found = [gather.unknown(device, str(problem)) for device in devices]
+    return {"devices": [gather.plain(one) for one in found], "gathered": gather.text(depot, found)}
+
+
+def _chosen(
+    document: Mapping[str, Any], gateway: str, only: Iterable[str], *, configured: bool
+) -> tuple[Depot, list[Device]]:
+    depot = depot_of(document)
+    if gateway not in depot.gateways:
+        raise Unusable(f"gateway: found {gateway}, expected one of {', '.join(depot.gateways)}")
+    try:
+        return depot, chosen(depot, gateway, only, configured=configured)
+    except NoSuchDevice as problem:
+        raise Unusable(f"only: {problem}") from problem
 
 
 class Unasked(Exception):

@@ -19,7 +19,7 @@ import contextlib
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -667,10 +667,10 @@ class ModbusDevice:
 
     # Settings
 
-    async def read_settings(self) -> dict[str, Value]:
-        """Return every setting that the device shows; see `Settings.read`."""
+    async def read_settings(self, points: Collection[str] | None = None) -> dict[str, Value]:
+        """Return every setting that the device shows, or what it shows of these points; see `Settings.read`."""
         with self._finding_anew():
-            return await self._settings(await self.find_map()).read()
+            return await self._settings(await self.find_map()).read(points)
 
     async def write_settings(self, changes: Mapping[str, Value], *, check: bool = False) -> tuple[SettingResult, ...]:
         """See to it that settings hold values; see `Settings.write`."""

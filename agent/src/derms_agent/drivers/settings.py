@@ -118,12 +118,16 @@ class Settings:
         self._registers = registers
         self._profile = unit.profile
 
-    async def read(self) -> dict[str, Value]:
-        """Return every setting that can be read and that the device has. Raises BusError.
+    async def read(self, points: Collection[str] | None = None) -> dict[str, Value]:
+        """Return every setting that can be read and that the device has, or what it has of these points.
 
-        Secret ones are left out.
+        Secret ones are left out. Raises BusError.
         """
-        names = [name for name in self._registers.names if self._is_setting(name) and not self._is_secret(name)]
+        names = [
+            name
+            for name in self._registers.names
+            if (self._is_setting(name) if points is None else stem(name) in points) and not self._is_secret(name)
+        ]
         words = await self.words(names)
         return {name: value for name in names if (value := self._value(name, words)) is not None}
 

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What devices are and hold, read and never written: identity, state, and all settings in a depot file's own form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+
+from derms_agent import profiles as built_in
+from derms_agent.device_state import identity as identities
+from derms_agent.device_state.access import Access
+from derms_agent.device_state.declaration import Declaration, commented, declaration, meter, section
+from derms_agent.device_state.each import each
+from derms_agent.device_state.results import Status, of_failure
+from derms_agent.drivers.errors import BusError
+from derms_agent.drivers.factory import open_device
+from derms_agent.drivers.modbus_device import IDENTITY, ModbusDevice, Pace
+from derms_agent.drivers.register_map import stem
+from derms_agent.drivers.sunspec import SunSpecDevice
+from derms_agent.model import Depot, Device, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathered:
+    """What was read from one device; `note` is what blocks nothing. Values that it does not have are not there.
+
+    `state` is what control polls. `models` are the SunSpec models of a device that has such.
+    """
+
+    device: Device
+    status: Status
+    detail: str = ""
+    note: str = ""
+    identity: Mapping[str, Value] = field(default_factory=dict)
+    state: Mapping[str, Value] = field(default_factory=dict)
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    models: tuple[int, ...] = ()
+
+    @property
+    def answered(self) -> bool:
+        """Whether it was read."""
+        return bool(self.identity or self.state or self.settings or self.models)
+
+    @property
+    def ieee_1547(self) -> dict[str, Any] | None:
+        """Whether a controller can do IEEE 1547-2018; None for what is none, or was not read."""
+        return identities.ieee_1547(built_in.load(self.device.profile), self.models) if self.answered else None
+
+    def declaration(self) -> Declaration:
+        """Return the device as a depot file would declare it, by what was read."""
+        return declaration(self.device, built_in.load(self.device.profile), self.identity, self.settings)
+
+
+async def gather(
+    depot: Depot, devices: Iterable[Device], access: Access, *, deadline_s: float = 120.0
+) -> list[Gathered]:
+    """Read what devices are and hold; `deadline_s` is for all of them: what was not come to by then is `unknown`."""
+    devices = tuple(devices)
+    until_s = anyio.current_time() + deadline_s
+    drivers = {
+        device.name: open_device(
+            device,
+            built_in.load(device.profile),
+            access.buses[device.bus],
+            circuits=depot.circuits,
+            pace=Pace(),
+            clock=anyio.current_time,
+        )
+        for device in devices
+        if device.bus in access.buses
+    }
+
+    async def asked(driver: ModbusDevice) -> Gathered:
+        if anyio.current_time() >= until_s:
+            return unknown(driver.device, "not come to before the deadline")
+        return await read(driver)
+
+    found = await each(drivers, asked)
+    return [
+        found[device.name]
+        if device.name in found
+        else unknown(device, access.unknown.get(device.bus, "its bus is not this gateway's"))
+        for device in devices
+    ]
+
+
+async def read(driver: ModbusDevice) -> Gathered:
+    """Read what one device is and holds. What another device answers is told, and is `refused`."""
+    device, profile = driver.device, driver.profile
+    wanted = {*IDENTITY, *profile.poll, *profile.settings}
+    try:
+        found = await driver.read_settings(wanted)
+    except BusError as failure:
+        result = of_failure(device.name, failure)
+        return Gathered(device=device, status=result.status, detail=result.detail)
+    gathered = Gathered(
+        device=device,
+        status=Status.OK,
+        identity={name: value for name, value in found.items() if stem(name) in IDENTITY},
+        state={name: value for name, value in found.items() if stem(name) in profile.poll},
+        settings={name: value for name, value in found.items() if stem(name) in profile.settings},
+        models=tuple(model.id for model in driver.found.models)
+        if isinstance(driver, SunSpecDevice) and driver.found is not None
+        else (),
+    )
+    if not gathered.answered:
+        return replace(gathered, status=Status.REFUSED, detail=f"it shows nothing that a {profile.title} has")
+    another = identities.another(device, gathered.identity)
+    return replace(
+        gathered, status=Status.REFUSED if another else Status.OK, detail=another, note=_note(device, gathered)
+    )
+
+
+def unknown(device: Device, why: str) -> Gathered:
+    """Return the result of a device that was not asked."""
+    return Gathered(device=device, status=Status.UNKNOWN, detail=why)
+
+
+def _note(device: Device, gathered: Gathered) -> str:
+    capability = gathered.ieee_1547
+    lacking = "" if capability is None else ", ".join(map(str, capability["missing"]))
+    notes = (
+        identities.other_firmware(device, gathered.identity),
+        f"cannot do IEEE 1547-2018, for it lacks the SunSpec models {lacking}" if lacking else "",
+    )
+    return "; ".join(note for note in notes if note)
+
+
+def text(depot: Depot, results: Iterable[Gathered]) -> str:
+    """Return a depot file's devices and meters with what was read; who did not answer is named in comments."""
+    sections: dict[str, list[str]] = {"devices": [], "meters": []}
+    for result in results:
+        sections["meters" if result.device.name in depot.meters else "devices"].append(_part(depot, result))
+    return "".join(section(name, parts) for name, parts in sections.items() if parts)
+
+
+def _part(depot: Depot, result: Gathered) -> str:
+    name = result.device.name
+    if not result.answered:
+        return commented(f"{name} {result.status.value}: {result.detail}")
+    declared = result.declaration()
+    if name in depot.meters:
+        declared = meter(declared, depot.meters[name])
+    return replace(declared, remarks=(*filter(None, (result.detail,)), *declared.remarks)).text()
+
+
+def plain(result: Gathered) -> dict[str, Any]:
+    """Return a result as data of JSON's types."""
+    return {
+        "name": result.device.name,
+        "status": result.status.value,
+        "changed": False,
+        "bus": result.device.bus,
+        "unit_id": result.device.unit_id,
+        "profile": result.device.profile,
+        "identity": dict(result.identity),
+        "state": dict(result.state),
+        "settings": dict(result.settings),
+        "ieee1547": result.ieee_1547,
+        "gathered": {result.device.name: dict(result.declaration().document)} if result.answered else {},
+        "detail": result.detail,
+        "note": result.note,
+    }
