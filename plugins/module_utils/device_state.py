@@ -96,8 +96,14 @@ def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = ""
     end(module, result, devices, asked)
 
 
-def end(module: AnsibleModule, result: dict[str, Any], devices: list[dict[str, Any]], asked: bool = True) -> None:
-    """End the module with a result, as its devices' statuses allow; see `finish`."""
+def end(
+    module: AnsibleModule,
+    result: dict[str, Any],
+    devices: list[dict[str, Any]],
+    asked: bool = True,
+    of: str = "devices",
+) -> None:
+    """End the module with a result, as the statuses of its devices, or what else they are `of`, allow; see `finish`."""
     result["not_verified"] = []
     if module.params.get("only"):
         result["scope"] = f"devices {', '.join(module.params['only'])}"
@@ -107,7 +113,7 @@ def end(module: AnsibleModule, result: dict[str, Any], devices: list[dict[str, A
         too_many = len(failed) > failures_allowed(module, len(devices))
         serious = any(device["status"] in NEVER_EXCUSED for device in failed)
         if (asked or not module.check_mode) and (too_many or serious):
-            module.fail_json(msg=f"{len(failed)} of {len(devices)} devices: {'; '.join(words)}", **result)
+            module.fail_json(msg=f"{len(failed)} of {len(devices)} {of}: {'; '.join(words)}", **result)
         result["not_verified"] = words
     module.exit_json(**result)
 

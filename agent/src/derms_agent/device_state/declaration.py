@@ -41,16 +41,20 @@ def commented(words: str) -> str:
     return "".join(f"# {line}\n" for line in textwrap.wrap(one_line(words), WIDTH))
 
 
-class _Line(dict[str, Any]):
+class Line(dict[str, Any]):
     """What is written on one line, whatever is in it."""
 
 
 class _Dumper(yaml.SafeDumper):
     """Writes collections of plain values, and lines, on one line each, and everything else in block style."""
 
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - what PyYAML calls
+        """Write what occurs twice twice."""
+        return True
+
 
 _Dumper.add_representer(
-    _Line, lambda dumper, line: dumper.represent_mapping("tag:yaml.org,2002:map", line.items(), flow_style=True)
+    Line, lambda dumper, line: dumper.represent_mapping("tag:yaml.org,2002:map", line.items(), flow_style=True)
 )
 
 
@@ -99,7 +103,7 @@ def _compact(document: Mapping[str, Any]) -> dict[str, Any]:
     written = {key: value for key, value in document.items() if key != "evses"}
     if "evses" in document:
         evses = {
-            connector: _Line(
+            connector: Line(
                 (key, _short(value))
                 for key, value in evse.items()
                 if key != "circuit" or value != document.get("circuit")
@@ -108,7 +112,7 @@ def _compact(document: Mapping[str, Any]) -> dict[str, Any]:
         }
         written["evses"] = evses["1"] if list(evses) == ["1"] else evses
     if "settings" in document:
-        written["settings"] = _Line((name, _short(value)) for name, value in document["settings"].items())
+        written["settings"] = Line((name, _short(value)) for name, value in document["settings"].items())
     return written
 
 

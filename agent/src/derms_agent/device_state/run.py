@@ -11,11 +11,15 @@ import anyio
 
 from derms_agent import depot as depots
 from derms_agent import profiles as built_in
+from derms_agent.depot.plain import depot_document
 from derms_agent.depot.problem import Severity
+from derms_agent.depot.ranges import BadRange
 from derms_agent.device_state import gather
+from derms_agent.device_state import scan as scans
 from derms_agent.device_state.access import STATE_DIRECTORY, Access, open_buses
+from derms_agent.device_state.adopted import adopted, entry
 from derms_agent.device_state.converge import NoSuchDevice, chosen, converge
-from derms_agent.device_state.results import DeviceResult, of_unknown, plain
+from derms_agent.device_state.results import DeviceResult, Status, of_unknown, plain
 from derms_agent.drivers.bus_lock import Locked
 from derms_agent.model import Bus, Depot, Device
 from derms_agent.socket_client import SOCKET, NoService
@@ -89,6 +93,47 @@ def info(
     except Unasked as problem:
         found = [gather.unknown(device, str(problem)) for device in devices]
     return {"devices": [gather.plain(one) for one in found], "gathered": gather.text(depot, found)}
+
+
+def scan(
+    document: Mapping[str, Any],
+    gateway: str,
+    *,
+    unit_ids: Iterable[str] = (),
+    circuit: str | None = None,
+    rating_a: float | None = None,
+    deadline_s: float,
+    socket: Path = SOCKET,
+    state_directory: Path = STATE_DIRECTORY,
+) -> dict[str, Any]:
+    """Read what answers on a gateway's buses: `buses`, `units`, and `gathered` as a depot file. Raises Unusable.
+
+    `circuit` and `rating_a` (A per conductor) stand for what no device shows.
+    """
+    depot, _ = _chosen(document, gateway, (), configured=False)
+    if circuit is not None and circuit not in depot.circuits:
+        raise Unusable(f"circuit: found {circuit}, expected one of {', '.join(depot.circuits) or 'none'}")
+    given = tuple(unit_ids)
+
+    async def scanned(access: Access) -> list[scans.Scanned]:
+        return await scans.scan(depot, gateway, access, unit_ids=given, deadline_s=deadline_s)
+
+    buses = {name: bus for name, bus in depot.buses.items() if bus.gateway == gateway}
+    try:
+        found = with_buses(buses, scanned, socket=socket, state_directory=state_directory)
+    except Unasked as problem:
+        found = [scans.Scanned(name, Status.UNKNOWN, str(problem)) for name in buses]
+    except BadRange as problem:
+        raise Unusable(f"unit_ids: {problem}") from problem
+    entries = [entry(unit, depot, circuit, rating_a) for bus in found for unit in bus.units]
+    return {
+        "buses": [
+            {"name": bus.bus, "status": bus.status.value, "detail": bus.detail, "units": len(bus.units)}
+            for bus in found
+        ],
+        "units": entries,
+        "gathered": adopted(depot_document(depot), entries).text,
+    }
 
 
 def _chosen(
