@@ -18,8 +18,8 @@ description:
     profiles that fit, and devices that none fits, are named with what speaks for it and left to a person.
   - What is declared is read by its declaration. What a device cannot show, such as the circuit that feeds it, is left
     out and named, unless O(circuit) or O(rating_a) say it.
-  - A bus is asked at the lowest priority, and for no more than half of the time. A unit that does not answer holds it up
-    for its time-out, twice; with chargers in use, name the unit ids that are wired.
+  - A bus is asked at the lowest priority, and for no more than half of the time. A unit that does not answer holds it
+    up for its time-out, twice; with chargers in use, name the unit ids that are wired.
   - The playbook C(derms.edge.adopt) runs it on all gateways of a depot and writes one file.
 options:
   depot:
@@ -112,8 +112,8 @@ units:
       type: str
     outcome:
       description: >-
-        V(declared), V(found) (one profile fits beyond doubt), V(ambiguous), V(unidentified), or V(silent) for a declared
-        one that does not answer.
+        V(declared), V(found) (one profile fits beyond doubt), V(ambiguous), V(unidentified), or V(silent) for a
+        declared one that does not answer.
       type: str
     profile:
       description: The profile that it is declared with, or that fits.

@@ -114,17 +114,19 @@ def scan(
     if circuit is not None and circuit not in depot.circuits:
         raise Unusable(f"circuit: found {circuit}, expected one of {', '.join(depot.circuits) or 'none'}")
     given = tuple(unit_ids)
+    buses = {name: bus for name, bus in depot.buses.items() if bus.gateway == gateway}
+    try:
+        to_try = {name: scans.units_to_try(bus, given) for name, bus in buses.items()}
+    except BadRange as problem:
+        raise Unusable(f"unit_ids: expected {problem}") from problem
 
     async def scanned(access: Access) -> list[scans.Scanned]:
-        return await scans.scan(depot, gateway, access, unit_ids=given, deadline_s=deadline_s)
+        return await scans.scan(depot, access, to_try, deadline_s=deadline_s)
 
-    buses = {name: bus for name, bus in depot.buses.items() if bus.gateway == gateway}
     try:
         found = with_buses(buses, scanned, socket=socket, state_directory=state_directory)
     except Unasked as problem:
         found = [scans.Scanned(name, Status.UNKNOWN, str(problem)) for name in buses]
-    except BadRange as problem:
-        raise Unusable(f"unit_ids: {problem}") from problem
     entries = [entry(unit, depot, circuit, rating_a) for bus in found for unit in bus.units]
     return {
         "buses": [

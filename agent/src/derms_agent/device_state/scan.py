@@ -7,7 +7,7 @@ of it. A unit that answers neither of two questions counts as not there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -83,7 +83,7 @@ class Scanned:
     units: tuple[Found, ...] = ()
 
 
-def units_to_try(bus: Bus, given: Iterable[str]) -> tuple[int, ...]:
+def units_to_try(bus: Bus, given: Iterable[str] = ()) -> tuple[int, ...]:
     """Return the unit ids to try on a bus, those that are given as far as it can have them. Raises BadRange."""
     line = bus.transport is not Transport.TCP or bus.baud_rate is not None
     named = [number for text in given for number in _numbers(text)]
@@ -101,13 +101,11 @@ def _numbers(text: str) -> Sequence[int]:
 
 
 async def scan(
-    depot: Depot, gateway: str, access: Access, *, unit_ids: Iterable[str] = (), deadline_s: float = 1800.0
+    depot: Depot, access: Access, to_try: Mapping[str, Sequence[int]], *, deadline_s: float = 1800.0
 ) -> list[Scanned]:
-    """Return what answers on a gateway's buses. `deadline_s` is for all; raises BadRange for unit ids that are none."""
+    """Return what answers on buses. `to_try` are unit ids by bus; `deadline_s` is for all."""
     until_s = anyio.current_time() + deadline_s
-    given = tuple(unit_ids)
-    own = [bus for bus in depot.buses.values() if bus.gateway == gateway]
-    to_try = {bus.name: units_to_try(bus, given) for bus in own}
+    own = [depot.buses[name] for name in to_try]
     done: dict[str, Scanned] = {}
 
     async def of_one_bus(bus: Bus) -> None:
@@ -253,7 +251,7 @@ class _BusScan:
                 return Scanned(self._bus.name, Status.UNREACHABLE, self._sparing.problem, tuple(units))
         none = not any(found.gathered is None or found.gathered.answered for found in units)
         tried = ", ".join(map(str, self._unit_ids))
-        detail = f"none of the units {tried} answers" if none else ""
+        detail = f"none of the units {tried or 'that were named'} answers" if none else ""
         return Scanned(self._bus.name, Status.OK, detail, without_repeats(units))
 
     async def _one(self, unit_id: int) -> Found | None:
