@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -62,7 +62,7 @@ def test_a_device_that_does_not_answer_counts_as_failed(play: Play, running_depo
 def test_a_bare_gateway_knows_nothing_and_a_dry_run_does_not_fail_for_it(
     play: Play, running_depot: RunningDepot, tmp_path: Path
 ) -> None:
-    options = {"depot": running_depot.document, "agent_directory": str(tmp_path)}
+    options: dict[str, Any] = {"depot": running_depot.document, "agent_directory": str(tmp_path)}
     result = play(device_info, check=True, **options)
     assert [(one["name"], one["status"]) for one in result["devices"]] == [
         ("front", "unknown"),

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from ansible.template import trust_as_template
@@ -49,7 +49,7 @@ def test_a_bus_without_units_is_a_note_and_one_that_is_gone_a_failure(play: Play
 
 @pytest.mark.usefixtures("no_agent")
 def test_on_a_bare_gateway_buses_are_unknown(play: Play, running_depot: RunningDepot, tmp_path: Path) -> None:
-    options = {"depot": running_depot.bare_document, "agent_directory": str(tmp_path)}
+    options: dict[str, Any] = {"depot": running_depot.bare_document, "agent_directory": str(tmp_path)}
     result = play(device_scan, check=True, **options)
     assert [(bus["name"], bus["status"]) for bus in result["buses"]] == [("front", "unknown"), ("yard", "unknown")]
     assert (result["units"], result["gathered"]) == ([], "")
