@@ -20,7 +20,8 @@ description:
   - What a charger does on its own is written decreases first. A fallback is only raised where, with the values that
     were read back, no circuit would be overloaded should control end at any moment in between.
   - A device that shows another serial number than the depot file declares is V(refused), and nothing is written to it.
-    Firmware that differs from what is declared is in RV(notes), and blocks nothing.
+    Firmware that differs from what is declared, and a controller that lacks a SunSpec model which IEEE 1547-2018 needs,
+    are in RV(notes), and block nothing.
   - What control writes itself, such as the limit of an EVSE, is no setting and is never touched.
 options:
   depot:
@@ -110,7 +111,7 @@ drift:
       is: 10 A (holding 262 = 100)
       should_be: 6 A (holding 262 = 60)
 notes:
-  description: Settings that no device can show, and firmware that is another than declared, with the devices.
+  description: Settings that no device can show, other firmware, and controllers that cannot do IEEE 1547-2018.
   type: list
   elements: str
   returned: always

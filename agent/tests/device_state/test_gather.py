@@ -174,6 +174,18 @@ def test_a_controller_that_lacks_models_cannot_do_ieee_1547() -> None:
     assert identity.ieee_1547(PROFILES["keba_p30"], []) is None
 
 
+@pytest.mark.anyio
+async def test_a_run_names_a_controller_that_cannot_do_it_and_converges_it(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identity, "ieee_1547", lambda _profile, models: {"missing": sorted({711, 9999} - {*models})})
+    async with played(**every_kind()) as field:
+        done = (await field.run("sunspec_der"))["sunspec_der"]
+        note = "cannot do IEEE 1547-2018, for it lacks the SunSpec models 9999"
+        assert (done.status, done.note) == (Status.OK, note)
+        assert (await gathered(field, "sunspec_der"))["sunspec_der"].note == note
+
+
 def test_what_shows_no_serial_number_is_not_known_to_be_the_one_declared() -> None:
     declared = replace(device(PROFILES["keba_p30"]), serial_number="17", firmware="3.*")
     assert "found no serial number, expected 17" in identity.another(declared, {"firmware": 3})

@@ -19,7 +19,6 @@ from derms_agent.drivers.errors import BusError
 from derms_agent.drivers.factory import open_device
 from derms_agent.drivers.modbus_device import IDENTITY, ModbusDevice, Pace
 from derms_agent.drivers.register_map import stem
-from derms_agent.drivers.sunspec import SunSpecDevice
 from derms_agent.model import Depot, Device, Value
 
 
@@ -102,31 +101,22 @@ async def read(driver: ModbusDevice) -> Gathered:
         identity={name: value for name, value in found.items() if stem(name) in IDENTITY},
         state={name: value for name, value in found.items() if stem(name) in profile.poll},
         settings={name: value for name, value in found.items() if stem(name) in profile.settings},
-        models=tuple(model.id for model in driver.found.models)
-        if isinstance(driver, SunSpecDevice) and driver.found is not None
-        else (),
+        models=driver.models,
     )
     if not gathered.answered:
         return replace(gathered, status=Status.REFUSED, detail=f"it shows nothing that a {profile.title} has")
     another = identities.another(device, gathered.identity)
     return replace(
-        gathered, status=Status.REFUSED if another else Status.OK, detail=another, note=_note(device, gathered)
+        gathered,
+        status=Status.REFUSED if another else Status.OK,
+        detail=another,
+        note=identities.note(device, profile, gathered.identity, gathered.models),
     )
 
 
 def unknown(device: Device, why: str) -> Gathered:
     """Return the result of a device that was not asked."""
     return Gathered(device=device, status=Status.UNKNOWN, detail=why)
-
-
-def _note(device: Device, gathered: Gathered) -> str:
-    capability = gathered.ieee_1547
-    lacking = "" if capability is None else ", ".join(map(str, capability["missing"]))
-    notes = (
-        identities.other_firmware(device, gathered.identity),
-        f"cannot do IEEE 1547-2018, for it lacks the SunSpec models {lacking}" if lacking else "",
-    )
-    return "; ".join(note for note in notes if note)
 
 
 def text(depot: Depot, results: Iterable[Gathered]) -> str:

@@ -32,6 +32,17 @@ def another(device: Device, found: Mapping[str, Value]) -> str:
     return f"found serial number {serial_number}, expected {device.serial_number}: another device answers here"
 
 
+def note(device: Device, profile: Profile, found: Mapping[str, Value], models: Collection[int]) -> str:
+    """Return what a device is to be known for and blocks nothing, or nothing."""
+    capability = ieee_1547(profile, models)
+    lacking = "" if capability is None else ", ".join(map(str, capability["missing"]))
+    notes = (
+        other_firmware(device, found),
+        f"cannot do IEEE 1547-2018, for it lacks the SunSpec models {lacking}" if lacking else "",
+    )
+    return "; ".join(one for one in notes if one)
+
+
 def other_firmware(device: Device, found: Mapping[str, Value]) -> str:
     """Return how a device's firmware differs from what is declared, or nothing where it does not."""
     if device.firmware is None:

@@ -181,6 +181,9 @@ class ModbusDevice:
     bus carries half of what it would.
     """
 
+    models: tuple[int, ...] = ()
+    """The SunSpec models that it was found to have."""
+
     def __init__(
         self,
         device: Device,
