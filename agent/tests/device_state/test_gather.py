@@ -21,6 +21,7 @@ from derms_agent.device_state.declaration import declaration, section
 from derms_agent.device_state.gather import Gathered, gather, plain, text
 from derms_agent.device_state.results import Status
 from derms_agent.device_state.run import depot_of
+from derms_agent.drivers import sunspec
 from derms_agent.model import Depot, Device, DeviceKind, Evse, Phase, Value
 from derms_agent.profiles import Point, Profile
 from derms_agent.twin import Fault, FaultKind
@@ -166,24 +167,25 @@ def device(profile: Profile, settings: Mapping[str, Value] | None = None, connec
     )
 
 
-def test_a_controller_that_lacks_models_cannot_do_ieee_1547() -> None:
-    models = [1, *range(701, 711), 713]
-    assert identity.ieee_1547(PROFILES["sunspec_der"], models) == {"capable": False, "missing": [711, 712]}
-    assert identity.ieee_1547(PROFILES["sunspec_der"], [*models, 711, 712]) == {"capable": True, "missing": []}
-    assert identity.ieee_1547(PROFILES["sunspec_meter"], [1, 203]) is None
-    assert identity.ieee_1547(PROFILES["keba_p30"], []) is None
-
-
 @pytest.mark.anyio
-async def test_a_run_names_a_controller_that_cannot_do_it_and_converges_it(
+async def test_a_controller_that_cannot_do_ieee_1547_is_named_and_converged(
     played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(identity, "ieee_1547", lambda _profile, models: {"missing": sorted({711, 9999} - {*models})})
+    whole = sunspec.discover
+
+    async def lacking(*given: Any) -> sunspec.FoundMap:
+        found = await whole(*given)
+        return replace(found, models=tuple(model for model in found.models if model.id not in {711, 712}))
+
+    monkeypatch.setattr(sunspec, "discover", lacking)
     async with played(**every_kind()) as field:
+        note = "cannot do IEEE 1547-2018: found no SunSpec model 711 (frequency droop), 712 (watt-var)"
         done = (await field.run("sunspec_der"))["sunspec_der"]
-        note = "cannot do IEEE 1547-2018, for it lacks the SunSpec models 9999"
         assert (done.status, done.note) == (Status.OK, note)
-        assert (await gathered(field, "sunspec_der"))["sunspec_der"].note == note
+        found = await gathered(field, "sunspec_der", "sunspec_meter")
+        assert plain(found["sunspec_der"])["ieee1547"] == {"capable": False, "missing": [711, 712]}
+        assert found["sunspec_der"].note == note
+        assert (plain(found["sunspec_meter"])["ieee1547"], found["sunspec_meter"].note) == (None, "")
 
 
 def test_what_shows_no_serial_number_is_not_known_to_be_the_one_declared() -> None:

@@ -164,7 +164,7 @@ class _Run:
             if why := identity.another(device, found):
                 return DeviceResult(device.name, Status.REFUSED, detail=why)
             result = of_settings(device.name, await driver.write_settings(device.settings, check=True))
-            return replace(result, note=identity.note(device, driver.profile, found, driver.models))
+            return replace(result, note=identity.note(device, found, identity.capability(driver)))
         except BusError as failure:
             return of_failure(device.name, failure)
 

@@ -13,6 +13,7 @@ from derms_agent import profiles as built_in
 from derms_agent.device_state import identity as identities
 from derms_agent.device_state.access import Access
 from derms_agent.device_state.declaration import Declaration, commented, declaration, meter, section
+from derms_agent.device_state.der.capability import Capability
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import Status, of_failure
 from derms_agent.drivers.errors import BusError
@@ -26,7 +27,7 @@ from derms_agent.model import Depot, Device, Value
 class Gathered:
     """What was read from one device; `note` is what blocks nothing. Values that it does not have are not there.
 
-    `state` is what control polls. `models` are the SunSpec models of a device that has such.
+    `state` is what control polls. `capability` is that of a DER's controller, None for anything else.
     """
 
     device: Device
@@ -36,17 +37,12 @@ class Gathered:
     identity: Mapping[str, Value] = field(default_factory=dict)
     state: Mapping[str, Value] = field(default_factory=dict)
     settings: Mapping[str, Value] = field(default_factory=dict)
-    models: tuple[int, ...] = ()
+    capability: Capability | None = None
 
     @property
     def answered(self) -> bool:
         """Whether it was read."""
-        return bool(self.identity or self.state or self.settings or self.models)
-
-    @property
-    def ieee_1547(self) -> dict[str, Any] | None:
-        """Whether a controller can do IEEE 1547-2018; None for what is none, or was not read."""
-        return identities.ieee_1547(built_in.load(self.device.profile), self.models) if self.answered else None
+        return bool(self.identity or self.state or self.settings)
 
     def declaration(self) -> Declaration:
         """Return the device as a depot file would declare it, by what was read."""
@@ -101,7 +97,7 @@ async def read(driver: ModbusDevice) -> Gathered:
         identity={name: value for name, value in found.items() if stem(name) in IDENTITY},
         state={name: value for name, value in found.items() if stem(name) in profile.poll},
         settings={name: value for name, value in found.items() if stem(name) in profile.settings},
-        models=driver.models,
+        capability=identities.capability(driver),
     )
     if not gathered.answered:
         return replace(gathered, status=Status.REFUSED, detail=f"it shows nothing that a {profile.title} has")
@@ -110,7 +106,7 @@ async def read(driver: ModbusDevice) -> Gathered:
         gathered,
         status=Status.REFUSED if another else Status.OK,
         detail=another,
-        note=identities.note(device, profile, gathered.identity, gathered.models),
+        note=identities.note(device, gathered.identity, gathered.capability),
     )
 
 
@@ -149,7 +145,9 @@ def plain(result: Gathered) -> dict[str, Any]:
         "identity": dict(result.identity),
         "state": dict(result.state),
         "settings": dict(result.settings),
-        "ieee1547": result.ieee_1547,
+        "ieee1547": None
+        if result.capability is None
+        else {"capable": result.capability.ieee_1547_2018, "missing": list(result.capability.missing)},
         "gathered": {result.device.name: dict(result.declaration().document)} if result.answered else {},
         "detail": result.detail,
         "note": result.note,

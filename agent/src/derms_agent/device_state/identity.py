@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
 
+from derms_agent.device_state.der.capability import MODELS, Capability, capability_of
+from derms_agent.drivers.modbus_device import ModbusDevice
+from derms_agent.drivers.sunspec import SunSpecDevice
 from derms_agent.model import Device, Value
-from derms_agent.profiles.profile import Profile
-
-IEEE_1547_MODELS = tuple(range(701, 713))
-"""What a DER shows by SunSpec Modbus to meet IEEE 1547-2018, clause 10: its nameplate, monitoring and settings."""
 
 
 def declared_points(device: Device) -> tuple[str, ...]:
@@ -32,15 +30,9 @@ def another(device: Device, found: Mapping[str, Value]) -> str:
     return f"found serial number {serial_number}, expected {device.serial_number}: another device answers here"
 
 
-def note(device: Device, profile: Profile, found: Mapping[str, Value], models: Collection[int]) -> str:
+def note(device: Device, shown: Mapping[str, Value], can: Capability | None) -> str:
     """Return what a device is to be known for and blocks nothing, or nothing."""
-    capability = ieee_1547(profile, models)
-    lacking = "" if capability is None else ", ".join(map(str, capability["missing"]))
-    notes = (
-        other_firmware(device, found),
-        f"cannot do IEEE 1547-2018, for it lacks the SunSpec models {lacking}" if lacking else "",
-    )
-    return "; ".join(one for one in notes if one)
+    return "; ".join(filter(None, (other_firmware(device, shown), "" if can is None else can.detail)))
 
 
 def other_firmware(device: Device, found: Mapping[str, Value]) -> str:
@@ -53,9 +45,8 @@ def other_firmware(device: Device, found: Mapping[str, Value]) -> str:
     return f"found {'no firmware' if firmware is None else f'firmware {firmware}'}, expected {device.firmware}"
 
 
-def ieee_1547(profile: Profile, models: Collection[int]) -> dict[str, Any] | None:
-    """Return whether a controller with these SunSpec models can do IEEE 1547-2018; None for what is no DER."""
-    if not set(IEEE_1547_MODELS) <= set(profile.models):
+def capability(driver: ModbusDevice) -> Capability | None:
+    """Return what of IEEE 1547-2018 a controller can do, by the models that were found; None for what is no DER."""
+    if not isinstance(driver, SunSpecDevice) or driver.found is None or not set(MODELS) <= set(driver.profile.models):
         return None
-    missing = [model for model in IEEE_1547_MODELS if model not in models]
-    return {"capable": not missing, "missing": missing}
+    return capability_of(driver.found)

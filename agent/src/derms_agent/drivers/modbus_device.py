@@ -181,9 +181,6 @@ class ModbusDevice:
     bus carries half of what it would.
     """
 
-    models: tuple[int, ...] = ()
-    """The SunSpec models that it was found to have."""
-
     def __init__(
         self,
         device: Device,

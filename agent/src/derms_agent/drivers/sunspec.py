@@ -247,5 +247,4 @@ class SunSpecDevice(ModbusDevice):
 
     async def _discover(self) -> RegisterMap:
         self.found = await discover(self._unit)
-        self.models = tuple(model.id for model in self.found.models)
         return SunSpecMap(self.profile, self.found)
