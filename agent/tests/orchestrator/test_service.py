@@ -25,6 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from derms_agent import depot as depots
+from derms_agent.depot.plain import depot_document
+from derms_agent.device_state import run
 from derms_agent.device_state.registers import converged
 from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
 from derms_agent.orchestrator.report import stamp
@@ -423,6 +426,29 @@ def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator
     with pytest.raises(ProtocolError, match=r"found high_kw, expected .* \(did you mean high_w\?\)"):
         orchestrator.ask("limit.put", name="x", high_kw=3)
     raw_registers_go_through_the_agent(orchestrator, played)
+    devices_are_read_and_found_through_the_agent(orchestrator, played)
+
+
+def devices_are_read_and_found_through_the_agent(orchestrator: Orchestrator, played: Field) -> None:
+    """By other programs' locks they could not be asked directly: the agent has them."""
+    document = depot_document(depots.load(played.depot))
+    given: dict[str, Any] = {
+        "deadline_s": 60.0,
+        "socket": orchestrator.socket,
+        "state_directory": orchestrator.directory,
+    }
+    held = run.info(document, "gateway-1", **given)["devices"]
+    assert [(one["name"], one["status"]) for one in held] == [(name, "ok") for name in document["devices"]]
+    bare = {**document, "devices": {}, "meters": {}}
+    found = run.scan(bare, "gateway-1", unit_ids=["1"], **given)
+    assert {bus["status"] for bus in found["buses"]} == {"ok"}
+    assert [(one["outcome"], one["profile"]) for one in found["units"]] == [
+        ("found", device["profile"]) for device in document["devices"].values()
+    ]
+    other = {**bare["buses"]["bus-1"], "port": bare["buses"]["bus-1"]["port"] + 1}
+    away = run.scan({**bare, "buses": {"bus-1": other}}, "gateway-1", unit_ids=["1"], **given)
+    assert away["buses"][0]["status"] == "unknown"
+    assert "the agent has the bus bus-1 at" in away["buses"][0]["detail"]
 
 
 def raw_registers_go_through_the_agent(orchestrator: Orchestrator, played: Field) -> None:
