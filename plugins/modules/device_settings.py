@@ -172,8 +172,9 @@ def main() -> None:
 
 
 def declared(depot: dict[str, Any], gateway: str) -> list[str]:
-    """Return the devices of a gateway that settings are declared for, as far as can be told without the agent."""
-    return [name for name, device in on_gateway(depot, gateway).items() if device.get("settings")]
+    """Return the devices of a gateway that something is declared of, as far as can be told without the agent."""
+    said = ("settings", "serial_number", "firmware")
+    return [name for name, device in on_gateway(depot, gateway).items() if any(device.get(key) for key in said)]
 
 
 if __name__ == "__main__":

@@ -144,6 +144,20 @@ async def test_to_another_device_nothing_is_written(played: Played) -> None:
 
 
 @pytest.mark.anyio
+async def test_a_device_of_which_only_the_identity_is_declared_is_checked(played: Played) -> None:
+    async with played() as field:
+        bare = redeclared(field, "front-1", settings={})
+        assert "front-1" not in await bare.run("front-*")
+        meant = redeclared(bare, "front-1", serial_number="17")
+        done = await meant.run("front-*")
+        assert {name: one.status for name, one in done.items()} == {"front-1": Status.REFUSED, "front-2": Status.OK}
+        serial_number = str((await gathered(field, "front-1"))["front-1"].identity["serial_number"])
+        assert (await redeclared(bare, "front-1", serial_number=serial_number).run("front-1"))[
+            "front-1"
+        ].status is Status.OK
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(("declared", "note"), [("1", ""), ("?", ""), ("1.14.*", "found firmware 1, expected 1.14.*")])
 async def test_other_firmware_is_named_and_blocks_nothing(played: Played, declared: str, note: str) -> None:
     async with played() as field:

@@ -37,8 +37,8 @@ class NoSuchDevice(ValueError):
 def chosen(depot: Depot, gateway: str, only: Iterable[str] = (), *, configured: bool = True) -> list[Device]:
     """Return a gateway's devices, those that match one of the patterns where there are.
 
-    `configured` leaves out those that no settings are declared for. Raises NoSuchDevice for a pattern that matches no
-    device of the whole depot.
+    `configured` leaves out those that neither settings nor an identity is declared for. Raises NoSuchDevice for a
+    pattern that matches no device of the whole depot.
     """
     patterns = tuple(only)
     for pattern in patterns:
@@ -47,7 +47,7 @@ def chosen(depot: Depot, gateway: str, only: Iterable[str] = (), *, configured: 
     return [
         device
         for device in depot.devices.values()
-        if (device.settings or not configured)
+        if (device.settings or identity.declared_points(device) or not configured)
         and depot.buses[device.bus].gateway == gateway
         and (not patterns or any(fnmatchcase(device.name, pattern) for pattern in patterns))
     ]
@@ -172,7 +172,7 @@ class _Run:
 def _states(result: DeviceResult, profile: Profile) -> list[Mapping[str, Value]]:
     """Return all that a device may hold now of what is declared; nothing where it was not read."""
     if not result.settings:
-        return []
+        return [{}] if result.status is Status.OK else []
     if result.status not in IN_DOUBT:
         return [result.held()]
     before = {one.name: one.before for one in result.settings if one.before is not None}
