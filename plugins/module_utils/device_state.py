@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from ansible.module_utils._internal._ansiballz import _respawn
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned, respawn_module
+from ansible.module_utils.common.respawn import has_respawned
 
 INTERFACE = 1
 """The version of `derms_agent.device_state` that these modules call."""
@@ -42,10 +45,21 @@ def why_no_agent(module: AnsibleModule) -> str:
             return f"the agent in service at {interpreter} is too old: it has no derms_agent.device_state"
         if not interpreter.exists():
             return f"the agent is not on this gateway yet: there is no {interpreter}"
-        respawn_module(str(interpreter))
+        respawn(interpreter)
     if device_state.INTERFACE != INTERFACE:
         return f"the agent's interface is version {device_state.INTERFACE}, the collection's {INTERFACE}"
     return ""
+
+
+def respawn(interpreter: Path) -> NoReturn:
+    """Start the module anew on an interpreter, and end with it.
+
+    Ansible's own C(respawn_module) writes all arguments to a pipe before anybody reads from it: with the 64 KiB that a
+    pipe holds, a depot of some hundred and fifty devices would wait for ever.
+    """
+    payload = _respawn.create_payload()
+    done = subprocess.run([str(interpreter), "--"], input=payload.encode(), check=False)
+    sys.exit(done.returncode)
 
 
 def failures_allowed(module: AnsibleModule, devices: int) -> int:
