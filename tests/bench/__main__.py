@@ -19,6 +19,7 @@ from tests.bench import (
     control_energy,
     control_guarded,
     control_stability,
+    devices,
     host,
     inventory,
 )
@@ -36,6 +37,7 @@ BENCHMARKS = {
     **control_cycle.BENCHMARKS,
     **control_guarded.BENCHMARKS,
     **control_stability.BENCHMARKS,
+    **devices.BENCHMARKS,
 }
 
 

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +42,8 @@ from tests.bench.figures import Figure, median_and_spread
 
 ROOT = Path(__file__).parents[2]
 AGENT = Path(sys.executable).with_name("derms-agent")
+PROFILE = "heidelberg_energy_control"
+SETTINGS = {"failsafe_current": 6, "failsafe_timeout": 30, "standby": "prevented"}
 WATTS = 16 * 3 * 230
 SHARE = 0.6
 SILENT_SHARE = 10  # one in so many
@@ -189,7 +191,16 @@ def _listen(told: socket.socket, ready: threading.Event) -> None:
             ready.set()
 
 
-def depot_file(port: int, places: int, units: int, baud_rate: int | None, *, metered: bool = False) -> str:
+def depot_file(
+    port: int,
+    places: int,
+    units: int,
+    baud_rate: int | None,
+    *,
+    metered: bool = False,
+    profile: str = PROFILE,
+    settings: Mapping[str, Any] = SETTINGS,
+) -> str:
     """Return the depot file of chargers at places; lines of `units` where a baud rate is given.
 
     Where it is metered, what else flows may be as much as a tenth of what the chargers take, and a meter shows it.
@@ -201,9 +212,7 @@ def depot_file(port: int, places: int, units: int, baud_rate: int | None, *, met
         buses.append(f"  bus-{place}: {{gateway: gateway-1, transport: {line}, host: {address(place)}, port: {port}}}")
         for unit in range(1, units + 1):
             name = f"charger-{place * units + unit - 1:03d}"
-            devices.append(
-                f"  {name}: {{bus: bus-{place}, unit_id: {unit}, profile: heidelberg_energy_control, circuit: main}}"
-            )
+            devices.append(f"  {name}: {{bus: bus-{place}, unit_id: {unit}, profile: {profile}, circuit: main}}")
     rating_a, base_load_a = round(kva * 1000 / 690) + 10, 0
     meters = []
     if metered:
@@ -225,8 +234,8 @@ def depot_file(port: int, places: int, units: int, baud_rate: int | None, *, met
             f"  main: {{voltage_v: 400, rating_a: {rating_a}, rating_kva: {kva}, base_load_a: {base_load_a},",
             "         allocator: gateway-1}",
             "profile_defaults:",
-            "  heidelberg_energy_control:",
-            "    settings: {failsafe_current: 6, failsafe_timeout: 30, standby: prevented}",
+            f"  {profile}:",
+            f"    settings: {json.dumps(dict(settings))}",
             "    evses: {rating_a: 16}",
             "buses:",
             *buses,

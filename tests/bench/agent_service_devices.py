@@ -14,7 +14,7 @@ import json
 import socket
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 from derms_agent.serial_line import transaction_s
@@ -30,6 +30,18 @@ _CHARGING = 7
 def address(place: int) -> str:
     """Return the address of a place, counted from 0."""
     return f"{NETWORK}.{place // 250}.{place % 250 + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request: when it came and was answered, whose, and its PDU's function, first register and count."""
+
+    came_s: float
+    answered_s: float
+    number: int
+    function: int
+    first: int
+    count: int
 
 
 @dataclass(slots=True)
@@ -53,12 +65,20 @@ class Charger:
 
 
 class Depot:
-    """All chargers, and every write of a limit that one of them acknowledged: when, which, before, after."""
+    """All chargers, and every write of a limit that one of them acknowledged: when, which, before, after.
 
-    def __init__(self, places: int, units: int, delay_s: float, baud_rate: int | None) -> None:
+    Where `noted`, every request as well.
+    """
+
+    def __init__(
+        self, places: int, units: int, delay_s: float, baud_rate: int | None, more: dict[int, int], *, noted: bool
+    ) -> None:
         self.chargers = [Charger(number) for number in range(places * units)]
+        for charger in self.chargers:
+            charger.holding |= more
         self.units, self.delay_s, self.baud_rate = units, delay_s, baud_rate
         self.written: list[tuple[float, int, int, int]] = []
+        self.asked: list[Asked] | None = [] if noted else None
 
     def at(self, host: str, unit_id: int) -> Charger:
         """Return the charger at an address and unit id."""
@@ -88,6 +108,12 @@ class Depot:
             return len(silent)
         if command["ask"] == "held":
             return [charger.holding[LIMIT] for charger in self.chargers]
+        if command["ask"] == "asked":
+            assert self.asked is not None
+            return [astuple(one) for one in self.asked if one.came_s >= command["since_s"]]
+        if command["ask"] == "drift":
+            self.chargers[command["charger"]].holding[command["address"]] = command["word"]
+            return None
         return [one for one in self.written if one[0] >= command["since_s"]]
 
 
@@ -109,19 +135,19 @@ class Place(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer later. Each request is one segment here."""
-        depot = self._depot
+        depot, came_s = self._depot, time.monotonic()
         if depot.baud_rate is None:
             charger = depot.at(self._host, data[6])
-            self._loop.call_later(depot.delay_s, self._answer, charger, data[7:], data[:4], 0.0)
+            self._loop.call_later(depot.delay_s, self._answer, charger, data[7:], data[:4], came_s, 0.0)
             return
         charger = depot.at(self._host, data[0])
         function, count = data[1], int.from_bytes(data[4:6], "big")
         reply_bytes = 5 + 2 * count if function not in {WRITE_ONE, WRITE_SEVERAL} else 8
         line_s = transaction_s(depot.baud_rate, len(data), reply_bytes)
-        due_s = time.monotonic() + line_s
-        self._loop.call_later(line_s - TIMER_ERROR_S, self._answer, charger, data[1:-2], data[:1], due_s)
+        due_s = came_s + line_s
+        self._loop.call_later(line_s - TIMER_ERROR_S, self._answer, charger, data[1:-2], data[:1], came_s, due_s)
 
-    def _answer(self, charger: Charger, request: bytes, head: bytes, due_s: float) -> None:
+    def _answer(self, charger: Charger, request: bytes, head: bytes, came_s: float, due_s: float) -> None:
         """Execute and answer, on time: asyncio's timers are late, which the replies of a line would add up."""
         if charger.silent or self._transport is None:
             return
@@ -133,11 +159,23 @@ class Place(asyncio.Protocol):
         else:
             frame = head + body
             self._transport.write(frame + FramerRTU.compute_CRC(frame).to_bytes(2, "big"))
+        if self._depot.asked is not None:
+            first, count = int.from_bytes(request[1:3], "big"), int.from_bytes(request[3:5], "big")
+            self._depot.asked.append(Asked(came_s, time.monotonic(), charger.number, request[0], first, count))
 
 
-async def main(places: int, units: int = 1, delay_s: float = 0.02, baud_rate: int | None = None) -> None:
-    """Serve until the input is closed."""
-    depot = Depot(places, units, delay_s, baud_rate)
+async def main(
+    places: int,
+    units: int = 1,
+    delay_s: float = 0.02,
+    baud_rate: int | None = None,
+    *,
+    holding: dict[str, int] | None = None,
+    noted: bool = False,
+) -> None:
+    """Serve until the input is closed; `holding` is what each holds besides what it is delivered with."""
+    more = {int(address): word for address, word in (holding or {}).items()}
+    depot = Depot(places, units, delay_s, baud_rate, more, noted=noted)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Place(depot), "0.0.0.0", 0, backlog=2048)  # noqa: S104 -- all of 127/8
     print(server.sockets[0].getsockname()[1], flush=True)
