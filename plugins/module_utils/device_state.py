@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -30,6 +31,8 @@ AGENT_OPTIONS = {
 FAILURES = ("unreachable", "refused", "verify_failed", "indeterminate", "unknown")
 NEVER_EXCUSED = ("verify_failed", "indeterminate")
 NAMES_SHOWN = 5
+NICENESS = 10
+"""The agent comes first: on a small gateway's processor as on its buses."""
 
 
 def why_no_agent(module: AnsibleModule) -> str:
@@ -58,6 +61,7 @@ def respawn(interpreter: Path) -> NoReturn:
     pipe holds, a depot of some hundred and fifty devices would wait for ever.
     """
     payload = _respawn.create_payload()
+    os.nice(NICENESS)
     done = subprocess.run([str(interpreter), "--"], input=payload.encode(), check=False)
     sys.exit(done.returncode)
 
