@@ -70,7 +70,8 @@ def failures_allowed(module: AnsibleModule, devices: int) -> int:
     """Return how many devices may fail before the task does, from a number or a percentage."""
     text = module.params["max_failures"]
     if not re.fullmatch(r"\d+%?", text):
-        module.fail_json(msg=f"max_failures: found {text}, expected a number or a percentage, such as 2 or 5%")
+        problem = f"max_failures: found {text}, expected a number or a percentage, such as 2 or 5%"
+        module.fail_json(msg=problem, invocation=invocation(module))
     return devices * int(text[:-1]) // 100 if text.endswith("%") else int(text)
 
 
@@ -78,6 +79,11 @@ def on_gateway(depot: Mapping[str, Any], gateway: str) -> dict[str, Mapping[str,
     """Return the devices on a gateway's buses as they are declared, as far as can be told without the agent."""
     buses = {name for name, bus in depot.get("buses", {}).items() if bus.get("gateway") == gateway}
     return {name: device for name, device in depot.get("devices", {}).items() if device.get("bus") in buses}
+
+
+def invocation(module: AnsibleModule) -> dict[str, Any]:
+    """Return how a module was called, without the depot: it is long, and may hold what nobody should read."""
+    return {"module_args": {name: value for name, value in module.params.items() if name != "depot"}}
 
 
 def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
@@ -122,7 +128,7 @@ def end(
     of: str = "devices",
 ) -> None:
     """End the module with a result, as the statuses of its devices, or what else they are `of`, allow; see `finish`."""
-    result["not_verified"] = []
+    result |= {"not_verified": [], "invocation": invocation(module)}
     if module.params.get("only"):
         result["scope"] = f"devices {', '.join(module.params['only'])}"
     failed = [device for device in devices if device["status"] in FAILURES]
@@ -179,8 +185,8 @@ def drift(device: Mapping[str, Any], depot: str) -> list[dict[str, str]]:
         {
             **about,
             "what": setting["name"],
-            "is": in_words(setting["before"], setting["unit"], setting["registers_before"]),
-            "should_be": in_words(setting["wanted"], setting["unit"], setting["registers_wanted"]),
+            "is": in_words(setting, "before"),
+            "should_be": in_words(setting, "wanted"),
         }
         for setting in device["settings"]
         if setting["outcome"] in ("changed", "would_change")
@@ -191,24 +197,26 @@ def diff(device: Mapping[str, Any]) -> dict[str, str]:
     """Return a device's difference as text: each setting in engineering units, and as it lies in registers."""
     changed = [one for one in device["settings"] if one["outcome"] in ("changed", "would_change")]
 
-    def lines(value: str, registers: str) -> str:
-        return "".join(f"{one['name']}: {in_words(one[value], one['unit'], one[registers])}\n" for one in changed)
+    def lines(which: str) -> str:
+        return "".join(f"{one['name']}: {in_words(one, which)}\n" for one in changed)
 
     return {
         "before_header": device["name"],
         "after_header": device["name"],
-        "before": lines("before", "registers_before"),
-        "after": lines("wanted", "registers_wanted"),
+        "before": lines("before"),
+        "after": lines("wanted"),
     }
 
 
-def in_words(value: Any, unit: str, registers: Mapping[str, Any] | None) -> str:
-    """Return a value with its unit and the registers that hold it, such as C(6 A (holding 262 = 60))."""
+def in_words(setting: Mapping[str, Any], which: str) -> str:
+    """Return what a setting held (C(before)) or should (C(wanted)), such as C(6 A (holding 262 = 60))."""
+    value, registers = setting[which], setting[f"registers_{which}"]
     if value is None and registers is None:
-        return "not shown"
-    # What a setting holds that is secret is nowhere; that it differs is all there is to say.
-    shown = "hidden" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-    if registers is None or value is None:
-        return f"{shown} {unit}".strip()
+        # What is wanted of a secret is nowhere either; that it differs is all there is to say.
+        return "hidden" if setting["wanted"] is None else "not shown"
+    number = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = "no value" if value is None else f"{number} {setting['unit']}".strip()
+    if registers is None:
+        return shown
     words = " ".join(str(word) for word in registers["words"])
-    return f"{f'{shown} {unit}'.strip()} ({registers['table']} {registers['address']} = {words})"
+    return f"{shown} ({registers['table']} {registers['address']} = {words})"

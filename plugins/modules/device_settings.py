@@ -129,6 +129,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
     finish,
+    invocation,
     on_gateway,
     unknown,
     why_no_agent,
@@ -167,7 +168,7 @@ def main() -> None:
             state_directory=Path(module.params["state_directory"]),
         )
     except run.Unusable as problem:
-        module.fail_json(msg=str(problem))
+        module.fail_json(msg=str(problem), invocation=invocation(module))
     finish(module, devices, name)
 
 
