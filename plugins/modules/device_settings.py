@@ -94,7 +94,8 @@ devices:
       type: dict
     settings:
       description: >-
-        Each setting with its outcome, unit, what was wanted, and the registers that held it and would.
+        Each setting that is not as declared, or was not, with its outcome, unit, what was wanted, and the registers
+        that held it and would.
       type: list
       elements: dict
     detail:
