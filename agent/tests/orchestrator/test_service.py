@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from derms_agent import depot as depots
 from derms_agent.depot.plain import depot_document
 from derms_agent.device_state import run
 from derms_agent.device_state.registers import converged
+from derms_agent.drivers.bus_lock import Locked, buses_locked
 from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
 from derms_agent.orchestrator.report import stamp
 from derms_agent.socket_client import Client
@@ -47,6 +49,7 @@ SITE_KVA = 28
 SITE_W = 1000 * SITE_KVA
 SHED_W = 0.2 * SITE_W
 """So little that each charger comes down: one of them gets the rest, the others nothing."""
+FAILSAFE_AT = 262
 LIMIT_AT = 261
 """Where a charger takes its limit, in 0.1 A."""
 DEPOT = """\
@@ -541,3 +544,81 @@ def test_the_verbs_of_the_command_line(orchestrator: Orchestrator, charging: Fie
     unknown = run("explain", "charger-9")
     assert unknown.returncode == 1
     assert "charger-9" in unknown.stderr
+
+
+# --- settings converged beside it -------------------------------------------------------------------------------------
+
+
+def convergence(
+    orchestrator: Orchestrator, depot: dict[str, Any], *only: str, check: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Converge settings as device_settings does; return what became of each device."""
+    paths = {"socket": orchestrator.socket, "state_directory": orchestrator.directory}
+    found = run.settings(depot, "gateway-1", only=only, check=check, deadline_s=60.0, **paths)
+    return {one["name"]: one for one in found}
+
+
+def statuses(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: one["status"] for name, one in found.items()}
+
+
+def told_failsafe(charging: Field, since: int) -> list[tuple[str, int]]:
+    """Return who was written which failsafe current since a write, in 0.1 A."""
+    writes = charging.send({"writes": since})["writes"]
+    return [(one["bus"], one["words"][0]) for one in writes if one["address"] == FAILSAFE_AT]
+
+
+def test_drift_is_found_and_repaired_through_its_socket_and_nobody_else_gets_the_buses(
+    orchestrator: Orchestrator, charging: Field
+) -> None:
+    depot = yaml.safe_load(charging.depot.read_text(encoding="utf-8"))
+    orchestrator.start()
+    orchestrator.settle(charging)
+    with pytest.raises(Locked), buses_locked(orchestrator.directory):
+        pass
+    by_hand = [{"unit_id": 1, "address": FAILSAFE_AT, "values": [80]}]
+    assert orchestrator.ask("bus.transact", bus="bus-2", jobs=by_hand, deadline_s=30.0) == [{"ok": True}]
+    as_declared = dict.fromkeys([f"charger-{number}" for number in range(1, CHARGERS + 1)], "ok")
+    drifted = as_declared | {"charger-2": "changed"}
+    since = charging.send({"writes": 0})["next"]
+    predicted = convergence(orchestrator, depot, check=True)
+    assert statuses(predicted) == drifted
+    assert told_failsafe(charging, since) == []
+    assert predicted["charger-2"]["before"]["failsafe_current"] == 8.0
+    assert predicted["charger-2"]["after"]["failsafe_current"] == 6.0
+    done = convergence(orchestrator, depot)
+    assert statuses(done) == drifted
+    assert done["charger-2"]["after"] == predicted["charger-2"]["after"]
+    assert told_failsafe(charging, since) == [("bus-2", 60)]
+    assert statuses(convergence(orchestrator, depot)) == as_declared
+    assert charging.drawn_w() <= SITE_W + SLACK_W
+
+    # A newer depot file may mean another endpoint by a name, or have a bus that the agent was not told of yet.
+    depot["buses"]["bus-3"]["port"] += 1
+    depot["buses"]["bus-9"] = {**depot["buses"]["bus-4"], "port": depot["buses"]["bus-3"]["port"] + 1}
+    depot["devices"]["charger-9"] = {**depot["devices"]["charger-[1:4]"], "bus": "bus-9"}
+    found = convergence(orchestrator, depot)
+    assert statuses(found) == as_declared | {"charger-3": "unknown", "charger-9": "unknown"}
+    assert "the agent has the bus bus-3 at " in found["charger-3"]["detail"]
+    assert found["charger-9"]["detail"] == "the agent does not have the bus bus-9 yet"
+    assert told_failsafe(charging, since) == [("bus-2", 60)]
+
+
+def test_while_it_is_stopped_devices_are_asked_directly_and_its_start_waits_for_that(
+    orchestrator: Orchestrator, charging: Field
+) -> None:
+    depot = yaml.safe_load(charging.depot.read_text(encoding="utf-8"))
+    assert set(statuses(convergence(orchestrator, depot, check=True)).values()) == {"ok"}
+    since = charging.send({"writes": 0})["next"]
+    with ThreadPoolExecutor(1) as pool:
+        with buses_locked(orchestrator.directory):
+            starting = pool.submit(orchestrator.start)
+            log = orchestrator.directory / "engine.log"
+            within(START_S, lambda: log.exists() and "another program has the buses" in orchestrator.log())
+            time.sleep(2)
+            assert not starting.done()
+            assert charging.send({"writes": since})["writes"] == []
+        starting.result(START_S)
+    within(10, lambda: orchestrator.status()["ready"])
+    with pytest.raises(Locked), buses_locked(orchestrator.directory):
+        pass
