@@ -20,7 +20,7 @@ import threading
 import venv
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -321,7 +321,8 @@ def shed_during_dry_run() -> list[Figure]:
     with under_control(SHED_PLACES) as run:
         for turn in range(0, 2 * SHEDS, IN_TURN):
             beside = bool(turn // IN_TURN % 2)
-            with asking(run) if beside else nullcontext([]) as asked:
+            meanwhile: AbstractContextManager[list[DryRun]] = asking(run) if beside else nullcontext([])
+            with meanwhile as asked:
                 last_s[beside] += events(run.orchestrator, run.depot, IN_TURN, None).last_s
             rounds += len(asked)
     without_ms, value_ms = (1000 * p99(last_s[beside]) for beside in (False, True))
