@@ -553,8 +553,15 @@ def convergence(
     orchestrator: Orchestrator, depot: dict[str, Any], *only: str, check: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Converge settings as device_settings does; return what became of each device."""
-    paths = {"socket": orchestrator.socket, "state_directory": orchestrator.directory}
-    found = run.settings(depot, "gateway-1", only=only, check=check, deadline_s=60.0, **paths)
+    found = run.settings(
+        depot,
+        "gateway-1",
+        only=only,
+        check=check,
+        deadline_s=60.0,
+        socket=orchestrator.socket,
+        state_directory=orchestrator.directory,
+    )
     return {one["name"]: one for one in found}
 
 
