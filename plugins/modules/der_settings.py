@@ -134,7 +134,9 @@ devices:
       type: list
       elements: dict
     settings:
-      description: Each register value that was asked for, with its outcome, unit, and the registers before and after.
+      description: >-
+        Each register value that is not as was asked for, or was not, with its outcome, unit, and the registers before
+        and after.
       type: list
       elements: dict
     models:

@@ -224,8 +224,9 @@ devices:
       type: dict
     settings:
       description: >-
-        Each register with its outcome, unit, the value wanted in the register's resolution, the words that were read,
-        and those that were written or would be. Addresses are those of the protocol, counted from zero.
+        Each register that is not as declared, or was not, with its outcome, unit, the value wanted in the register's
+        resolution, the words that were read, and those that were written or would be.
+        Addresses are those of the protocol, counted from zero.
       type: list
       elements: dict
     not_shown:
