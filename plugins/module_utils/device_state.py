@@ -9,7 +9,6 @@ import gc
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -66,7 +65,7 @@ def respawn(interpreter: Path) -> NoReturn:
     payload = _respawn.create_payload()
     os.nice(NICENESS)
     done = subprocess.run([str(interpreter), "--"], input=payload.encode(), check=False)
-    sys.exit(done.returncode)
+    raise SystemExit(done.returncode)
 
 
 def failures_allowed(module: AnsibleModule, devices: int) -> int:
