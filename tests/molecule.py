@@ -2,9 +2,9 @@
 """Run the molecule scenarios, as root: python -m tests.molecule [--vm] [SCENARIO …].
 
 DERMS_HOSTS_WAY=podman has them run in containers of the real distributions' images instead of systemd-nspawn hosts.
-Prints each step as it ends and each scenario's minutes; what Ansible said goes to build/molecule/SCENARIO.log, whose
-end is printed where a scenario fails. Exit status 1: one failed; 3: this machine cannot run test hosts, for the reason
-in the last line.
+Installs mbpoll, which reads the devices, where it is missing. Prints each step as it ends and each scenario's minutes;
+what Ansible said goes to build/molecule/SCENARIO.log, whose end is printed where a scenario fails. Exit status 1: one
+failed; 3: this machine cannot run test hosts, for the reason in the last line.
 """
 
 from __future__ import annotations
@@ -160,6 +160,9 @@ def set_up(way: str, scenarios: Sequence[str]) -> int:
     if os.geteuid() != 0:
         print("cannot run here: test hosts need root", file=sys.stderr)
         return CANNOT_RUN
+    if shutil.which("mbpoll") is None:
+        install = ["apt-get", "install", "--yes", "--quiet", "mbpoll"]
+        subprocess.run(install, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, check=True)
     if scenarios == WITH_A_KERNEL_OF_THEIR_OWN:
         return call_hosts("setup", program="tests.hosts.vm")
     if way != "podman":
@@ -172,6 +175,10 @@ def set_up(way: str, scenarios: Sequence[str]) -> int:
 
 def take_down(way: str, scenarios: Sequence[str]) -> None:
     """Take down what a scenario that was cut short has left."""
+    for scenario in scenarios:
+        pidfile = LOGS / f"{scenario}-field.pid"
+        end = ["start-stop-daemon", "--stop", "--oknodo", "--quiet", "--retry=10", "--remove-pidfile"]
+        subprocess.run([*end, f"--pidfile={pidfile}", f"--exec={sys.executable}"], check=True)
     names = [f"molecule-{scenario}" for scenario in scenarios]
     if scenarios == WITH_A_KERNEL_OF_THEIR_OWN:
         call_hosts("down", program="tests.hosts.vm")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The agent as it runs on the gateway, its one charger silent: who it is, what it may, and that it answers."""
+"""The agent as it runs on the gateway, one of its chargers silent: who it is, what it may, and that it answers."""
 
 from __future__ import annotations
 
@@ -127,5 +127,5 @@ def test_it_does_not_read_the_hosts_own_journal(root: Any) -> None:
 def test_it_logs_where_the_services_do(root: Any) -> None:
     assert shown(root, "LogNamespace") == {"LogNamespace": "derms"}
     journal = root.check_output(f"journalctl --namespace=derms --unit={UNIT} --no-pager --output=cat")
-    assert "charger-1 never answered" in journal
-    assert "charger-1 never answered" in root.file("/var/log/derms/engine.log").content_string
+    assert "charger-3 never answered" in journal
+    assert "charger-3 never answered" in root.file("/var/log/derms/engine.log").content_string
