@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Depots for test hosts: a gateway, a circuit, and a charger at which a vehicle charges.
+"""Depots for test hosts: a gateway, a circuit, a charger at which a vehicle charges, and more where a test wants them.
 
-The charger is played by derms-twin, at this machine's address on the hosts' bridge: it outlives every host. So is any
+Chargers are played by derms-twin, at this machine's address on the hosts' bridge: it outlives every host. So is any
 other depot whose addresses are this machine's.
 """
 
@@ -25,6 +25,7 @@ import yaml
 ADDRESS = "10.213.8.1"
 NETWORK = ["10.213.8.0/24", "fd42:213:8::/64"]
 FIRST_PORT = 15021
+PORTS_APART = 10
 CHARGER = "charger-1"
 FULL_A = 16.0
 FALLBACK_A, FALLBACK_S = 6.0, 30
@@ -32,8 +33,23 @@ CURRENT_LIMIT = 5004
 _READY_WITHIN_S = 30.0
 
 
-def depot_of(gateway: str, port: int) -> dict[str, Any]:
-    """Return the depot file of a gateway as a document; the port is its charger's."""
+def port_of(charger: int, gateway_port: int) -> int:
+    """Return the port of a gateway's charger; they count from 1."""
+    return gateway_port + PORTS_APART * (charger - 1)
+
+
+def depot_of(gateway: str, port: int, chargers: int = 1) -> dict[str, Any]:
+    """Return the depot file of a gateway as a document; the port is its first charger's."""
+    settings = {"failsafe_current": FALLBACK_A, "failsafe_timeout": FALLBACK_S, "failsafe_persist": "kept"}
+    charger = {
+        "unit_id": 255,
+        "profile": "keba_p30",
+        "circuit": "main",
+        "settings": settings,
+        "evses": {"rating_a": FULL_A},
+    }
+    line = {"gateway": gateway, "transport": "tcp", "host": ADDRESS}
+    numbers = range(1, chargers + 1)
     return {
         "plugin": "derms.edge.depot",
         "depot": f"of-{gateway}",
@@ -42,25 +58,20 @@ def depot_of(gateway: str, port: int) -> dict[str, Any]:
         "network": {"management_blocks": NETWORK, "internal_blocks": NETWORK},
         "gateways": {gateway: {}},
         "circuits": {"main": {"voltage_v": 400, "rating_a": 63, "base_load_a": 10, "allocator": gateway}},
-        "buses": {"line": {"gateway": gateway, "transport": "tcp", "host": ADDRESS, "port": port}},
-        "devices": {
-            CHARGER: {
-                "bus": "line",
-                "unit_id": 255,
-                "profile": "keba_p30",
-                "circuit": "main",
-                "settings": {
-                    "failsafe_current": FALLBACK_A,
-                    "failsafe_timeout": FALLBACK_S,
-                    "failsafe_persist": "kept",
-                },
-                "evses": {"rating_a": FULL_A},
-            }
-        },
+        "buses": {f"line-{number}": {**line, "port": port_of(number, port)} for number in numbers},
+        "devices": {f"charger-{number}": {"bus": f"line-{number}", **charger} for number in numbers},
     }
 
 
-def declare(inventory: Path, gateways: Sequence[str], ssh_config: Path, **more: Any) -> None:
+def declare(
+    inventory: Path,
+    gateways: Sequence[str],
+    ssh_config: Path,
+    *,
+    chargers: int = 1,
+    first_port: int = FIRST_PORT,
+    **more: Any,
+) -> None:
     """Write the inventory of a depot for each gateway, with more variables for all of them."""
     variables = {
         "ansible_user": "deploy",
@@ -70,7 +81,7 @@ def declare(inventory: Path, gateways: Sequence[str], ssh_config: Path, **more: 
         "mqtt_broker_manage_repository": False,
         **more,
     }
-    documents = {f"{name}.yml": depot_of(name, FIRST_PORT + number) for number, name in enumerate(gateways)}
+    documents = {f"{name}.yml": depot_of(name, first_port + number, chargers) for number, name in enumerate(gateways)}
     for path, document in {**documents, "group_vars/all/main.yml": variables}.items():
         (inventory / path).parent.mkdir(parents=True, exist_ok=True)
         (inventory / path).write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,3 +124,12 @@ def gateway(request: pytest.FixtureRequest) -> Iterator[Gateway]:
     name = f"{request.module.__name__.rpartition('.test_')[2]}-{platform}".replace("_", "-")
     with raised(platform, name) as (one,):
         yield one
+
+
+@pytest.fixture(scope="session")
+def mbpoll() -> str:
+    """Give a Modbus reader that is not ours."""
+    if not shutil.which("mbpoll"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "install", "-y", "-q", "mbpoll"], env=environment, check=True, capture_output=True)
+    return "mbpoll"

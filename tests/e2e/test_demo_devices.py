@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -52,15 +51,6 @@ def probe(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(BIN / "derms-agent"), "probe", *words], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
     )
-
-
-@pytest.fixture(scope="module")
-def mbpoll() -> str:
-    """Give a Modbus reader that is not ours."""
-    if not shutil.which("mbpoll"):
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "install", "-y", "-q", "mbpoll"], env=environment, check=True, capture_output=True)
-    return "mbpoll"
 
 
 def registers(mbpoll: str, host: str, unit_id: int, first: int, count: int) -> list[int]:

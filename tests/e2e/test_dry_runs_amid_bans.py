@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Dry runs of the whole site are in sync while fail2ban bans and unbans: its rules are not ours to compare.
 
-What they judge, the agent among it, was deployed by the built collection, installed elsewhere, without a checkout: the
-checkout's dry runs would name whatever that did otherwise.
+What they judge, the agent and a charger's settings among it, was deployed by the built collection, installed elsewhere,
+without a checkout: the checkout's dry runs would name whatever that did otherwise.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import yaml
 
+from tests import small_depot
 from tests.e2e.conftest import ROOT, Gateway, call_hosts
 
 # `make test-all` makes fifty on each platform.
 DRY_RUNS = int(os.environ.get("DERMS_DRY_RUNS", "3"))
 PLAYBOOK = (str(Path(sys.prefix) / "bin" / "ansible-playbook"),)
-MANAGEMENT = ["10.213.8.0/24", "fd42:213:8::/64"]
+# Both platforms may be under way at once.
+FIRST_PORTS = {"ubuntu2204": 15041, "rhel9": 15042}
 
 
 @pytest.fixture(params=["ubuntu2204", "rhel9"])
@@ -49,40 +50,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def inventory(gateway: Gateway, installed: Path, tmp_path: Path) -> Path:
-    """Write an inventory of a depot with that one gateway, and converge it by the installed collection."""
-    depot = {
-        "plugin": "derms.edge.depot",
-        "depot": "e2e",
-        "site": {"limit_kva": 40, "default_limit_kw": 10},
-        "network": {"management_blocks": MANAGEMENT, "internal_blocks": MANAGEMENT},
-        "gateways": {gateway.name: {}},
-        "circuits": {"main": {"voltage_v": 400, "rating_a": 63, "base_load_a": 10, "allocator": gateway.name}},
-        # Nobody has that address: the agent runs with its charger silent.
-        "buses": {"line": {"gateway": gateway.name, "transport": "tcp", "host": "10.213.8.250", "port": 502}},
-        "devices": {
-            "charger-1": {
-                "bus": "line",
-                "unit_id": 255,
-                "profile": "keba_p30",
-                "circuit": "main",
-                "settings": {"failsafe_current": 6, "failsafe_timeout": 30, "failsafe_persist": "kept"},
-                "evses": {"rating_a": 16},
-            }
-        },
-    }
-    variables = {
-        "ansible_ssh_common_args": f"-F {gateway.ssh_config}",
-        "fail2ban_manage_repository": False,
-        "mqtt_broker_manage_repository": False,
-        "time_sync_sources": [{"address": "10.213.8.1", "kind": "server"}],
-    }
+def inventory(gateway: Gateway, installed: Path, tmp_path: Path) -> Iterator[Path]:
+    """Write an inventory of a depot with that one gateway, and converge it by the installed collection.
+
+    Its charger too, which is as it left the factory.
+    """
     directory = tmp_path / "inventory"
-    (directory / "group_vars").mkdir(parents=True)
-    (directory / "depot.yml").write_text(yaml.safe_dump(depot), encoding="utf-8")
-    (directory / "group_vars" / "all.yml").write_text(yaml.safe_dump(variables), encoding="utf-8")
-    run([*PLAYBOOK, f"--inventory={directory}", "derms.edge.site"], tmp_path, ANSIBLE_COLLECTIONS_PATH=str(installed))
-    return directory
+    small_depot.declare(directory, [gateway.name], gateway.ssh_config, first_port=FIRST_PORTS[gateway.platform])
+    with small_depot.played(directory / f"{gateway.name}.yml", "--factory-settings"):
+        run(
+            [*PLAYBOOK, f"--inventory={directory}", "derms.edge.site"],
+            tmp_path,
+            ANSIBLE_COLLECTIONS_PATH=str(installed),
+        )
+        yield directory
 
 
 def run(command: Sequence[str], directory: Path, **settings: str) -> str:

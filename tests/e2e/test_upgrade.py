@@ -1,23 +1,30 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A release that does not come up: taken back by itself on the first gateway, and kept from all others."""
+"""A release that does not come up: taken back by itself on the first gateway, and kept from all others.
+
+Before that, what goes wrong with the devices behind the first one.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import ROOT, Deployment, Gateway, raised
-from tests.small_depot import FULL_A, Charger, charging, declare, within
+from tests.small_depot import ADDRESS, FIRST_PORT, FULL_A, Charger, charging, declare, port_of, within
 
 FIRST, SECOND = BOTH = ("upgrade-1", "upgrade-2")
 AGENT = "sudo /opt/derms/current/bin/derms-agent"
 # What the agent cannot do without; the rest of a site is converged elsewhere.
 NEEDED = ("--tags", "service_accounts,logging,certificates,agent")
+FALLBACK_MA, BY_HAND_MA = 6000, 10000
 
 
 @dataclass(frozen=True)
@@ -30,13 +37,14 @@ class Fleet:
     chargers: dict[str, Charger]
 
 
-@pytest.fixture
-def fleet(tmp_path: Path) -> Iterator[Fleet]:
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Raise two gateways, have vehicles charge, and put the agent of this tree in service."""
-    deployment = Deployment(tmp_path / "inventory", tmp_path / "drift.json")
+    directory = tmp_path_factory.mktemp("fleet")
+    deployment = Deployment(directory / "inventory", directory / "drift.json")
     with raised("ubuntu2204", *BOTH) as (first, second):
         # Side by side here; what is tested goes one after the other, which is the default.
-        declare(deployment.inventory, BOTH, first.ssh_config, derms_serial=2)
+        declare(deployment.inventory, BOTH, first.ssh_config, chargers=2, derms_serial=2)
         with charging(deployment.inventory, FIRST) as one, charging(deployment.inventory, SECOND) as other:
             run = deployment.run(*NEEDED)
             assert run.status == 0, run.words
@@ -73,13 +81,68 @@ def state(gateway: Gateway) -> dict[str, str]:
     return {name: gateway.run(command).stdout for name, command in asked.items()}
 
 
+def fallback_ma(mbpoll: str, charger: int, *written_ma: int) -> int:
+    """Return a charger's fallback, after it was set by hand where there is something to write."""
+    at = ["-m", "tcp", "-a", "255", "-0", "-1", "-p", str(port_of(charger, FIRST_PORT)), ADDRESS]
+    for value_ma in written_ma:
+        write = [mbpoll, *at, "-t", "4", "-r", "5016", str(value_ma)]
+        subprocess.run(write, capture_output=True, check=True, timeout=20)
+    read = [mbpoll, *at, "-t", "4:int", "-B", "-r", "1600"]
+    said = subprocess.run(read, capture_output=True, text=True, check=True, timeout=20).stdout
+    (value,) = re.findall(r"^\[1600\]:\s+(\d+)", said, re.MULTILINE)
+    return int(value)
+
+
+def test_devices_are_chosen_by_name_and_a_dead_one_is_named_after_the_others_were_done(
+    fleet: Fleet, mbpoll: str
+) -> None:
+    devices = ("--tags", "field_devices", "--limit", FIRST)
+    for charger in (1, 2):
+        assert fallback_ma(mbpoll, charger) == FALLBACK_MA
+        assert fallback_ma(mbpoll, charger, BY_HAND_MA) == BY_HAND_MA
+
+    run = fleet.deployment.run(*devices, "-e", "derms_only=charger-2,hall-0*")
+    assert run.status == 1, run.words
+    (reason,) = run.report["not_verified"]
+    assert f"found hall-0*, expected a device of depot of-{FIRST}, or a pattern of some" in reason
+    assert [fallback_ma(mbpoll, charger) for charger in (1, 2)] == [BY_HAND_MA, BY_HAND_MA]
+
+    run = fleet.deployment.run(*devices, "-e", "derms_only=*-2")
+    assert run.status == 0, run.words
+    assert [(entry["device"], entry["what"]) for entry in run.report["hosts"][FIRST]] == [
+        (f"of-{FIRST} charger-2", "failsafe_current")
+    ]
+    assert "devices *-2" in run.report["scope"]
+    assert [fallback_ma(mbpoll, charger) for charger in (1, 2)] == [BY_HAND_MA, FALLBACK_MA]
+
+    fleet.chargers[FIRST].send({"fault": "silent", "on": "charger-2"})
+    run = fleet.deployment.run(*devices)
+    assert run.status == 1, run.words
+    assert run.report["status"] == "failed"
+    (reason,) = run.report["not_verified"]
+    assert "failed: 1 of 2 devices: charger-2 unreachable: " in reason
+    assert [(entry["device"], entry["what"]) for entry in run.report["hosts"][FIRST]] == [
+        (f"of-{FIRST} charger-1", "failsafe_current")
+    ]
+    assert fallback_ma(mbpoll, 1) == FALLBACK_MA
+
+    # It may be left for later, and is not taken for verified.
+    run = fleet.deployment.run(*devices, "-e", "field_devices_max_failures=1")
+    assert run.report["status"] == "not_verified"
+    (reason,) = run.report["not_verified"]
+    assert reason.startswith(f"{FIRST}: charger-2 unreachable: "), reason
+    assert run.status == 1
+    assert "No Changes Required" not in run.words
+    fleet.chargers[FIRST].send({"clear": "charger-2"})
+
+
 def test_a_broken_release_goes_back_on_the_first_gateway_and_reaches_no_other(fleet: Fleet, tmp_path: Path) -> None:
     within(60, lambda: all(charger.drawn_a > 0.9 * FULL_A for charger in fleet.chargers.values()))
     before = {gateway.name: state(gateway) for gateway in (fleet.first, fleet.second)}
 
     # A new setting comes with it, which has to go back as well.
-    changes = {"agent_source": str(broken_release(tmp_path / "ends", ENDS)), "agent_demand_cap_kw": 30}
-    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, **changes)
+    changes: dict[str, Any] = {"agent_source": str(broken_release(tmp_path / "ends", ENDS)), "agent_demand_cap_kw": 30}
+    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, chargers=2, **changes)
     run = fleet.deployment.run(*NEEDED)
     assert run.status == 1, run.words
 
@@ -115,7 +178,7 @@ def test_a_broken_release_goes_back_on_the_first_gateway_and_reaches_no_other(fl
 
     # Another one stays up and is never ready: whoever waits for it decides, long before systemd would.
     changes = {"agent_source": str(broken_release(tmp_path / "hangs", HANGS)), "agent_health_timeout_s": HANGING_S}
-    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, **changes)
+    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, chargers=2, **changes)
     run = fleet.deployment.run("--tags", "agent")
     assert run.status == 1, run.words
     failed, _left_out = run.report["not_verified"]
