@@ -11,7 +11,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-STYLES = {r"(?m)^\$ .*$": "bold", r"(?m)^(LIMITED|SHEDDING): .*$": "yellow", r"(?m)^No Changes Required$": "bold green"}
+STYLES = {
+    r"(?m)^\$ .*$": "bold",
+    r"(?m)^(LIMITED|SHEDDING): .*$": "yellow",
+    r"(?m)^\d+ changes? (required|applied) .*$": "yellow",
+    r"(?m)^No Changes Required$": "bold green",
+    # A value of a device's, with the registers that hold it: as it is, and in the last column as it should be.
+    r"(?m)\S+ \S+ \(holding [^)]*\)(?=  )": "red",
+    r"(?m)\S+ \S+ \(holding [^)]*\)$": "green",
+}
 # A picture loads nothing from anywhere; whoever has the font sees it, all others a monospaced one of their own.
 FONTS_FROM_ELSEWHERE = re.compile(r"\s*@font-face \{.*?\}", re.DOTALL)
 
