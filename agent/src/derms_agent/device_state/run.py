@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,11 +34,29 @@ class Unusable(ValueError):
 
 def depot_of(document: Mapping[str, Any]) -> Depot:
     """Return the depot that a document declares. Raises Unusable."""
-    found, problems = depots.check(dict(document), built_in.load_all())
+    texts = set(_texts(document))
+    # Each profile takes its time to be read, so those that it does not name are left out; but for a mistake's hint.
+    named = {name: built_in.load(name) for name in built_in.names() if name in texts}
+    found, problems = depots.check(dict(document), named)
+    if found is None:
+        found, problems = depots.check(dict(document), built_in.load_all())
     if found is None:
         wrong = [str(problem) for problem in problems if problem.severity is Severity.ERROR]
         raise Unusable("depot: " + "; ".join(wrong))
     return found
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield every text in a document, keys among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key)
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def settings(

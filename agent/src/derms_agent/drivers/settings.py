@@ -162,10 +162,12 @@ class Settings:
     def _named(self, changes: Mapping[str, Value]) -> tuple[dict[str, Value], list[SettingResult]]:
         wanted: dict[str, Value] = {}
         refused: list[SettingResult] = []
+        known: dict[str, list[str]] = {}
+        for name in filter(self._is_setting, self._registers.names):
+            for called in {name, stem(name)}:
+                known.setdefault(called, []).append(name)
         for name, value in changes.items():
-            found = [
-                known for known in self._registers.names if name in (known, stem(known)) and self._is_setting(known)
-            ]
+            found = known.get(name, [])
             wanted |= dict.fromkeys(found, value)
             if not found:
                 hint = nearest(name, self._profile.settings)
