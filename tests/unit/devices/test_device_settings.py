@@ -330,7 +330,9 @@ def test_a_secret_is_in_no_result(field: Field, monkeypatch: pytest.MonkeyPatch,
         "is": "hidden",
         "should_be": "hidden",
     }
-    assert str(SECRET_S) not in json.dumps({**result, "invocation": {"module_args": {}}})
-    assert str(SECRET_S) not in json.dumps({name: result["invocation"]["module_args"].get(name) for name in ("depot",)})
+    # What the module was called with is told by some versions of Ansible only, and then without the depot.
+    called = result.pop("invocation", {"module_args": {}})
+    assert "depot" not in called["module_args"]
+    assert str(SECRET_S) not in json.dumps(result)
     if not check:
         assert field.written() == [("line", unit, TIMEOUT_MS, (SECRET_S * 1000,)) for unit in (1, 2, 3)]
