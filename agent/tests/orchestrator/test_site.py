@@ -16,6 +16,9 @@ EXAMPLES = Path(__file__).parents[3] / "inventories" / "example"
 
 def test_gateways_that_share_out_a_tree_each_split_the_sites_limits() -> None:
     depot = depots.load(EXAMPLES / "riverside.yml")
+    # The yard's meter at the hall's switchboard, as where one cable leads to both.
+    yards = replace(depot.devices["yard-supply"], bus="switchboard", unit_id=2)
+    depot = replace(depot, devices={**depot.devices, "yard-supply": yards})
     sites = [site_of(depot, gateway, shed_s=2.0) for gateway in depot.gateways]
     assert [site.root.name for site in sites] == ["hall", "yard"]
     assert [set(site.stations) for site in sites] == [
@@ -26,7 +29,7 @@ def test_gateways_that_share_out_a_tree_each_split_the_sites_limits() -> None:
     assert sum(site.share for site in sites) == pytest.approx(1.0)
     # A meter of the other tree is polled where its bus is, and stands for nothing here.
     assert "yard-supply" in sites[0].devices
-    assert [set(site.meters) for site in sites] == [{"hall"}, set()]
+    assert [set(site.meters) for site in sites] == [{"hall", "hall-row-1", "hall-row-2"}, set()]
 
 
 def test_a_gateway_that_shares_out_the_only_tree_has_the_whole_site() -> None:
