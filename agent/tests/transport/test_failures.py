@@ -464,8 +464,29 @@ async def test_limits_are_checked_before_sending(kit: Kit) -> None:
 
 
 async def test_connections_do_not_return_in_step(kit: Kit) -> None:
-    """All lose their connection at once; the server takes each new one and closes it at once."""
-    number = 40
+    """All lose their connection at once; the server takes each new one and closes it at once.
+
+    Where this program itself stood still for a while, everything that was due comes at once, whatever the waits were:
+    that shows nothing, and is tried again.
+    """
+    for _ in range(10):
+        library_busiest, library_attempts, busiest, attempts, stood_still_s = await returns_of(kit, number := 40)
+        if stood_still_s < STEP_S:
+            break
+    assert busiest <= number // 2
+    assert library_busiest > busiest
+    assert library_attempts >= 2 * attempts
+
+
+STEP_S = 0.02
+"""What comes within so short a time comes in step."""
+
+
+async def returns_of(kit: Kit, number: int) -> tuple[int, int, int, int, float]:
+    """Return how many of the library's connections came in an outage's busiest 20 ms, and how many in all.
+
+    Then the same of the buses', and for how long at the most this program stood still meanwhile.
+    """
     outage = False
 
     def greet(peer: Peer) -> None:
@@ -474,9 +495,8 @@ async def test_connections_do_not_return_in_step(kit: Kit) -> None:
             peer.hang_up()
 
     def busiest(server: Server) -> int:
-        """Return how many came in the busiest 20 ms of the outage."""
         at = server.accepted_at_s[number:]
-        return max(sum(begun <= other < begun + 0.02 for other in at) for begun in at)
+        return max(sum(begun <= other < begun + STEP_S for other in at) for begun in at)
 
     peers: list[Peer] = []
     async with kit.serving(kit.good, greet=greet) as server:
@@ -501,11 +521,13 @@ async def test_connections_do_not_return_in_step(kit: Kit) -> None:
         outage = True
         for peer in peers[:]:
             peer.hang_up()
-        await anyio.sleep(1)
-        assert busiest(server) <= number // 2
-        assert library_busiest > busiest(server)
-        assert library_attempts >= 2 * (server.accepted - number)
+        stood_still_s, until_s = 0.0, anyio.current_time() + 1
+        while (began_s := anyio.current_time()) < until_s:
+            await anyio.sleep(STEP_S / 4)
+            stood_still_s = max(stood_still_s, anyio.current_time() - began_s - STEP_S / 4)
+        found = busiest(server), server.accepted - number
         tasks.cancel_scope.cancel()
+    return (library_busiest, library_attempts, *found, stood_still_s)
 
 
 async def test_half_open_connections_are_noticed(kit: Kit) -> None:
