@@ -20,13 +20,12 @@ from derms_agent.device_state.access import Access
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import CHANGED, DeviceResult, Status, of_failure, of_settings, of_unknown
 from derms_agent.drivers.errors import BusError
-from derms_agent.drivers.factory import open_device
-from derms_agent.drivers.modbus_device import ModbusDevice, Pace
+from derms_agent.drivers.factory import open_devices
+from derms_agent.drivers.modbus_device import ModbusDevice
 from derms_agent.drivers.settings import Outcome
 from derms_agent.model import Depot, Device, Value
 from derms_agent.profiles.profile import Profile
 
-_NOBODY: Mapping[str, DeviceResult] = {}
 IN_DOUBT = frozenset({Status.INDETERMINATE, Status.VERIFY_FAILED})
 
 
@@ -91,8 +90,8 @@ class _Run:
             if device.name not in drivers
         }
         found |= await self._each(drivers, check=True)
-        order = self._order(found)
         others: dict[str, DeviceResult] = {}
+        order = self._order(found, others)
         if self.beside and (order.then or order.refused):
             others = await self._each(self._drivers(self.beside), check=True)
             order = self._order(found, others)
@@ -106,22 +105,10 @@ class _Run:
         return [found[device.name] for device in self.devices]
 
     def _drivers(self, devices: Iterable[Device]) -> dict[str, ModbusDevice]:
-        return {
-            device.name: open_device(
-                device,
-                built_in.load(device.profile),
-                self.access.buses[device.bus],
-                circuits=self.depot.circuits,
-                pace=Pace(),
-                clock=anyio.current_time,
-            )
-            for device in devices
-            if device.bus in self.access.buses
-        }
+        depot = replace(self.depot, devices={device.name: device for device in devices})
+        return open_devices(depot, self.access.buses, clock=anyio.current_time)
 
-    def _order(
-        self, found: Mapping[str, DeviceResult], others: Mapping[str, DeviceResult] = _NOBODY
-    ) -> fallbacks.Order:
+    def _order(self, found: Mapping[str, DeviceResult], others: Mapping[str, DeviceResult]) -> fallbacks.Order:
         profiles = {device.name: built_in.load(device.profile) for device in self.depot.devices.values()}
         read = {**others, **found}
         held = {name: _states(result, profiles[name]) for name, result in read.items()}
@@ -150,7 +137,7 @@ class _Run:
         return {name: results.merged(found[name], result) for name, result in written.items()}
 
     async def _each(self, drivers: Mapping[str, ModbusDevice], *, check: bool) -> dict[str, DeviceResult]:
-        return await each(drivers, lambda driver: self._asked(driver, check=check))
+        return await each(drivers, lambda driver: driver.device.bus, lambda driver: self._asked(driver, check=check))
 
     async def _asked(self, driver: ModbusDevice, *, check: bool) -> DeviceResult:
         device = driver.device

@@ -8,25 +8,24 @@ from typing import TypeVar
 
 import anyio
 
-from derms_agent.drivers.modbus_device import ModbusDevice
-
 BUSES_AT_ONCE = 400
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-async def each(drivers: Mapping[str, ModbusDevice], ask: Callable[[ModbusDevice], Awaitable[T]]) -> dict[str, T]:
+async def each(asked: Mapping[str, S], bus_of: Callable[[S], str], ask: Callable[[S], Awaitable[T]]) -> dict[str, T]:
     """Return what asking each device gives, by the device's name."""
-    by_bus: dict[str, list[ModbusDevice]] = {}
-    for driver in drivers.values():
-        by_bus.setdefault(driver.device.bus, []).append(driver)
+    by_bus: dict[str, list[str]] = {}
+    for name, one in asked.items():
+        by_bus.setdefault(bus_of(one), []).append(name)
     done: dict[str, T] = {}
     room = anyio.CapacityLimiter(BUSES_AT_ONCE)
 
-    async def of_one_bus(waiting: list[ModbusDevice]) -> None:
+    async def of_one_bus(waiting: list[str]) -> None:
         async with room:
-            for driver in waiting:
-                done[driver.device.name] = await ask(driver)
+            for name in waiting:
+                done[name] = await ask(asked[name])
 
     async with anyio.create_task_group() as tasks:
         for waiting in by_bus.values():

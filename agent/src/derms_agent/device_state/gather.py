@@ -17,8 +17,8 @@ from derms_agent.device_state.der.capability import Capability
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import Status, of_failure
 from derms_agent.drivers.errors import BusError
-from derms_agent.drivers.factory import open_device
-from derms_agent.drivers.modbus_device import IDENTITY, ModbusDevice, Pace
+from derms_agent.drivers.factory import open_devices
+from derms_agent.drivers.modbus_device import IDENTITY, ModbusDevice
 from derms_agent.drivers.register_map import stem
 from derms_agent.model import Depot, Device, Value
 
@@ -55,25 +55,15 @@ async def gather(
     """Read what devices are and hold; `deadline_s` is for all of them: what was not come to by then is `unknown`."""
     devices = tuple(devices)
     until_s = anyio.current_time() + deadline_s
-    drivers = {
-        device.name: open_device(
-            device,
-            built_in.load(device.profile),
-            access.buses[device.bus],
-            circuits=depot.circuits,
-            pace=Pace(),
-            clock=anyio.current_time,
-        )
-        for device in devices
-        if device.bus in access.buses
-    }
+    wanted = replace(depot, devices={device.name: device for device in devices})
+    drivers = open_devices(wanted, access.buses, clock=anyio.current_time)
 
     async def asked(driver: ModbusDevice) -> Gathered:
         if anyio.current_time() >= until_s:
             return unknown(driver.device, "not come to before the deadline")
         return await read(driver)
 
-    found = await each(drivers, asked)
+    found = await each(drivers, lambda driver: driver.device.bus, asked)
     return [
         found[device.name]
         if device.name in found

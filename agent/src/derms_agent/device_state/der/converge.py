@@ -19,6 +19,7 @@ from derms_agent.device_state.der.functions import DerProfile, Function
 from derms_agent.device_state.der.plan import Adoption, FunctionPlan, Unfit, plan_function, shown
 from derms_agent.device_state.der.registers import ModelRegisters
 from derms_agent.device_state.der.results import DerResult, FunctionResult
+from derms_agent.device_state.each import each
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import (
     BusError,
@@ -80,23 +81,14 @@ async def converge_all(
 
     After `until_s`, on the event loop's clock, no further device is asked.
     """
-    by_bus: dict[str, list[Der]] = {}
-    for der in ders:
-        by_bus.setdefault(der.bus, []).append(der)
-    results: dict[str, DerResult] = {}
 
-    async def one_bus(here: Sequence[Der]) -> None:
-        for der in here:
-            if anyio.current_time() >= until_s:
-                late = "not come to before the deadline"
-                results[der.name] = DerResult(name=der.name, status=Status.UNKNOWN, detail=late)
-            else:
-                results[der.name] = await converge(der.name, der.unit, der.profile, check=check, pace=pace)
+    async def one(der: Der) -> DerResult:
+        if anyio.current_time() >= until_s:
+            late = "not come to before the deadline"
+            return DerResult(name=der.name, status=Status.UNKNOWN, detail=late)
+        return await converge(der.name, der.unit, der.profile, check=check, pace=pace)
 
-    async with anyio.create_task_group() as tasks:
-        for here in by_bus.values():
-            tasks.start_soon(one_bus, here)
-    return results
+    return await each({der.name: der for der in ders}, lambda der: der.bus, one)
 
 
 async def converge(

@@ -57,9 +57,7 @@ def der_settings(
 
     async def converged(access: Access) -> dict[str, DerResult]:
         ders = [
-            Der(
-                name, device.bus, Unit(access.buses[device.bus], device.unit_id, built_in.load(device.profile)), profile
-            )
+            _der(device, access, profile)
             for name, profile in parsed.items()
             if (device := depot.devices[name]).bus in access.buses
         ]
