@@ -188,6 +188,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
     finish,
+    invocation,
     unknown,
     why_no_agent,
 )
@@ -232,7 +233,7 @@ def main() -> None:
             state_directory=Path(module.params["state_directory"]),
         )
     except Unusable as problem:
-        module.fail_json(msg=str(problem))
+        module.fail_json(msg=str(problem), invocation=invocation(module))
     for device in devices:
         if device["incapable"]:
             module.warn(f"{device['name']} {device['incapable']}")

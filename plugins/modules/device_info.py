@@ -153,6 +153,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
     end,
+    invocation,
     noted,
     on_gateway,
     why_no_agent,
@@ -187,7 +188,7 @@ def main() -> None:
             state_directory=Path(options["state_directory"]),
         )
     except run.Unusable as problem:
-        module.fail_json(msg=str(problem))
+        module.fail_json(msg=str(problem), invocation=invocation(module))
     ended(module, found, asked=True)
 
 

@@ -155,7 +155,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.derms.edge.plugins.module_utils.device_state import AGENT_OPTIONS, end, why_no_agent
+from ansible_collections.derms.edge.plugins.module_utils.device_state import (
+    AGENT_OPTIONS,
+    end,
+    invocation,
+    why_no_agent,
+)
 
 
 def main() -> None:
@@ -196,7 +201,7 @@ def main() -> None:
             state_directory=Path(options["state_directory"]),
         )
     except run.Unusable as problem:
-        module.fail_json(msg=str(problem))
+        module.fail_json(msg=str(problem), invocation=invocation(module))
     ended(module, found, asked=True)
 
 

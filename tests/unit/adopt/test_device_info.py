@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
-from ansible_collections.derms.edge.plugins.modules import device_info
+from ansible_collections.derms.edge.plugins.modules import der_settings, device_info, device_scan
 from derms_agent import device_state
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from tests.unit.adopt.conftest import Play, RunningDepot
 
 
@@ -92,3 +94,14 @@ def test_a_depot_that_is_wrong_is_refused(play: Play, running_depot: RunningDepo
     assert play(device_info, depot=running_depot.document, gateway="g")["msg"] == (
         "gateway: found g, expected one of gateway-1"
     )
+
+
+@pytest.mark.parametrize(("module", "options"), [(device_info, {}), (device_scan, {}), (der_settings, {"devices": []})])
+def test_the_depot_is_not_repeated_by_a_refusal(
+    play: Play, running_depot: RunningDepot, module: ModuleType, options: dict[str, Any]
+) -> None:
+    """It may hold secrets, as any result that failed is shown."""
+    document = {**running_depot.document, "site": {"limit_kva": "S3CRET"}}
+    refused = play(module, depot=document, **options)
+    assert refused["failed"]
+    assert "depot" not in refused.get("invocation", {"module_args": {}})["module_args"]
