@@ -34,6 +34,8 @@ from typing import Any
 
 from derms_agent import depot as depots
 from derms_agent.model import Depot, Transport
+from derms_agent.profiles import Profile, load
+from derms_agent.profiles.point import Table
 from derms_agent.twin import day
 from derms_agent.twin.namespace import NamespaceError, plan
 
@@ -204,21 +206,66 @@ def raised(hosts: Mapping[str, str], platform: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
+class Writes:
+    """How many writes reached devices: of what charging control writes on a running gateway, and of all else."""
+
+    control: int = 0
+    other: int = 0
+
+
+@dataclass(frozen=True)
 class Recap:
     """What a run of site.yml came to: `report` as docs/drift.md has it, and the writes that devices took in it."""
 
     title: str
     status: str
     report: Mapping[str, Any]
-    writes: int
+    writes: Writes
 
 
-def converge(title: str, inventory: Path, options: Sequence[str], work: Path, fields: Sequence[Field]) -> Recap:
+def is_control(write: Mapping[str, Any], profiles: Mapping[tuple[str, int], Profile]) -> bool:
+    """Whether a write that the twin recorded is of a limit, of its switch or of a heartbeat, and of nothing else."""
+    profile = profiles.get((write["bus"], write["unit"]))
+    if profile is None:
+        return False
+    beat = profile.fallback.heartbeat if profile.fallback else None
+    control = {*profile.control_points, *([beat.point] if beat else ())}
+    points = profile.points_at(Table(write["table"]), write["address"], len(write["words"]))
+    return bool(points) and all(point.name in control for point in points)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The depot's devices as twins, a field for each gateway; profiles by bus and unit."""
+
+    fields: Sequence[Field]
+    profiles: Mapping[tuple[str, int], Profile]
+
+    def next_writes(self) -> list[int]:
+        """Return the number that the next write will have, in each field."""
+        return [self._written(field, 0)[1] for field in self.fields]
+
+    def written(self, since: Sequence[int]) -> Writes:
+        """Count what devices were written, in each field from the write of that number on."""
+        pairs = zip(self.fields, since, strict=True)
+        counted = Counter(of_control for field, number in pairs for of_control in self._written(field, number)[0])
+        return Writes(control=counted[True], other=counted[False])
+
+    def _written(self, field: Field, since: int) -> tuple[list[bool], int]:
+        """Return of each write from that number on whether it is control's, and the number of the next one."""
+        of_control: list[bool] = []
+        while (answer := field.send({"writes": since}))["writes"]:
+            of_control += [is_control(write, self.profiles) for write in answer["writes"]]
+            since = answer["next"]
+        return of_control, since
+
+
+def converge(title: str, inventory: Path, options: Sequence[str], work: Path, devices: Devices) -> Recap:
     """Run ./deploy and return what came of it."""
     say(title)
     path = work / "drift.json"
     path.unlink(missing_ok=True)
-    before = sum(field.send({"writes": 0})["next"] for field in fields)
+    before = devices.next_writes()
     subprocess.run(
         [str(TREE / "deploy"), "--no-progress", "-i", str(inventory), *options],
         cwd=TREE,
@@ -229,8 +276,7 @@ def converge(title: str, inventory: Path, options: Sequence[str], work: Path, fi
     report: dict[str, Any] = {"status": "failed"}
     if path.exists():
         report = json.loads(path.read_text(encoding="utf-8"))
-    writes = sum(field.send({"writes": 0})["next"] for field in fields) - before
-    return Recap(title, report["status"], report, writes)
+    return Recap(title, report["status"], report, devices.written(before))
 
 
 def rehearse(given: argparse.Namespace, depot: Depot, settings: Settings) -> list[Recap]:
@@ -255,12 +301,14 @@ def rehearse(given: argparse.Namespace, depot: Depot, settings: Settings) -> lis
         for host in hosts.values() if served(depot) else ():
             ends = ("--namespace", host, "--gateway-namespace", f"{settings.bridge}.{host}")
             fields.append(stack.enter_context(played(given.depot_file, *ends, scenario=FACTORY)))
+        profiles = {(device.bus, device.unit_id): load(device.profile) for device in depot.devices.values()}
+        devices = Devices(fields, profiles)
         runs = {
             "Ask what would change: site.yml --check --diff": (*options, "--dry-run"),
             "Apply it: site.yml": options,
             "Ask again: site.yml --check --diff": (*options, "--dry-run"),
         }
-        return [converge(title, inventory, words, work, fields) for title, words in runs.items()]
+        return [converge(title, inventory, words, work, devices) for title, words in runs.items()]
 
 
 def say(words: str) -> None:
@@ -289,10 +337,13 @@ def report(depot: Depot, recaps: Sequence[Recap], course: day.Course | None) -> 
 def passed(recaps: Sequence[Recap], course: day.Course | None) -> bool:
     """Whether all went well: nothing written by a dry run, applied, in sync after that, and a day within limits.
 
-    (In the last dry run the agent is there, and feeds watchdogs; so only the first one's writes tell.)
+    (In the last dry run the agent is there: it sets limits and feeds watchdogs.)
     """
     runs = not recaps or (
-        recaps[0].writes == 0 and recaps[1].status in {"changed", "in_sync"} and recaps[2].status == "in_sync"
+        recaps[0].writes == Writes()
+        and recaps[1].status in {"changed", "in_sync"}
+        and recaps[2].status == "in_sync"
+        and recaps[2].writes.other == 0
     )
     return runs and (course is None or course.held)
 
@@ -312,7 +363,10 @@ def changes(recaps: Sequence[Recap]) -> Iterator[str]:
     yield "## What would change"
     for recap in recaps:
         yield from ("", f"### {recap.title}", "")
-        yield f"Status: {recap.status}. Writes that reached devices: {recap.writes}."
+        yield (
+            f"Status: {recap.status}. Writes that reached devices: {recap.writes.other}, "
+            f"and {recap.writes.control} by charging control."
+        )
         for host, rows in recap.report.get("hosts", {}).items():
             by_role = Counter(str(row["role"]).rpartition(".")[2] or "other" for row in rows)
             counted = ", ".join(f"{role} {count}" for role, count in by_role.items()) or "nothing"

@@ -8,11 +8,13 @@ import os
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 from derms_agent import depot as depots
 from derms_agent.model import Depot, Phase
+from derms_agent.profiles import load
 from derms_agent.twin import day
 
 from tests.hosts.settings import Settings, settings_from
@@ -189,9 +191,10 @@ HELD = day.Course(
     writes=10,
     proven=10,
 )
+NONE = rehearse.Writes()
 
 
-def recaps(*statuses: str, writes: int = 0) -> list[rehearse.Recap]:
+def recaps(*statuses: str, writes: rehearse.Writes = NONE) -> list[rehearse.Recap]:
     row = {"what": "failsafe_current", "is": "0 A", "should_be": "6 A", "role": "derms.edge.field_devices"}
     rows = [
         {**row, "device": "small charger-1"},
@@ -227,7 +230,39 @@ def test_a_run_that_did_not_end_in_sync_has_failed(file: Path, statuses: tuple[s
 
 def test_a_dry_run_that_wrote_has_failed() -> None:
     assert rehearse.passed(recaps("drift", "changed", "in_sync"), None)
-    assert not rehearse.passed(recaps("drift", "changed", "in_sync", writes=1), None)
+    assert not rehearse.passed(recaps("drift", "changed", "in_sync", writes=rehearse.Writes(other=1)), None)
+
+
+def test_control_may_write_while_a_dry_run_asks() -> None:
+    dry, apply, again = recaps("drift", "changed", "in_sync")
+    assert rehearse.passed([dry, apply, replace(again, writes=rehearse.Writes(control=40))], None)
+    assert not rehearse.passed([replace(dry, writes=rehearse.Writes(control=1)), apply, again], None)
+
+
+def test_writes_of_control_are_told_from_those_of_settings() -> None:
+    class Recorded:
+        pages: ClassVar = [
+            write(5004, 16000),  # the limit
+            write(5016, 6000),  # the fallback: a setting
+            write(5014, 1),  # the switch
+            write(5004, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 6000),  # across both
+            {**write(5004, 6000), "unit": 7},  # nobody's
+        ]
+
+        def send(self, command: dict[str, int]) -> dict[str, Any]:
+            page = self.pages[command["writes"] :][:2]
+            return {"writes": page, "next": command["writes"] + len(page)}
+
+    profiles = {("bus-1", 255): load("keba_p30")}
+    field: Any = Recorded()
+    devices = rehearse.Devices([field, field], profiles)
+    assert devices.next_writes() == [5, 5]
+    assert devices.written([0, 5]) == rehearse.Writes(control=2, other=3)
+    assert devices.written([2, 4]) == rehearse.Writes(control=1, other=3)
+
+
+def write(address: int, *words: int) -> dict[str, Any]:
+    return {"bus": "bus-1", "unit": 255, "table": "holding", "address": address, "words": list(words)}
 
 
 def test_a_limit_or_a_shed_that_did_not_hold_has_failed() -> None:
