@@ -95,6 +95,14 @@ def test_the_state_says_what_holds_the_depot(charging: Play, play: MakePlay) -> 
     assert found["site"]["limit_by"].startswith("grid event 7")
 
 
+@pytest.mark.parametrize("high_w", [130_000.0, 80_000.0, 20_000.0, 0.0])
+def test_a_limit_that_was_put_holds_the_depot_while_its_decreases_settle(charging: Play, high_w: float) -> None:
+    charging.controller.put(Ask(id="l", source="root: less", rank=Rank.OPERATOR, high_w=high_w))
+    for _ in range(60):
+        found = reported(charging, charging.step())
+        assert (found["state"], "root: less" in found["reason"]) == ("limited", True)
+
+
 def test_an_explanation_names_the_limits_by_rank_and_what_the_ledger_counts(charging: Play) -> None:
     charging.controller.put(Ask(id="e", source="event", rank=Rank.GRID, high_w=80_000.0, end_s=charging.now_s + 50))
     outcome = charging.step()

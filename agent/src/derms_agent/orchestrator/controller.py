@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,13 +17,13 @@ from derms_agent.control import allocate, demand, droop, guard, limits, metering
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.guard import Write
+from derms_agent.control.overdue import Overdue
 from derms_agent.control.plan import Need, Plan
 from derms_agent.control.worst_case import BaseLoad, Excess
 from derms_agent.model import (
     Evse,
     Limit,
     LimitQuantity,
-    Phase,
     Proof,
     ProofKind,
     Quality,
@@ -48,8 +48,6 @@ GAP_S = 4.0
 """A device that was silent for longer may have been restarted: its settings are read again."""
 SETTLE_S = 20.0
 """After a start, or an ask: until writes that replace what was before are proven, and shares follow from that."""
-STAYS_OVER_S = 20.0
-"""A worst case over its limit for so long is a fault; vehicles that are being lowered are proven within less."""
 _SHOWN_S = 1.0
 """How long after it acknowledged a limit a device may take until it shows it."""
 _STEP_A = 1.0
@@ -135,7 +133,7 @@ class Controller:
     _sensors: dict[tuple[str, thermal.SensorKind], tuple[thermal.Sensor, thermal.Sensor]] = field(default_factory=dict)
     _settled_s: float | None = None
     _in_force: frozenset[Ask] = frozenset()
-    _over_since_s: dict[tuple[str, Phase | None], float] = field(default_factory=dict)
+    _overdue: Overdue = field(default_factory=Overdue)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
@@ -430,11 +428,7 @@ class Controller:
         outcome = self._cycle.run(self.state, inputs)
         self.state = outcome.state
         self.outcome = outcome
-        over = {(excess.circuit, excess.phase): excess for excess in outcome.admission.over}
-        self._over_since_s = {row: self._over_since_s.get(row, now_s) for row in over}
-        self.stays_over = tuple(
-            excess for row, excess in over.items() if now_s - self._over_since_s[row] >= STAYS_OVER_S
-        )
+        self.stays_over = self._overdue.among(outcome.admission.over, now_s)
         return outcome
 
     def shed(self, now_s: float) -> tuple[Write, ...]:
@@ -682,22 +676,23 @@ class Controller:
             return None
         return per_phase(sum(spans[evse.name][line].high for evse in beneath) for line in range(3))
 
-    def binds(self, limit: Limit) -> bool:
-        """Whether a limit is nearly used up by what the EVSEs beneath it are told: it is what holds them."""
-        ledger = self.state.ledger.entries
+    def told_a(self, evse: str) -> float:
+        """Return what an EVSE is told to draw, in A per conductor; 0 where nothing is known of it."""
+        amount = self.state.ledger.entries[evse].told_amount
+        return 0.0 if amount is None else amount.active_a
+
+    def binds(self, limit: Limit, active_a: Callable[[str], float]) -> bool:
+        """Whether a limit is nearly used up by `active_a` of the EVSEs beneath it: it is what holds them."""
         if limit.target in self._by_name:
-            amount = ledger[limit.target].told_amount
-            told_a = 0.0 if amount is None else amount.active_a
             per_a = 1.0 if limit.quantity is LimitQuantity.CURRENT else self.watts_per_a(limit.target)
-            return told_a * per_a >= limit.high - self.site.stations[limit.target].least_a * per_a
+            return (active_a(limit.target) + self.site.stations[limit.target].least_a) * per_a >= limit.high
         beneath = self._reached(self.site.root.name if limit.target == limits.SITE else limit.target)
         evses = self.site.evses if beneath is None else beneath
         total = slack = 0.0
         for evse in evses:
-            amount = ledger[evse.name].told_amount
             per_a = 1.0 if limit.quantity is LimitQuantity.CURRENT else self.watts_per_a(evse.name)
-            if amount is not None and (not limit.phases or set(limit.phases) & set(evse.phases or limit.phases)):
-                total += max(amount.active_a, 0.0) * per_a
+            if not limit.phases or set(limit.phases) & set(evse.phases or limit.phases):
+                total += max(active_a(evse.name), 0.0) * per_a
                 slack = max(slack, self.site.stations[evse.name].least_a * per_a)
         return total >= limit.high - slack
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from derms_agent import __version__
@@ -92,7 +93,7 @@ def operating(controller: Controller, outcome: Outcome, now_s: float) -> state.S
             for ask in controller.asks.values()
             if ask.rank is wishes.RANKS["grid"] and ask.in_force(now_s) and math.isfinite(ask.high_w)
         ),
-        held=tuple(state.Held(limit.source, limit.rank) for limit in _holding(controller, outcome)),
+        held=tuple(state.Held(limit.source, limit.rank) for limit in _holding(controller, outcome, now_s)),
     )
     return state.shown(known)
 
@@ -129,10 +130,10 @@ def _constrained(controller: Controller) -> str | None:
     return state.constrained(found)
 
 
-def _holding(controller: Controller, outcome: Outcome) -> tuple[Limit, ...]:
+def _holding(controller: Controller, outcome: Outcome, now_s: float) -> tuple[Limit, ...]:
     """Return the limits, beyond ratings, because of which some EVSE with a vehicle gets less than it could take."""
     found: dict[Limit, None] = {}
-    binds = _Binds(controller)
+    binds = _Binds(controller, now_s)
     for name in controller.sessions:
         wanted_w = outcome.admission.targets[name].active_a * controller.watts_per_a(name)
         if wanted_w < controller.rated_w(name) - 1:
@@ -143,17 +144,31 @@ def _holding(controller: Controller, outcome: Outcome) -> tuple[Limit, ...]:
 
 
 class _Binds:
-    """Whether a limit binds, worked out once: many EVSEs have it, and all of them are added up for the answer."""
+    """Whether a limit binds, worked out once: many EVSEs have it, and all of them are added up for the answer.
 
-    def __init__(self, controller: Controller) -> None:
+    By what EVSEs are told, or by what the ledger counts for them: after a decrease they are told less than the limit
+    for as long as what they drew before has to be counted, and it is the limit that holds them all the while.
+    """
+
+    def __init__(self, controller: Controller, now_s: float) -> None:
         self._controller = controller
+        self._now_s = now_s
         self._known: dict[int, tuple[Limit, bool]] = {}
 
     def __call__(self, limit: Limit) -> bool:
         known = self._known.get(id(limit))
         if known is None:
-            known = self._known[id(limit)] = limit, self._controller.binds(limit)
+            binds = self._controller.binds
+            answer = binds(limit, self._controller.told_a) or binds(limit, self._counted_a)
+            known = self._known[id(limit)] = limit, answer
         return known[1]
+
+    @cached_property
+    def _spans(self) -> Intervals:
+        return guard.intervals(self._controller.state.ledger, self._now_s)
+
+    def _counted_a(self, evse: str) -> float:
+        return max(span.high for span in self._spans[evse])
 
 
 def stamp(unix_s: float) -> str:
@@ -177,7 +192,7 @@ def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Ru
     """Return the whole report."""
     shown = operating(controller, outcome, now_s)
     spans = guard.intervals(outcome.state.ledger, now_s)
-    binds = _Binds(controller)
+    binds = _Binds(controller, now_s)
     return {
         "version": __version__,
         "ready": True,
@@ -300,7 +315,7 @@ def explanation(controller: Controller, outcome: Outcome, evse: str, now_s: floa
     spans = guard.intervals(outcome.state.ledger, now_s)
     declared = next(one for one in controller.site.evses if one.name == evse)
     return {
-        **_evse(controller, outcome, declared, spans, now_s, _Binds(controller)),
+        **_evse(controller, outcome, declared, spans, now_s, _Binds(controller, now_s)),
         "limits": [
             {
                 "rank": limit.rank.name.lower(),
