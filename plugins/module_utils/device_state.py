@@ -9,7 +9,7 @@ import gc
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +30,7 @@ AGENT_OPTIONS = {
 
 FAILURES = ("unreachable", "refused", "verify_failed", "indeterminate", "unknown")
 NEVER_EXCUSED = ("verify_failed", "indeterminate")
+SAID_OF_ALL = ("name", "status", "changed")
 NAMES_SHOWN = 5
 NICENESS = 10
 """The agent comes first: on a small gateway's processor as on its buses."""
@@ -106,15 +107,22 @@ def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
     ]
 
 
-def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = "", asked: bool = True) -> None:
+def finish(
+    module: AnsibleModule,
+    devices: list[dict[str, Any]],
+    depot: str = "",
+    asked: bool = True,
+    result_of: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> None:
     """End the module with the results of devices: changed as a whole, a diff and a drift for each, failures by name.
 
     What could not be verified and is no failure of the task is in `not_verified`, for the recap. `asked` is false
-    where no device could be: in check mode, that is no failure.
+    where no device could be: in check mode, that is no failure. `result_of` says what is returned of a device:
+    `not_as_declared` where nothing else is given.
     """
     result = {
         "changed": any(device["changed"] for device in devices),
-        "devices": [not_as_declared(device) for device in devices],
+        "devices": [(result_of or not_as_declared)(device) for device in devices],
         "drift": [entry for device in devices for entry in drift(device, depot)],
         "diff": [diff(device) for device in devices if device["changed"]],
         "notes": [*not_shown(devices), *noted(devices)],
@@ -150,6 +158,15 @@ def not_as_declared(device: dict[str, Any]) -> dict[str, Any]:
     Ansible walks through every value of a result several times: ten settings of a thousand devices took it ten seconds.
     """
     return {**device, "settings": [one for one in device["settings"] if one["outcome"] != "ok"]}
+
+
+def in_brief(device: dict[str, Any]) -> dict[str, Any]:
+    """Return a device's result without what it holds where all of that was found as declared.
+
+    What a thousand devices hold took Ansible another second, most of it on the controller.
+    """
+    found = not_as_declared(device)
+    return found if found["settings"] or found["status"] != "ok" else {key: found[key] for key in SAID_OF_ALL}
 
 
 def reasons(failed: Iterable[Mapping[str, Any]]) -> list[str]:

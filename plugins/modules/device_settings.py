@@ -70,7 +70,10 @@ EXAMPLES = r"""
 
 RETURN = r"""
 devices:
-  description: What became of each device, in the order of the depot file.
+  description:
+    - What became of each device, in the order of the depot file.
+    - Of a device all of whose settings were found as declared there is no more than RV(devices[].name),
+      RV(devices[].status) and RV(devices[].changed); M(derms.edge.device_info) returns all that devices hold.
   type: list
   elements: dict
   returned: always
@@ -88,18 +91,22 @@ devices:
       type: bool
     before:
       description: What was read, by setting, in the setting's unit.
+      returned: where not all was found as declared
       type: dict
     after:
       description: What was read back, by setting; in check mode, what would be.
+      returned: where not all was found as declared
       type: dict
     settings:
       description: >-
         Each setting that is not as declared, or was not, with its outcome, unit, what was wanted, and the registers
         that held it and would.
+      returned: where not all was found as declared
       type: list
       elements: dict
     detail:
       description: Why, where something is not as it should be.
+      returned: where not all was found as declared
       type: str
 drift:
   description: Every difference between what is declared and what was found.
@@ -130,6 +137,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
     finish,
+    in_brief,
     invocation,
     on_gateway,
     unknown,
@@ -170,7 +178,7 @@ def main() -> None:
         )
     except run.Unusable as problem:
         module.fail_json(msg=str(problem), invocation=invocation(module))
-    finish(module, devices, name)
+    finish(module, devices, name, result_of=in_brief)
 
 
 def declared(depot: dict[str, Any], gateway: str) -> list[str]:

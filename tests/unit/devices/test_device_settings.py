@@ -237,6 +237,8 @@ def test_what_a_dry_run_finds_is_repaired_once(field: Field) -> None:
         device = next(one for one in result["devices"] if one["name"] == "yard-2")
         assert device["before"] == {"failsafe_current": 10.0, "failsafe_timeout": 30}
         assert device["after"] == {"failsafe_current": 6.0, "failsafe_timeout": 30}
+        # Of those that hold what is declared for them, nothing is repeated.
+        assert result["devices"][0] == {"name": "yard-1", "status": "ok", "changed": False}
         if check:
             assert field.written() == []
     # What KEBA cannot show goes along with what is written anyhow.
