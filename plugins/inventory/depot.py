@@ -18,7 +18,8 @@ description:
     variables, and, where the file gives them, C(ansible_host), C(derms_vtn_url), and the network's blocks as
     C(derms_management_blocks) and its like. Files in C(host_vars) go over them, files in C(group_vars) do not.
   - A depot's group has C(derms_circuits), C(derms_totals) (devices, evses, installed_kw), C(derms_depot_document) (the
-    whole depot, written out) and C(derms_depot_holds_secrets); regions and utilities have C(derms_totals), too.
+    whole depot, its ranges written out) and C(derms_depot_holds_secrets); regions and utilities have C(derms_totals),
+    too.
   - Every mistake in the file is named at once, with line, column, what was found and what was expected.
   - C(docs/depot-file.md) describes every key and every check.
 requirements:

@@ -81,7 +81,12 @@ def failures_allowed(module: AnsibleModule, devices: int) -> int:
 def on_gateway(depot: Mapping[str, Any], gateway: str) -> dict[str, Mapping[str, Any]]:
     """Return the devices on a gateway's buses as they are declared, as far as can be told without the agent."""
     buses = {name for name, bus in depot.get("buses", {}).items() if bus.get("gateway") == gateway}
-    return {name: device for name, device in depot.get("devices", {}).items() if device.get("bus") in buses}
+    shared = depot.get("profile_defaults", {})
+    return {
+        name: {**shared.get(device.get("profile"), {}), **device}
+        for name, device in depot.get("devices", {}).items()
+        if device.get("bus") in buses
+    }
 
 
 def invocation(module: AnsibleModule) -> dict[str, Any]:

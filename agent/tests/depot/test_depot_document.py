@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from derms_agent.depot import Vaulted, document, examine
 from derms_agent.depot.assembly import Assembly
-from derms_agent.depot.plain import depot_document
+from derms_agent.depot.plain import depot_document, devices_in
 from derms_agent.model import (
     Bus,
     Circuit,
@@ -35,7 +35,7 @@ from derms_agent.model import (
     Vehicle,
     Vtn,
 )
-from derms_agent.profiles import Profile
+from derms_agent.profiles import Profile, load_all
 
 ROOT = Path(__file__).parents[3]
 INVENTORIES = sorted((ROOT / "inventories").glob("*/*.yml"))
@@ -202,3 +202,42 @@ def test_what_is_encrypted_is_still_so() -> None:
     changed = replace(first, settings={**first.settings, "password": secret})
     plain = depot_document(replace(depot, devices={**depot.devices, first.name: changed}))
     assert isinstance(plain["devices"][first.name]["settings"]["password"], Vaulted)
+
+
+@settings(max_examples=40)
+@given(
+    held=st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["failsafe_current", "failsafe_timeout", "standby"]), st.sampled_from([6, 6.0, 30])
+            ),
+            unique_by=lambda setting: setting[0],
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_what_devices_share_is_said_once_and_each_has_its_settings_in_their_order(
+    held: list[list[tuple[str, float]]],
+) -> None:
+    """Settings are written in their order."""
+    (path,) = (path for path in INVENTORIES if path.parent.name == "demo")
+    demo = examine(path.read_text(encoding="utf-8"), "demo").depot
+    assert demo is not None
+    first = next(one for one in demo.devices.values() if one.profile == "heidelberg_energy_control")
+    devices = {
+        f"box-{unit}": replace(first, name=f"box-{unit}", unit_id=unit, settings=dict(pairs), evses=())
+        for unit, pairs in enumerate(held, 1)
+    }
+    document = depot_document(replace(demo, devices=devices, meters={}))
+    shared = document["profile_defaults"][first.profile]
+    assert shared["circuit"] == first.circuit
+    assert not any("circuit" in one for one in document["devices"].values())
+    assembly = Assembly(document, load_all(), ())
+    assembly.assemble()
+    for name, device in devices.items():
+        again = assembly.devices[name].settings
+        assert [*map(repr, again.items())] == [*map(repr, device.settings.items())]
+        assert devices_in(document)[name].get("settings", {}) == device.settings
+    if all(pairs == held[0] for pairs in held):
+        assert not any("settings" in one for one in document["devices"].values())

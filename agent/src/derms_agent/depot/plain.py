@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from derms_agent.depot.circuit_loads import apparent_va
@@ -12,6 +14,16 @@ from derms_agent.model import Bus, Circuit, Depot, Device, Evse, Transport
 
 PLUGIN = "derms.edge.depot"
 """What a depot file names as its `plugin`, among the files of an inventory directory."""
+BUS_DEFAULTS = {
+    field.name: getattr(field.default, "value", field.default)
+    for field in dataclasses.fields(Bus)
+    if field.default is not dataclasses.MISSING
+}
+"""What a bus is where a depot file does not say."""
+DEVICE_FIELDS = ("bus", "unit_id", "profile", "circuit", "serial_number", "firmware", "settings", "evses")
+"""What is declared of a device, in the order in which it is written."""
+SHARED = ("unit_id", "circuit", "firmware", "evses")
+"""Fields of devices that `profile_defaults` may hold as a whole; their settings it may hold one by one."""
 
 
 def buses_of(depot: Depot, gateway: str) -> list[dict[str, Any]]:
@@ -94,11 +106,15 @@ def totals(depot: Depot) -> dict[str, Any]:
 
 
 def depot_document(depot: Depot) -> dict[str, Any]:
-    """Return a whole depot in the form of a depot file, with every range and default written out.
+    """Return a whole depot in the form of a depot file, with every range written out.
 
-    Read again, it is the same depot. What Ansible alone can open is still `Vaulted` in it.
+    What the devices of a profile have in common is said once, under `profile_defaults`, and of buses what differs from
+    the defaults: a thousand devices are a third as long, and whoever gets them has to go through all of it. Read again,
+    it is the same depot. What Ansible alone can open is still `Vaulted` in it.
     """
     site, vtn = depot.site, depot.vtn
+    devices = {name: device_document(device) for name, device in depot.devices.items()}
+    shared = {profile: _shared(alike) for profile, alike in _by_profile(devices.values()).items()}
     return _said(
         {
             "plugin": PLUGIN,
@@ -116,7 +132,8 @@ def depot_document(depot: Depot) -> dict[str, Any]:
             "gateways": {name: _said({"address": gateway.address}) for name, gateway in depot.gateways.items()},
             "circuits": {name: _circuit_document(circuit) for name, circuit in depot.circuits.items()},
             "buses": {name: _bus_document(bus) for name, bus in depot.buses.items()},
-            "devices": {name: device_document(device) for name, device in depot.devices.items()},
+            "profile_defaults": {profile: fields for profile, fields in shared.items() if fields} or None,
+            "devices": {name: _left(device, shared[device["profile"]]) for name, device in devices.items()},
             "meters": {
                 name: {"device": meter.device, "measures": meter.measures.value, "circuit": meter.circuit}
                 for name, meter in depot.meters.items()
@@ -148,6 +165,62 @@ def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
+def devices_in(document: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the devices of what `depot_document` returned, each with all that is declared of it."""
+    shared = document.get("profile_defaults", {})
+    whole: dict[str, dict[str, Any]] = {}
+    for name, device in document.get("devices", {}).items():
+        beneath = shared.get(device.get("profile"), {})
+        settings = {**beneath.get("settings", {}), **device.get("settings", {})}
+        fields = {**beneath, **device, **({"settings": settings} if settings else {})}
+        whole[name] = {field: fields[field] for field in dict.fromkeys((*DEVICE_FIELDS, *fields)) if field in fields}
+    return whole
+
+
+def _by_profile(devices: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for device in devices:
+        found.setdefault(device["profile"], []).append(device)
+    return found
+
+
+def _shared(devices: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what most of a profile's devices have, of what all of them have something of: none could be without.
+
+    Settings keep their order, in which they are written, so of them only those that all devices begin with are shared.
+    """
+    found = {name: _most(devices, name) for name in SHARED if all(name in device for device in devices)}
+    settings = [device.get("settings", {}) for device in devices]
+    first: dict[str, Any] = {}
+    for names in zip(*settings, strict=False):
+        if len(set(names)) > 1:
+            break
+        first[names[0]] = _most(settings, names[0])
+    return {**found, "settings": first} if first else found
+
+
+def _most(mappings: Iterable[Mapping[str, Any]], name: str) -> Any:
+    """Return the value that most have."""
+    values = {repr(one[name]): one[name] for one in mappings}
+    ((most, _),) = Counter(repr(one[name]) for one in mappings).most_common(1)
+    return values[most]
+
+
+def _same(shared: Mapping[str, Any], name: str, value: Any) -> bool:
+    """Tell whether a value is the shared one; 1, 1.0 and true are three."""
+    return name in shared and repr(shared[name]) == repr(value)
+
+
+def _left(device: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a device's document says that its profile's devices do not share."""
+    left = {name: value for name, value in device.items() if name not in SHARED or not _same(shared, name, value)}
+    if "settings" in shared:
+        left["settings"] = {
+            name: value for name, value in device["settings"].items() if not _same(shared["settings"], name, value)
+        }
+    return {name: value for name, value in left.items() if name != "settings" or value}
+
+
 def _in_thousands(value: float) -> float:
     """Return the number that a thousand times is this one, to the last bit: a depot file says kW, kVA and kWh."""
     near = value / 1000
@@ -174,7 +247,7 @@ def _circuit_document(circuit: Circuit) -> dict[str, Any]:
 def _bus_document(bus: Bus) -> dict[str, Any]:
     serial = bus.transport is Transport.SERIAL
     end = {"path": bus.path, "parity": bus.parity.value} if serial else {"host": bus.host, "port": bus.port}
-    return _said(
+    fields = _said(
         {
             "gateway": bus.gateway,
             "transport": bus.transport.value,
@@ -189,6 +262,7 @@ def _bus_document(bus: Bus) -> dict[str, Any]:
             "transaction_ids": bus.transaction_ids.value,
         }
     )
+    return {name: value for name, value in fields.items() if name not in BUS_DEFAULTS or value != BUS_DEFAULTS[name]}
 
 
 def device_document(device: Device) -> dict[str, Any]:

@@ -7,25 +7,19 @@ Those are left out and named, and the file is refused as a depot file until some
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from derms_agent import profiles as built_in
 from derms_agent.depot import examine
-from derms_agent.depot.plain import PLUGIN
+from derms_agent.depot.plain import BUS_DEFAULTS, DEVICE_FIELDS, PLUGIN, devices_in
 from derms_agent.depot.problem import Problem
 from derms_agent.device_state.declaration import Declaration, Line, as_yaml, commented, section
 from derms_agent.device_state.scan import Found
-from derms_agent.model import Bus, Depot, DeviceKind
+from derms_agent.model import Depot, DeviceKind
 from derms_agent.profiles.point import Point
 
-BUS_DEFAULTS = {
-    field.name: getattr(field.default, "value", field.default)
-    for field in dataclasses.fields(Bus)
-    if field.default is not dataclasses.MISSING
-}
 BEFORE_DEVICES = ("gateways", "circuits", "buses")
 AFTER_DEVICES = ("vehicles",)
 UNDECLARED = ("ambiguous", "unidentified")
@@ -121,8 +115,7 @@ def _completed(
     elif rating is not None and charger:
         each: dict[str, Any] = {"rating_a": int(rating) if float(rating).is_integer() else rating}
         document["evses"] = each if len(evses) == 1 else {str(evse.connector): each for evse in evses}
-    order = ("bus", "unit_id", "profile", "circuit", "serial_number", "firmware", "settings", "evses")
-    return {key: document[key] for key in order if key in document}, remarks
+    return {key: document[key] for key in DEVICE_FIELDS if key in document}, remarks
 
 
 def adopted(document: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> Adopted:
@@ -131,7 +124,8 @@ def adopted(document: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -
     by_name = {one["name"]: one for one in entries if one["name"]}
     meters = {name: meter for name, meter in document.get("meters", {}).items() if meter.get("device", name) == name}
     parts: dict[str, list[str]] = {"devices": [], "meters": []}
-    for name, device in document.get("devices", {}).items():
+    devices = devices_in(document)
+    for name, device in devices.items():
         one = by_name.get(name)
         declared = _without_secrets(device) if one is None or name not in one["declared"] else one["declared"][name]
         remarks = ["as it was declared: its bus was not scanned"] if one is None else one["remarks"]
@@ -139,7 +133,7 @@ def adopted(document: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -
             declared = {**declared, **{key: meters[name][key] for key in ("measures", "circuit")}}
         parts["meters" if name in meters else "devices"].append(_part(name, declared, remarks))
     for one in entries:
-        if one["name"] not in document.get("devices", {}):
+        if one["name"] not in devices:
             parts["devices"] += [_part(name, declared, one["remarks"]) for name, declared in one["declared"].items()]
             if not one["declared"]:
                 parts["devices"].append("".join(map(commented, one["remarks"])))
