@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import gc
-import os
+import json
 import re
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from ansible.module_utils._internal._ansiballz import _respawn
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.common.respawn import has_respawned
 
 INTERFACE = 1
 """The version of `derms_agent.device_state` that these modules call."""
+CALLED = "derms_agent.device_state"
 
 AGENT_OPTIONS = {
     "agent_directory": {"type": "path", "default": "/opt/derms"},
@@ -30,43 +28,59 @@ AGENT_OPTIONS = {
 
 FAILURES = ("unreachable", "refused", "verify_failed", "indeterminate", "unknown")
 NEVER_EXCUSED = ("verify_failed", "indeterminate")
-SAID_OF_ALL = ("name", "status", "changed")
 NAMES_SHOWN = 5
-NICENESS = 10
-"""The agent comes first: on a small gateway's processor as on its buses."""
 
 
-def why_no_agent(module: AnsibleModule) -> str:
-    """Return why devices cannot be asked, or nothing where the agent's own code can be imported here.
+class NoAgent(Exception):
+    """The agent's own code cannot be asked here; the text says why."""
 
-    Where another interpreter has it, the module starts anew on that one and this does not return.
+
+def ask(module: AnsibleModule, call: str, **arguments: Any) -> Any:
+    """Return what the agent's own code returns for a call (`derms_agent.device_state.calls`).
+
+    It runs on the interpreter that has it: this one or the release's in service. What it refuses is the module's
+    failure.
+
+    :raises NoAgent: it is not there, or of another interface version; nothing was asked then
     """
+    request = {"interface": INTERFACE, "call": call, "arguments": arguments}
     try:
-        from derms_agent import device_state  # noqa: PLC0415 - only there on some interpreters
+        from derms_agent.device_state.calls import answered  # noqa: PLC0415 - only there on some interpreters
     except ImportError:
-        interpreter = Path(module.params["agent_directory"], "current", "bin", "python")
-        if has_respawned():
-            return f"the agent in service at {interpreter} is too old: it has no derms_agent.device_state"
-        if not interpreter.exists():
-            return f"the agent is not on this gateway yet: there is no {interpreter}"
-        respawn(interpreter)
-    if has_respawned():
-        gc.disable()  # It ends soon, and finding nothing to collect took a fifth of its time.
-    if device_state.INTERFACE != INTERFACE:
-        return f"the agent's interface is version {device_state.INTERFACE}, the collection's {INTERFACE}"
-    return ""
+        answer = elsewhere(module, request)
+    else:
+        answer = answered(request)
+    if answer["interface"] != INTERFACE:
+        raise NoAgent(f"the agent's interface is version {answer['interface']}, the collection's {INTERFACE}")
+    if "unusable" in answer:
+        module.fail_json(msg=answer["unusable"], invocation=invocation(module))
+    return answer["result"]
 
 
-def respawn(interpreter: Path) -> NoReturn:
-    """Start the module anew on an interpreter, and end with it.
+def elsewhere(module: AnsibleModule, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer of the agent's own code, asked in a process of the release that is in service.
 
-    Ansible's own C(respawn_module) writes all arguments to a pipe before anybody reads from it: with the 64 KiB that a
-    pipe holds, a depot of some hundred and fifty devices would wait for ever.
+    Ansible's own C(respawn_module) would compile the module and what it imports of Ansible anew, which takes longer
+    than a dry run of a hundred devices; and it writes all arguments to a pipe before anybody reads from it, so that
+    with the 64 KiB that a pipe holds a depot of some hundred and fifty devices would wait for ever.
+
+    :raises NoAgent: it is not there
     """
-    payload = _respawn.create_payload()
-    os.nice(NICENESS)
-    done = subprocess.run([str(interpreter), "--"], input=payload.encode(), check=False)
-    raise SystemExit(done.returncode)
+    interpreter = Path(module.params["agent_directory"], "current", "bin", "python")
+    if not interpreter.exists():
+        raise NoAgent(f"the agent is not on this gateway yet: there is no {interpreter}")
+    # -I: what lies in the working directory, or in PYTHONPATH, is not imported by who runs this.
+    command = [str(interpreter), "-I", "-m", CALLED]
+    done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, check=False)
+    if done.returncode == 0:
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+    said = done.stderr.decode(errors="replace")
+    if re.search("No module named '?derms_agent", said):
+        raise NoAgent(f"the agent in service at {interpreter} is too old: it has no {CALLED}")
+    last = said.strip().rpartition("\n")[2]
+    module.fail_json(msg=f"{CALLED} failed: {last}", exception=said, invocation=invocation(module))
+    raise AssertionError("unreachable")
 
 
 def failures_allowed(module: AnsibleModule, devices: int) -> int:
@@ -112,22 +126,16 @@ def unknown(names: Iterable[str], why: str) -> list[dict[str, Any]]:
     ]
 
 
-def finish(
-    module: AnsibleModule,
-    devices: list[dict[str, Any]],
-    depot: str = "",
-    asked: bool = True,
-    result_of: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> None:
+def finish(module: AnsibleModule, devices: list[dict[str, Any]], depot: str = "", asked: bool = True) -> None:
     """End the module with the results of devices: changed as a whole, a diff and a drift for each, failures by name.
 
     What could not be verified and is no failure of the task is in `not_verified`, for the recap. `asked` is false
-    where no device could be: in check mode, that is no failure. `result_of` says what is returned of a device:
-    `not_as_declared` where nothing else is given.
+    where no device could be: in check mode, that is no failure. A device of which no more is told than its name and
+    status is as declared.
     """
     result = {
         "changed": any(device["changed"] for device in devices),
-        "devices": [(result_of or not_as_declared)(device) for device in devices],
+        "devices": [not_as_declared(device) for device in devices],
         "drift": [entry for device in devices for entry in drift(device, depot)],
         "diff": [diff(device) for device in devices if device["changed"]],
         "notes": [*not_shown(devices), *noted(devices)],
@@ -162,16 +170,9 @@ def not_as_declared(device: dict[str, Any]) -> dict[str, Any]:
 
     Ansible walks through every value of a result several times: ten settings of a thousand devices took it ten seconds.
     """
+    if "settings" not in device:
+        return device
     return {**device, "settings": [one for one in device["settings"] if one["outcome"] != "ok"]}
-
-
-def in_brief(device: dict[str, Any]) -> dict[str, Any]:
-    """Return a device's result without what it holds where all of that was found as declared.
-
-    What a thousand devices hold took Ansible another second, most of it on the controller.
-    """
-    found = not_as_declared(device)
-    return found if found["settings"] or found["status"] != "ok" else {key: found[key] for key in SAID_OF_ALL}
 
 
 def reasons(failed: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -186,7 +187,7 @@ def not_shown(devices: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return which settings no device can show, and so nobody can verify."""
     groups: dict[str, list[str]] = {}
     for device in devices:
-        for setting in device["not_shown"]:
+        for setting in device.get("not_shown", ()):
             groups.setdefault(setting, []).append(device["name"])
     return [
         f"{listed(names)}: {setting} cannot be read; it is written whenever another setting is"
@@ -220,7 +221,7 @@ def drift(device: Mapping[str, Any], depot: str) -> list[dict[str, str]]:
             "is": in_words(setting, "before"),
             "should_be": in_words(setting, "wanted"),
         }
-        for setting in device["settings"]
+        for setting in device.get("settings", ())
         if setting["outcome"] in ("changed", "would_change")
     ]
 

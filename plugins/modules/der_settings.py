@@ -182,15 +182,13 @@ not_verified:
   returned: always
 """
 
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
+    NoAgent,
+    ask,
     finish,
-    invocation,
     unknown,
-    why_no_agent,
 )
 
 
@@ -215,25 +213,20 @@ def main() -> None:
     )
     depot, declared = module.params["depot"], module.params["devices"]
     name = depot.get("depot", "")
-    why = why_no_agent(module)
-    if why:
-        finish(module, unknown([device["name"] for device in declared], why), name, asked=False)
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state.der.run import der_settings  # noqa: PLC0415
-    from derms_agent.device_state.run import Unusable  # noqa: PLC0415
-
     try:
-        devices = der_settings(
-            depot,
-            module.params["gateway"],
-            declared,
+        devices = ask(
+            module,
+            "der_settings",
+            document=depot,
+            gateway=module.params["gateway"],
+            devices=declared,
             check=module.check_mode,
             deadline_s=module.params["deadline_s"],
-            socket=Path(module.params["socket"]),
-            state_directory=Path(module.params["state_directory"]),
+            socket=module.params["socket"],
+            state_directory=module.params["state_directory"],
         )
-    except Unusable as problem:
-        module.fail_json(msg=str(problem), invocation=invocation(module))
+    except NoAgent as why:
+        finish(module, unknown([device["name"] for device in declared], str(why)), name, asked=False)
     for device in devices:
         if device["incapable"]:
             module.warn(f"{device['name']} {device['incapable']}")

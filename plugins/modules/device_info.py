@@ -146,17 +146,16 @@ not_verified:
   returned: always
 """
 
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
+    NoAgent,
+    ask,
     end,
-    invocation,
     noted,
     on_gateway,
-    why_no_agent,
 )
 
 
@@ -172,23 +171,19 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
-    why = why_no_agent(module)
-    if why:
-        ended(module, unread(options["depot"], options["gateway"], why), asked=False)
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state import run  # noqa: PLC0415
-
     try:
-        found = run.info(
-            options["depot"],
-            options["gateway"],
+        found = ask(
+            module,
+            "info",
+            document=options["depot"],
+            gateway=options["gateway"],
             only=options["only"],
             deadline_s=options["deadline_s"],
-            socket=Path(options["socket"]),
-            state_directory=Path(options["state_directory"]),
+            socket=options["socket"],
+            state_directory=options["state_directory"],
         )
-    except run.Unusable as problem:
-        module.fail_json(msg=str(problem), invocation=invocation(module))
+    except NoAgent as why:
+        ended(module, unread(options["depot"], options["gateway"], str(why)), asked=False)
     ended(module, found, asked=True)
 
 

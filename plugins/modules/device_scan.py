@@ -151,15 +151,14 @@ not_verified:
   returned: always
 """
 
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
+    NoAgent,
+    ask,
     end,
-    invocation,
-    why_no_agent,
 )
 
 
@@ -178,30 +177,26 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
-    why = why_no_agent(module)
-    if why:
-        buses = [
-            {"name": name, "status": "unknown", "detail": why, "units": 0}
-            for name, bus in options["depot"].get("buses", {}).items()
-            if bus.get("gateway") == options["gateway"]
-        ]
-        ended(module, {"buses": buses, "units": [], "gathered": ""}, asked=False)
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state import run  # noqa: PLC0415
-
     try:
-        found = run.scan(
-            options["depot"],
-            options["gateway"],
+        found = ask(
+            module,
+            "scan",
+            document=options["depot"],
+            gateway=options["gateway"],
             unit_ids=options["unit_ids"],
             circuit=options["circuit"],
             rating_a=options["rating_a"],
             deadline_s=options["deadline_s"],
-            socket=Path(options["socket"]),
-            state_directory=Path(options["state_directory"]),
+            socket=options["socket"],
+            state_directory=options["state_directory"],
         )
-    except run.Unusable as problem:
-        module.fail_json(msg=str(problem), invocation=invocation(module))
+    except NoAgent as why:
+        buses = [
+            {"name": name, "status": "unknown", "detail": str(why), "units": 0}
+            for name, bus in options["depot"].get("buses", {}).items()
+            if bus.get("gateway") == options["gateway"]
+        ]
+        ended(module, {"buses": buses, "units": [], "gathered": ""}, asked=False)
     ended(module, found, asked=True)
 
 

@@ -130,18 +130,16 @@ not_verified:
   returned: always
 """
 
-from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
+    NoAgent,
+    ask,
     finish,
-    in_brief,
-    invocation,
     on_gateway,
     unknown,
-    why_no_agent,
 )
 
 
@@ -159,26 +157,22 @@ def main() -> None:
     )
     depot, gateway = module.params["depot"], module.params["gateway"]
     name = depot.get("depot", "")
-    why = why_no_agent(module)
-    if why:
-        finish(module, unknown(declared(depot, gateway), why), name, asked=False)
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state import run  # noqa: PLC0415
-
     try:
-        devices = run.settings(
-            depot,
-            gateway,
+        devices = ask(
+            module,
+            "settings",
+            document=depot,
+            gateway=gateway,
             only=module.params["only"],
             check=module.check_mode,
             deadline_s=module.params["deadline_s"],
             blind=module.params["blind"],
-            socket=Path(module.params["socket"]),
-            state_directory=Path(module.params["state_directory"]),
+            socket=module.params["socket"],
+            state_directory=module.params["state_directory"],
         )
-    except run.Unusable as problem:
-        module.fail_json(msg=str(problem), invocation=invocation(module))
-    finish(module, devices, name, result_of=in_brief)
+    except NoAgent as why:
+        finish(module, unknown(declared(depot, gateway), str(why)), name, asked=False)
+    finish(module, devices, name)
 
 
 def declared(depot: dict[str, Any], gateway: str) -> list[str]:

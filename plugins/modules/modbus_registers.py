@@ -253,7 +253,6 @@ not_verified:
   returned: always
 """
 
-from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.declared_registers import (
@@ -263,7 +262,7 @@ from ansible_collections.derms.edge.plugins.module_utils.declared_registers impo
     REGISTER_OPTIONS,
     TYPES,
 )
-from ansible_collections.derms.edge.plugins.module_utils.device_state import finish, unknown, why_no_agent
+from ansible_collections.derms.edge.plugins.module_utils.device_state import NoAgent, ask, finish, unknown
 
 READBACK_TYPES = [kind for kind in TYPES if kind not in ("string", "bits")]
 
@@ -304,22 +303,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    why = why_no_agent(module)
-    if why:
-        finish(module, unknown([device["name"] for device in module.params["devices"]], why), asked=False)
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state import registers, run  # noqa: PLC0415
-
     try:
-        devices = registers.converged(
-            module.params,
+        devices = ask(
+            module,
+            "registers",
+            arguments=module.params,
             check=module.check_mode,
-            socket=Path(module.params["socket"]),
-            state_directory=Path(module.params["state_directory"]),
-            depot_file=Path(module.params["depot_file"]),
+            socket=module.params["socket"],
+            state_directory=module.params["state_directory"],
+            depot_file=module.params["depot_file"],
         )
-    except run.Unusable as problem:
-        module.fail_json(msg=str(problem))
+    except NoAgent as why:
+        finish(module, unknown([device["name"] for device in module.params["devices"]], str(why)), asked=False)
     finish(module, devices)
 
 

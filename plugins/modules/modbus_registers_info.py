@@ -170,7 +170,6 @@ not_verified:
   returned: always
 """
 
-from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.declared_registers import (
@@ -179,7 +178,7 @@ from ansible_collections.derms.edge.plugins.module_utils.declared_registers impo
     OPTIONS,
     REGISTER_OPTIONS,
 )
-from ansible_collections.derms.edge.plugins.module_utils.device_state import finish, unknown, why_no_agent
+from ansible_collections.derms.edge.plugins.module_utils.device_state import NoAgent, ask, finish, unknown
 
 
 def main() -> None:
@@ -203,22 +202,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    why = why_no_agent(module)
-    if why:
-        devices = unknown([device["name"] for device in module.params["devices"]], why)
-        finish(module, [{**device, "values": {}, "registers": []} for device in devices], asked=False)
-    # Only there on the agent's own interpreter.
-    from derms_agent.device_state import registers, run  # noqa: PLC0415
-
     try:
-        devices = registers.gathered(
-            module.params,
-            socket=Path(module.params["socket"]),
-            state_directory=Path(module.params["state_directory"]),
-            depot_file=Path(module.params["depot_file"]),
+        devices = ask(
+            module,
+            "registers_info",
+            arguments=module.params,
+            socket=module.params["socket"],
+            state_directory=module.params["state_directory"],
+            depot_file=module.params["depot_file"],
         )
-    except run.Unusable as problem:
-        module.fail_json(msg=str(problem))
+    except NoAgent as why:
+        devices = unknown([device["name"] for device in module.params["devices"]], str(why))
+        finish(module, [{**device, "values": {}, "registers": []} for device in devices], asked=False)
     finish(module, devices)
 
 

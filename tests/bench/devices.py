@@ -3,7 +3,7 @@
 
 The devices are agent_service's chargers with six more settings, which makes ten in two runs of registers: a profile
 made for this, which a release of this tree's agent has beside the built-in ones. Ansible runs on that release, and the
-module starts on the system's Python and respawns into it, as on a gateway. The connection is local: what a link takes
+module starts on the system's Python and asks the release's, as on a gateway. The connection is local: what a link takes
 is not in these figures.
 """
 

@@ -20,10 +20,11 @@ from derms_agent.depot.plain import depot_document
 from derms_agent.depot.ranges import BadRange
 from derms_agent.device_state.access import Access
 from derms_agent.device_state.adopted import Adopted, adopted, entry
+from derms_agent.device_state.calls import Unusable
 from derms_agent.device_state.fit import Fit, Shown, best, judged
 from derms_agent.device_state.gather import Gathered
 from derms_agent.device_state.results import Status
-from derms_agent.device_state.run import Unusable, depot_of
+from derms_agent.device_state.run import depot_of
 from derms_agent.device_state.run import scan as run_scan
 from derms_agent.device_state.scan import Found, Scanned, SparingBus, scan, units_to_try, without_repeats
 from derms_agent.drivers.errors import BusError, NoAnswer, NotAllowed, Refused, Unreachable

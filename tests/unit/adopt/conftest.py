@@ -116,4 +116,4 @@ def play(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Play:
 @pytest.fixture
 def no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the agent be none that this interpreter could import."""
-    monkeypatch.setitem(sys.modules, "derms_agent", None)
+    monkeypatch.setitem(sys.modules, "derms_agent.device_state.calls", None)

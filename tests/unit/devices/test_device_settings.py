@@ -136,7 +136,7 @@ def field(arguments: dict[str, Any]) -> Iterator[Field]:
 @pytest.fixture
 def no_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have this interpreter know nothing of the agent, as a gateway's own."""
-    monkeypatch.setitem(sys.modules, "derms_agent", None)
+    monkeypatch.setitem(sys.modules, "derms_agent.device_state.calls", None)
 
 
 # --- no agent, or another ---------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def test_an_agent_of_another_interface_is_not_asked(
 
 
 def test_it_starts_on_another_python_with_a_depot_larger_than_a_pipe(arguments: dict[str, Any], tmp_path: Path) -> None:
-    """Ansible's own way of starting a module anew hangs with more than 64 KiB of arguments."""
+    """A depot of more than the 64 KiB that a pipe holds."""
     python = Path(arguments["agent_directory"], "current", "bin", "python")
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
@@ -188,6 +188,24 @@ def test_it_starts_on_another_python_with_a_depot_larger_than_a_pipe(arguments: 
     # It is the agent's own code that finds the mistake in the depot.
     assert "expected" in done.stdout, done.stdout + done.stderr
     assert "devices.xxxx" in done.stdout
+
+
+@pytest.mark.usefixtures("no_agent")
+def test_a_release_from_before_devices_could_be_asked_is_told_apart_from_one_that_fails(
+    arguments: dict[str, Any],
+) -> None:
+    python = Path(arguments["agent_directory"], "current", "bin", "python")
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/usr/bin/python3")
+    result = run(check=True, **arguments)
+    why = f"the agent in service at {python} is too old: it has no derms_agent.device_state"
+    assert {device["detail"] for device in result["devices"]} == {why}
+    python.unlink()
+    python.write_text("#!/bin/sh\ncat > /dev/null\necho 'no space left' >&2\nexit 1\n", encoding="utf-8")
+    python.chmod(0o755)
+    result = run(check=True, **arguments)
+    assert result["failed"]
+    assert result["msg"] == "derms_agent.device_state failed: no space left"
 
 
 def test_a_bare_gateway_of_the_oldest_python(arguments: dict[str, Any], tmp_path: Path) -> None:

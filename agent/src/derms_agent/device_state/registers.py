@@ -18,6 +18,7 @@ import anyio
 from derms_agent import depot as depots
 from derms_agent.device_state import run
 from derms_agent.device_state.access import STATE_DIRECTORY, Access, same_endpoint
+from derms_agent.device_state.calls import Unusable
 from derms_agent.device_state.declared_registers import (
     POINT_PREFIX,
     Arguments,
@@ -108,7 +109,7 @@ def _declared(arguments: Arguments, depot_file: Path, *, writes: bool) -> Declar
     try:
         return declare(arguments, _depot(depot_file), writes=writes, same_endpoint=same_endpoint)
     except DeclarationError as problem:
-        raise run.Unusable(str(problem)) from problem
+        raise Unusable(str(problem)) from problem
 
 
 def _depot(file: Path) -> Depot | None:
@@ -121,7 +122,7 @@ def _depot(file: Path) -> Depot | None:
     except FileNotFoundError:
         return None
     except (OSError, depots.DepotError) as problem:
-        raise run.Unusable(f"{file} does not say which registers control owns: {problem}") from problem
+        raise Unusable(f"{file} does not say which registers control owns: {problem}") from problem
 
 
 def _asked(

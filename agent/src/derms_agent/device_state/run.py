@@ -18,18 +18,15 @@ from derms_agent.device_state import gather
 from derms_agent.device_state import scan as scans
 from derms_agent.device_state.access import STATE_DIRECTORY, Access, open_buses
 from derms_agent.device_state.adopted import adopted, entry
+from derms_agent.device_state.calls import Unusable
 from derms_agent.device_state.converge import NoSuchDevice, chosen, converge
-from derms_agent.device_state.results import DeviceResult, Status, of_unknown, plain
+from derms_agent.device_state.results import DeviceResult, Status, in_brief, of_unknown
 from derms_agent.drivers.bus_lock import Locked
 from derms_agent.model import Bus, Depot, Device
 from derms_agent.socket_client import SOCKET, NoService
 from derms_agent.socket_protocol import ProtocolError
 
 T = TypeVar("T")
-
-
-class Unusable(ValueError):
-    """What was asked for cannot be done; nothing was written. The text says what was found and expected."""
 
 
 def depot_of(document: Mapping[str, Any]) -> Depot:
@@ -70,7 +67,10 @@ def settings(
     socket: Path = SOCKET,
     state_directory: Path = STATE_DIRECTORY,
 ) -> list[dict[str, Any]]:
-    """See to it that a gateway's devices hold their declared settings; return what became of each. Raises Unusable."""
+    """See to it that a gateway's devices hold their declared settings; return what became of each, in brief.
+
+    Raises Unusable.
+    """
     depot, devices = _chosen(document, gateway, only, configured=True)
     if not devices:
         return []
@@ -87,7 +87,7 @@ def settings(
         done = with_buses(buses, converged, socket=socket, state_directory=state_directory)
     except Unasked as problem:
         done = [of_unknown(device.name, str(problem)) for device in devices]
-    return [plain(result) for result in done]
+    return [in_brief(result) for result in done]
 
 
 def info(

@@ -11,12 +11,13 @@ import anyio
 
 from derms_agent import profiles as built_in
 from derms_agent.device_state.access import STATE_DIRECTORY, Access
+from derms_agent.device_state.calls import Unusable
 from derms_agent.device_state.der.converge import Der, converge_all
 from derms_agent.device_state.der.functions import DerProfile
 from derms_agent.device_state.der.parse import ProfileProblem, parse
 from derms_agent.device_state.der.results import DerResult, plain
 from derms_agent.device_state.results import Status
-from derms_agent.device_state.run import Unasked, Unusable, depot_of, with_buses
+from derms_agent.device_state.run import Unasked, depot_of, with_buses
 from derms_agent.drivers.unit import Unit
 from derms_agent.model import Depot, Device
 from derms_agent.profiles.profile import Protocol
