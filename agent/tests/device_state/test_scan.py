@@ -23,9 +23,9 @@ from derms_agent.device_state.adopted import Adopted, adopted, entry
 from derms_agent.device_state.calls import Unusable
 from derms_agent.device_state.fit import Fit, Shown, best, judged
 from derms_agent.device_state.gather import Gathered
+from derms_agent.device_state.looking import scan as run_scan
 from derms_agent.device_state.results import Status
 from derms_agent.device_state.run import depot_of
-from derms_agent.device_state.run import scan as run_scan
 from derms_agent.device_state.scan import Found, Scanned, SparingBus, scan, units_to_try, without_repeats
 from derms_agent.drivers.errors import BusError, NoAnswer, NotAllowed, Refused, Unreachable
 from derms_agent.drivers.interface import Priority

@@ -28,7 +28,7 @@ import yaml
 
 from derms_agent import depot as depots
 from derms_agent.depot.plain import depot_document
-from derms_agent.device_state import run
+from derms_agent.device_state import looking, run
 from derms_agent.device_state.registers import converged
 from derms_agent.drivers.bus_lock import Locked, buses_locked
 from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
@@ -440,16 +440,16 @@ def devices_are_read_and_found_through_the_agent(orchestrator: Orchestrator, pla
         "socket": orchestrator.socket,
         "state_directory": orchestrator.directory,
     }
-    held = run.info(document, "gateway-1", **given)["devices"]
+    held = looking.info(document, "gateway-1", **given)["devices"]
     assert [(one["name"], one["status"]) for one in held] == [(name, "ok") for name in document["devices"]]
     bare = {**document, "devices": {}, "meters": {}}
-    found = run.scan(bare, "gateway-1", unit_ids=["1"], **given)
+    found = looking.scan(bare, "gateway-1", unit_ids=["1"], **given)
     assert {bus["status"] for bus in found["buses"]} == {"ok"}
     assert [(one["outcome"], one["profile"]) for one in found["units"]] == [
         ("found", device["profile"]) for device in document["devices"].values()
     ]
     other = {**bare["buses"]["bus-1"], "port": bare["buses"]["bus-1"]["port"] + 1}
-    away = run.scan({**bare, "buses": {"bus-1": other}}, "gateway-1", unit_ids=["1"], **given)
+    away = looking.scan({**bare, "buses": {"bus-1": other}}, "gateway-1", unit_ids=["1"], **given)
     assert away["buses"][0]["status"] == "unknown"
     assert "the agent has the bus bus-1 at" in away["buses"][0]["detail"]
 

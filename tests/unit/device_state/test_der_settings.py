@@ -195,7 +195,7 @@ def test_an_agent_of_another_interface_is_unknown(
 
 
 def test_the_documentations_profiles_are_taken() -> None:
-    from derms_agent.device_state.der import parse  # noqa: PLC0415 - what the module itself imports late
+    from derms_agent.device_state.der.parse import parse  # noqa: PLC0415 - what the module itself imports late
 
     for task in yaml.safe_load(der_settings.EXAMPLES):
         for device in task["derms.edge.der_settings"]["devices"]:

@@ -17,8 +17,8 @@ from derms_agent import device_state
 # By name: what one call needs, another has no need to import.
 CALLS = {
     "settings": ("derms_agent.device_state.run", "settings"),
-    "info": ("derms_agent.device_state.run", "info"),
-    "scan": ("derms_agent.device_state.run", "scan"),
+    "info": ("derms_agent.device_state.looking", "info"),
+    "scan": ("derms_agent.device_state.looking", "scan"),
     "der_settings": ("derms_agent.device_state.der.run", "der_settings"),
     "registers": ("derms_agent.device_state.registers", "converged"),
     "registers_info": ("derms_agent.device_state.registers", "gathered"),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from derms_agent.model import DeviceKind, Value
@@ -325,8 +325,11 @@ class Profile:
     traps: tuple[str, ...] = ()
     poll: tuple[str, ...] = ()
     occupancy: Occupancy | None = None
+    settings: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    """The names of what a depot file may declare for such a device."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", tuple(point.name for point in _all_points(self) if point.setting))
         for name in ("name", "title", "source"):
             if not getattr(self, name):
                 raise Contradiction((name,), "nothing", "some words")
@@ -367,11 +370,6 @@ class Profile:
             return ()
         switch = self.control.switch
         return (self.control.point,) if switch is None else (self.control.point, switch.point)
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """The names of what a depot file may declare for such a device."""
-        return tuple(point.name for point in _all_points(self) if point.setting)
 
     @property
     def shows_in_force(self) -> bool:

@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from derms_agent import profiles
-from derms_agent.device_state.der import Pace
+from derms_agent.device_state.der.converge import Pace
 from derms_agent.drivers.errors import BusError, NoAnswer, Refused
 from derms_agent.drivers.interface import Pending, Priority
 from derms_agent.drivers.unit import Unit

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from derms_agent.device_state.der import DerResult, converge, converge_all, parse
-from derms_agent.device_state.der.converge import Der
+from derms_agent.device_state.der.converge import Der, converge, converge_all
 from derms_agent.device_state.der.functions import FUNCTIONS, ONE_AT_A_TIME
+from derms_agent.device_state.der.parse import parse
+from derms_agent.device_state.der.results import DerResult
 from derms_agent.device_state.der.settings import Curve, Number, Switch, settings_of
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import BusError, ConnectionLost, NoAnswer, NotAllowed, Unreachable

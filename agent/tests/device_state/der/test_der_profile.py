@@ -14,9 +14,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derms_agent.device_state.der import ProfileProblem, capability_of, categories, parse
+from derms_agent.device_state.der import categories
 from derms_agent.device_state.der.adoption import COMPLETED, FAILED, IN_PROGRESS, Shown, judge
+from derms_agent.device_state.der.capability import capability_of
 from derms_agent.device_state.der.functions import FUNCTIONS, DerProfile
+from derms_agent.device_state.der.parse import ProfileProblem, parse
 from derms_agent.device_state.der.registers import ModelRegisters
 from derms_agent.device_state.der.settings import DEADBAND, POWER, SHARE, TIME, VOLTAGE, Shape, Switch, settings_of
 from derms_agent.device_state.results import Status
