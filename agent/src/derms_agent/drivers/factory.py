@@ -11,6 +11,7 @@ from derms_agent import profiles
 from derms_agent.drivers.interface import RegisterBus
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import ModbusDevice, Pace
+from derms_agent.drivers.register_map import ModbusMap, connectors
 from derms_agent.drivers.sunspec import SunSpecDevice
 from derms_agent.drivers.unit import Clock
 from derms_agent.model import Circuit, Depot, Device
@@ -27,12 +28,13 @@ def open_device(
     clock: Clock = time.monotonic,
     repeats_limits: bool = True,
     reads_back: bool = True,
+    registers: ModbusMap | None = None,
 ) -> ModbusDevice:
     """Return the driver of a device; nothing is sent yet.
 
     `circuits` give the voltage by which W become A; without them 230 V to neutral are taken. `clock`,
-    `repeats_limits` and `reads_back` are as `ModbusDevice` has them. Raises ValueError where the profile cannot limit
-    each of the device's EVSEs.
+    `repeats_limits`, `reads_back` and `registers` are as `ModbusDevice` has them. Raises ValueError where the profile
+    cannot limit each of the device's EVSEs.
     """
     kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
     known = circuits or {}
@@ -46,6 +48,7 @@ def open_device(
         clock=clock,
         repeats_limits=repeats_limits,
         reads_back=reads_back,
+        registers=registers,
     )
 
 
@@ -75,6 +78,14 @@ def open_devices(
     reads_back: bool = True,
 ) -> dict[str, ModbusDevice]:
     """Return the drivers of the devices on those buses, by name. Raises ProfileError; ValueError as `open_device`."""
+    maps: dict[object, ModbusMap] = {}
+
+    def map_of(device: Device, profile: Profile) -> ModbusMap:
+        alike = (device.profile, connectors(device))
+        if alike not in maps:
+            maps[alike] = ModbusMap(device, profile)
+        return maps[alike]
+
     return {
         device.name: open_device(
             device,
@@ -85,6 +96,7 @@ def open_devices(
             clock=clock,
             repeats_limits=repeats_limits,
             reads_back=reads_back,
+            registers=map_of(device, profiles.load(device.profile)),
         )
         for device in depot.devices.values()
         if device.bus in buses

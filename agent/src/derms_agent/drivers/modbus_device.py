@@ -178,7 +178,7 @@ class ModbusDevice:
     A. The declared settings stand for those not read yet. `repeats_limits`: it writes a limit again by itself where
     that is what feeds the watchdog; whoever keeps a ledger of writes repeats them itself. `reads_back`: it
     reads each limit back once it is written; whoever looks at what polls show of it need not have that as well, and the
-    bus carries half of what it would.
+    bus carries half of what it would. `registers` is the map of such a device, where another one's is at hand.
     """
 
     def __init__(
@@ -192,8 +192,10 @@ class ModbusDevice:
         clock: Clock = time.monotonic,
         repeats_limits: bool = True,
         reads_back: bool = True,
+        registers: ModbusMap | None = None,
     ) -> None:
         self.device = device
+        self._declared_map = registers
         self._repeats_limits = repeats_limits
         self._reads_back = reads_back
         self.profile = profile
@@ -235,7 +237,7 @@ class ModbusDevice:
             raise
 
     async def _discover(self) -> RegisterMap:
-        return ModbusMap(self.device, self.profile)
+        return self._declared_map or ModbusMap(self.device, self.profile)
 
     async def run(self, publish: Callable[[Reading], None]) -> None:
         """Poll and feed the watchdog until cancelled; publish each reading, failed ones with their problem."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from derms_agent.drivers.errors import BadReply
@@ -73,7 +74,11 @@ class RegisterMap(Protocol):
 
 
 class ModbusMap:
-    """The points of a profile, for one device: each point once, or once for each of its EVSEs where they stride."""
+    """The points of a profile, for one device: each point once, or once for each of its EVSEs where they stride.
+
+    Devices of one profile with the same connectors have the same map, and share it where many are opened at once: what
+    reads a set of values, and what a value is in registers, is then worked out once.
+    """
 
     def __init__(self, device: Device, profile: Profile) -> None:
         self._profile = profile
@@ -85,6 +90,9 @@ class ModbusMap:
             for evse in device.evses:
                 self._points[name + suffix(device, evse)] = (point, evse.connector)
         self._spans = {name: (_shown_at(name, point, connector),) for name, (point, connector) in self._points.items()}
+        self._reads = lru_cache(maxsize=64)(self._planned)
+        self._write_of = lru_cache(maxsize=1024, typed=True)(self._laid)
+        self._held_of = lru_cache(maxsize=1024, typed=True)(self._quantised)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,22 +122,37 @@ class ModbusMap:
 
     def plan(self, names: Iterable[str], *, writing: bool = False) -> tuple[Block, ...]:
         """Return the reads that fetch the `spans` of values, or their `before_write`."""
+        return self._reads(tuple(names), writing)
+
+    def _planned(self, names: tuple[str, ...], writing: bool) -> tuple[Block, ...]:
         of = self.before_write if writing else self.spans
         return plan_reads((span for name in names for span in of(name)), self._profile.wire)
 
     def write(self, name: str, value: Value, words: Words) -> Write:
         """Return the request that writes it, its registers' other bits as they were."""
+        point, _ = self._points[name]
+        return self._write_of(name, value, None if point.mask is None else tuple(words[name]))
+
+    def _laid(self, name: str, value: Value, words: tuple[int, ...] | None) -> Write:
         point, connector = self._points[name]
         if not point.writable:
             raise KeyError(name)
-        laid = point.encode(value) if point.mask is None else point.replace_bits(words[name], value)
+        laid = point.encode(value) if words is None else point.replace_bits(words, value)
         return plan_write(_span(name, point, connector), laid, self._profile)
 
     def held(self, name: str, value: Value, words: Words) -> Value:  # noqa: ARG002
         """Return the value in the resolution of the point, then of its readback."""
+        return self._held_of(name, value)
+
+    def _quantised(self, name: str, value: Value) -> Value:
         point, _ = self._points[name]
         held = point.quantise(value)
         return held if point.readback is None else point.readback.quantise(held)
+
+
+def connectors(device: Device) -> tuple[tuple[str, int], ...]:
+    """Return what of a device its map depends on, beside the profile."""
+    return tuple((suffix(device, evse), evse.connector) for evse in device.evses)
 
 
 def suffix(device: Device, evse: Evse) -> str:
