@@ -95,6 +95,7 @@ class Assembly:
         self._shapes: dict[tuple[Path, str | None], _Shape | None] = {}
         self._units: dict[tuple[str, int], str] = {}
         self._serial_numbers: dict[tuple[str, str], str] = {}
+        self._sound: dict[tuple[str, Path], bool] = {}
         self._evse_specs: dict[tuple[int, str | None], Sequence[_EvseSpec]] = {}
         self._ends: dict[tuple[str, str], str] = {}
 
@@ -393,7 +394,7 @@ class Assembly:
             self._unknown_profile(named.path, named.value)
             return None
         settings = merged_settings(layers)
-        sound = all(self._setting(profile, name, setting) for name, setting in settings.items())
+        sound = all(self._is_sound(profile, name, setting) for name, setting in settings.items())
         circuit, firmware = first(layers, "circuit"), first(layers, "firmware")
         if firmware is not None:
             self._shown_by(profile, "firmware", firmware.path)
@@ -408,8 +409,14 @@ class Assembly:
             evses=self._connectors(entry, profile, layers),
         )
 
+    def _is_sound(self, profile: Profile, name: str, setting: Found) -> bool:
+        """Say whether a setting is one that the profile has and can hold; report it if not, once for its place."""
+        key = (profile.name, setting.path)
+        if key not in self._sound:
+            self._sound[key] = self._setting(profile, name, setting)
+        return self._sound[key]
+
     def _setting(self, profile: Profile, name: str, setting: Found) -> bool:
-        """Say whether a setting is one that the profile has and can hold; report it if not."""
         settable = profile.settings
         if name not in settable:
             found = f"{name}, which the profile {profile.name} does not have as a setting"

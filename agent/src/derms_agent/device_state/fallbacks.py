@@ -44,6 +44,8 @@ def order(
     `profiles` by device. `held`: everything that a device that was to be asked may hold now, nothing where it could not
     be asked. `changes`: the settings that differ, of each device that may be written.
     """
+    if not changes:
+        return Order()
     now, worst, after = (dict[str, float](), dict[str, float](), dict[str, float]())
     raised: set[str] = set()
     for device in depot.devices.values():

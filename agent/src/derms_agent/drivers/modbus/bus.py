@@ -251,8 +251,11 @@ class ModbusBus:
             return backoff.next_s()
         self._silent_requests = 0
         try:
-            with anyio.move_on_after(self.bus.delay_after_connect_s):
-                await connection.closed.wait()
+            if self.bus.delay_after_connect_s:
+                with anyio.move_on_after(self.bus.delay_after_connect_s):
+                    await connection.closed.wait()
+            else:
+                await anyio.sleep(0)  # what has come already shows that it is no fresh link
             if not connection.problem:
                 self._problem = None
                 self._connection = connection
