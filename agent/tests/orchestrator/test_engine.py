@@ -243,3 +243,18 @@ async def test_a_limit_does_not_wait_for_the_calm_that_a_change_waits_for(
         bench.field.told.clear()
         bench.shed()
         await bench.until(lambda: bool(bench.field.told), SOON_S)
+
+
+async def test_what_may_wait_lets_decreases_go_first_and_waits_no_longer(charging: Play, tmp_path: Path) -> None:
+    async with at_work(charging, tmp_path) as bench:
+        began_s = time.monotonic()
+        await bench.engine.decreases_gone()
+        assert time.monotonic() - began_s < SHORT_S, "none was asked for"
+        bench.shed()
+        await bench.engine.decreases_gone()
+        assert bench.field.told, "asked for, and not yet worked out"
+        bench.field.clear()
+        began_s = time.monotonic()
+        with anyio.fail_after(SOON_S):
+            await bench.engine.decreases_gone()  # no device has answered
+        assert time.monotonic() - began_s <= engine.HOLD_S

@@ -8,6 +8,7 @@ the agent takes as well when it starts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from derms_agent.socket_protocol import MOST_BYTES, VERSION, ProtocolError, deco
 STATE_DIRECTORY = Path("/var/lib/derms/orchestrator")
 CONNECTIONS = 48
 """To the agent's socket at the most: it takes 64, and others want some of them."""
+PACE_S = 0.002
+"""Between two requests to the agent, on average: it has control to see to, and answers one in a fifth of that."""
 ANSWER_S = 5.0
 """What an answer may take on top of what its job may."""
 LEAST_DEADLINE_S, MOST_DEADLINE_S = 0.1, 60.0
@@ -140,6 +143,7 @@ class Agent:
         self._path = path
         self._room = anyio.CapacityLimiter(connections)
         self._idle: list[_Connection] = []
+        self._turn_s = -math.inf
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Agent:
@@ -159,6 +163,7 @@ class Agent:
     async def ask(self, verb: str, within_s: float = ANSWER_S, **arguments: Any) -> Any:
         """Return the result of a verb. Raises NoService, and ProtocolError for a refusal."""
         async with self._room:
+            await self._turn()
             if not self._idle:
                 try:
                     await self.connect()
@@ -176,6 +181,12 @@ class Agent:
                 raise
             self._idle.append(connection)
             return answer
+
+    async def _turn(self) -> None:
+        """Wait until the next request may leave."""
+        now_s = anyio.current_time()
+        self._turn_s = max(self._turn_s + PACE_S, now_s)
+        await anyio.sleep(self._turn_s - now_s)
 
 
 class NotAsked(NoService):

@@ -158,6 +158,13 @@ class Engine:
         # Whoever asked is answered before this goes on.
         await anyio.lowlevel.checkpoint()
 
+    async def decreases_gone(self) -> None:
+        """Wait while decreases are asked for or under way, as long as they hold a cycle back: they need the time."""
+        now_s = self.clock()
+        until_s = now_s + HOLD_S if self._urgent else self._held_until_s if self._under_way else now_s
+        if until_s > now_s:
+            await anyio.sleep(until_s - now_s)
+
     async def _cycle(self, tasks: anyio.abc.TaskGroup, now_s: float) -> None:
         outcome = self.controller.cycle(now_s)
         self.cycles += 1

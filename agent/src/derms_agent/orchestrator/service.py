@@ -336,6 +336,7 @@ class Service:
     async def _carried_out(self, name: str, bus: ModbusBus, one: _Job, deadline_s: float, user: str) -> object:
         at = (one.unit_id, one.table, one.address)
         priority = Priority.CONFIGURATION
+        await self.engine.decreases_gone()
         try:
             if one.values is None:
                 return {
