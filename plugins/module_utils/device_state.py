@@ -72,15 +72,14 @@ def elsewhere(module: AnsibleModule, request: Mapping[str, Any]) -> dict[str, An
     # -I: what lies in the working directory, or in PYTHONPATH, is not imported by who runs this.
     command = [str(interpreter), "-I", "-m", CALLED]
     done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, check=False)
-    if done.returncode == 0:
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
-    said = done.stderr.decode(errors="replace")
-    if re.search("No module named '?derms_agent", said):
-        raise NoAgent(f"the agent in service at {interpreter} is too old: it has no {CALLED}")
-    last = said.strip().rpartition("\n")[2]
-    module.fail_json(msg=f"{CALLED} failed: {last}", exception=said, invocation=invocation(module))
-    raise AssertionError("unreachable")
+    if done.returncode:
+        said = done.stderr.decode(errors="replace")
+        if re.search("No module named '?derms_agent", said):
+            raise NoAgent(f"the agent in service at {interpreter} is too old: it has no {CALLED}")
+        last = said.strip().rpartition("\n")[2]
+        module.fail_json(msg=f"{CALLED} failed: {last}", exception=said, invocation=invocation(module))
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
 
 
 def failures_allowed(module: AnsibleModule, devices: int) -> int:
