@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from derms_agent.drivers.errors import BusError, NotAllowed, Refused
 from derms_agent.drivers.interface import Priority
@@ -162,12 +163,9 @@ class Settings:
     def _named(self, changes: Mapping[str, Value]) -> tuple[dict[str, Value], list[SettingResult]]:
         wanted: dict[str, Value] = {}
         refused: list[SettingResult] = []
-        known: dict[str, list[str]] = {}
-        for name in filter(self._is_setting, self._registers.names):
-            for called in {name, stem(name)}:
-                known.setdefault(called, []).append(name)
+        known = _called(self._registers.names, self._profile.settings)
         for name, value in changes.items():
-            found = known.get(name, [])
+            found = known.get(name, ())
             wanted |= dict.fromkeys(found, value)
             if not found:
                 hint = nearest(name, self._profile.settings)
@@ -177,11 +175,13 @@ class Settings:
         return wanted, refused
 
     def _planned(self, name: str, value: Value, words: Mapping[str, tuple[int, ...]]) -> _Change | SettingResult:
-        secret = self._is_secret(name)
+        point = self._profile.point(stem(name))
+        secret = bool(getattr(point, "secret", False))
         shown = None if secret else value
         readable = self._registers.readable(name)
-        needed = [*self._registers.before_write(name), *(self._registers.spans(name) if readable else ())]
-        missing = dict.fromkeys(span.name for span in needed if span.name not in words)
+        spans = self._registers.spans(name)
+        needed = (*self._registers.before_write(name), *(spans if readable else ()))
+        missing = dict.fromkeys([span.name for span in needed if span.name not in words])
         if missing:
             # What it says it has not, and what no reading would ever show to be written, is not written.
             detail = f"the device refuses to show {', '.join(missing)}, without which it cannot be written"
@@ -192,8 +192,8 @@ class Settings:
         except (OutOfRange, Forbidden) as problem:
             detail = f"{name}: found a value that it cannot hold" if secret else str(problem)
             return SettingResult(name=name, outcome=Outcome.REFUSED, wanted=shown, detail=detail)
-        before = self._value(name, words)
-        (span, *_) = self._registers.spans(name)
+        before = self._registers.value(name, words) if readable else None
+        span = spans[0]
         read = Registers(span.table, span.address, words[span.name]) if readable else None
         return _Change(
             name,
@@ -203,7 +203,7 @@ class Settings:
             readable,
             secret,
             write,
-            unit=self._profile.point(stem(name)).unit,
+            unit=point.unit,
             read=read,
         )
 
@@ -304,6 +304,17 @@ class Settings:
 
     def _is_secret(self, name: str) -> bool:
         return bool(getattr(self._profile.point(stem(name)), "secret", False))
+
+
+@lru_cache(maxsize=64)  # the devices of a profile have the same
+def _called(names: tuple[str, ...], settings: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """Return which of some values are meant by a setting's name, with its connector or without."""
+    known: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if stem(name) in settings:
+            for called in {name, stem(name)}:
+                known[called] = (*known.get(called, ()), name)
+    return known
 
 
 def _result(change: _Change, outcome: Outcome, *, after: Value | None = None, detail: str = "") -> SettingResult:
