@@ -61,6 +61,11 @@ DOCUMENT: Mapping[str, Any] = {
 
 
 @pytest.fixture
+def document() -> Mapping[str, Any]:
+    return DOCUMENT
+
+
+@pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
 

@@ -20,6 +20,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.derms.edge.plugins.modules import device_settings
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from derms_agent import profiles
+from derms_agent.depot.plain import depot_document
 from derms_agent.device_state.run import depot_of
 from derms_agent.twin import Fault, FaultKind, Twin
 
@@ -152,6 +153,14 @@ def test_a_dry_run_of_a_bare_gateway_says_that_its_devices_are_unknown(arguments
     why = f"unknown: the agent is not on this gateway yet: there is no {python}"
     assert result["not_verified"] == [f"yard-1, yard-2, yard-3, front-1, front-2 {why}"]
     assert (result["drift"], result["diff"], result["notes"]) == ([], [], [])
+
+
+@pytest.mark.usefixtures("no_agent")
+def test_what_devices_share_is_declared_of_each(arguments: dict[str, Any]) -> None:
+    depot = depot_document(depot_of(arguments["depot"]))
+    assert "settings" not in depot["devices"]["back"], "its profile's devices share all of them"
+    result = run(check=True, **{**arguments, "depot": depot, "gateway": "gateway-2"})
+    assert statuses(result) == {"back": "unknown"}
 
 
 @pytest.mark.usefixtures("no_agent")
