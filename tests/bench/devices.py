@@ -342,7 +342,7 @@ from derms_agent.device_state.__main__ import give_way
 directory = Path(sys.argv[1])
 paths = {"socket": directory / "socket", "state_directory": directory / "state"}
 gc.disable()
-give_way(paths)
+give_way()
 from derms_agent.device_state import run
 document = json.loads((directory / "document.json").read_text(encoding="utf-8"))
 began_s = time.monotonic()
