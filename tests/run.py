@@ -69,7 +69,11 @@ PARTS = (
         always=False,
     ),
     Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),
-    Part("e2e", "hosts", (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", "--dist", "loadfile", "tests/e2e"),)),
+    Part(
+        "e2e",
+        "hosts",
+        (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", "--dist", "loadfile", "--durations=20", "tests/e2e"),),
+    ),
     # No host, but it waits for much, and that lane ends sooner.
     Part("sanity", "hosts", (("tests/check_sanity",),)),
     Part(

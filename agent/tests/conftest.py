@@ -32,6 +32,9 @@ settings.register_profile("derms", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("derms")
 
+WAITS_LONGEST = "test_service.py"
+"""The tests of the service as a program wait, one after the other, for what takes its time in a depot."""
+
 CONFIGURATION = """\
 user {user}
 listener {port} 127.0.0.1
@@ -50,6 +53,11 @@ persistence true
 persistence_location {state}/
 """
 STARTS_WITHIN_S = 10.0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what waits longest, so that all else runs beside it."""
+    items.sort(key=lambda item: item.path.name != WAITS_LONGEST)
 
 
 @pytest.fixture
