@@ -25,6 +25,7 @@ for power to be given back (a bound below zero), when nothing charges under it.
 
 **Why it is quick.** No program is solved: an EVSE is raised at most once a round, a raise costs one square root for
 each conductor above the EVSE, and a branch whose room is known not to reach an EVSE's next step is not asked again.
+What is known of the EVSEs is held in columns, so that each step is one pass over two or three of them.
 Fair shares are found by looking at whole branches, at the levels where somebody begins or ends to rise; between two of
 these, where a constraint is met is the root of a quadratic.
 """
@@ -194,51 +195,26 @@ def own_bound(evse: Evse, target: Target | None, watts_per_a: float) -> tuple[fl
     return max(-high, least), min(high, most)
 
 
-@dataclass(slots=True)
-class _Seat:
-    """An EVSE while its share is worked out.
+class _Seats(NamedTuple):
+    """The EVSEs that take part while shares are worked out, as columns: the same position in each is the same EVSE.
 
-    In A: `wish_a` of the plan or of fairness, `top_a` at the most, `kept_a` what it keeps since it was raised just now,
-    `useful_a` the least raise that comes to anything.
+    `places` are those in the network. In A: `usable_a` is what a session can use, `top_a` the highest step within that
+    and its own limits, `low_a` and `high_a`; `had_a` is what it has had so far, as a current. `before` is what each got
+    last. Columns are lists: a depot of a few EVSEs would wait longer for arrays than it takes.
     """
 
-    name: str
-    place: int
-    group: int
-    watts_per_a: float
-    steps: Steps
-    low_a: float
-    high_a: float
-    usable_a: float
-    top_a: float
-    had_a: float
-    kept_a: float
-    running: bool
-    storage: bool
-    laxity_s: float
-    useful_a: float
-    wish_a: float = 0.0
-    ahead_a: float = 0.0
-    current_a: float = 0.0
-
-    def lift(self, room: Room, to_a: float, at_most_a: float = math.inf) -> float:
-        """Raise this EVSE to an allowed current, by no more than `at_most_a` and the room; return by how much."""
-        top_a, useful_a = self.top_a, self.useful_a
-        rise = (min(top_a, to_a)) - self.current_a
-        rise = min(rise, at_most_a)
-        if rise < useful_a:
-            return 0.0
-        left = room.left(self.place, useful_a)
-        if left < useful_a:
-            return 0.0
-        reached = self.steps.down(self.current_a + (min(rise, left)))
-        rise = reached - self.current_a
-        if rise <= 0:
-            return 0.0
-        room.take(self.place, rise)
-        self.current_a = reached
-        self.useful_a = self.steps.useful_a(reached)
-        return rise
+    names: list[str]
+    places: list[int]
+    steps: list[Steps]
+    storage: list[bool]
+    watts_per_a: list[float]
+    low_a: list[float]
+    high_a: list[float]
+    usable_a: list[float]
+    top_a: list[float]
+    had_a: list[float]
+    laxity_s: list[float]
+    before: list[Allocation]
 
 
 def needs(
@@ -347,14 +323,13 @@ def reserved_a(
     return _fair_a(seats, network, circuit_limits(network, bounds))
 
 
-def _fair_a(seats: list[_Seat], network: Network, limits: Floats) -> Floats:
+def _fair_a(seats: _Seats, network: Network, limits: Floats) -> Floats:
     """Return the fair shares in A of those whose departure or need is unknown, by place."""
     tops, had = np.zeros(len(network.evses)), np.zeros(len(network.evses))
     unknown = np.zeros(len(network.evses), dtype=bool)
-    vehicles = [seat for seat in seats if not seat.storage]
-    places = [seat.place for seat in vehicles]
-    tops[places], had[places] = [seat.usable_a for seat in vehicles], [seat.had_a for seat in vehicles]
-    unknown[places] = [math.isinf(seat.laxity_s) for seat in vehicles]
+    vehicles = np.logical_not(seats.storage)
+    tops[seats.places], had[seats.places] = vehicles * seats.usable_a, vehicles * seats.had_a
+    unknown[seats.places] = vehicles & np.isinf(seats.laxity_s)
     return np.where(unknown, fair_shares(network, tops, had, limits), 0.0) if unknown.any() else tops * 0.0
 
 
@@ -391,9 +366,9 @@ def allocate(
     evses = tuple(evses)
     limits = circuit_limits(network, bounds)
     seats = _seats(evses, sessions, bounds, network, now_s=now_s, previous=previous, params=params)
-    _wish(seats, _fair_a(seats, network, limits), plan, now_s, params)
-    _share(seats, network.room(limits), params, planned=plan is not None)
-    result = {seat.name: _held(seat, previous.get(seat.name), now_s, params) for seat in seats}
+    wishes = _wishes(seats, _fair_a(seats, network, limits), plan, now_s, params)
+    could_a = _shared_a(seats, wishes, network, network.room(limits), now_s, params)
+    result = _held(seats, could_a, now_s, params)
     for evse in evses:
         if evse.name not in result:
             why = "waits after the outage" if evse.name in sessions else "no vehicle"
@@ -410,45 +385,45 @@ def _seats(
     now_s: float,
     previous: Mapping[str, Allocation],
     params: Params,
-) -> list[_Seat]:
-    seats = []
+) -> _Seats:
+    """Return the EVSEs with a session, as far as they may take power again after an outage."""
+    taking = [evse for evse in evses if evse.name in sessions]
+    if params.energised_at_s is not None and now_s < params.energised_at_s + params.spread_s:
+        taking = [evse for evse in taking if now_s >= may_start_at_s(evse.name, params)]
+    names = [evse.name for evse in taking]
+    present = [sessions[name] for name in names]
+    places = [network.place[name] for name in names]
+    all_watts_per_a: list[float] = network.watts_per_a.tolist()
+    watts_per_a = [all_watts_per_a[place] for place in places]
     own = by_target(bounds)
-    groups, watts_per_a = network.group_of.tolist(), network.watts_per_a.tolist()
-    all_may_start = params.energised_at_s is None or now_s >= params.energised_at_s + params.spread_s
-    for evse in evses:
-        name = evse.name
-        session = sessions.get(name)
-        if session is None or not (all_may_start or now_s >= may_start_at_s(name, params)):
-            continue
-        place = network.place[name]
-        watts = watts_per_a[place]
-        low, high = own_bound(evse, own.get(name), watts)
-        top = _top_a(watts, session, high, params)
-        steps = params.steps.get(name, params.otherwise)
-        before = previous.get(name)
-        stood_a = 0.0 if before is None else before.current_a
+    ranges = [own_bound(evse, own.get(evse.name), watts) for evse, watts in zip(taking, watts_per_a, strict=True)]
+    high_a = [high for _low, high in ranges]
+    usable_a = [_top_a(*each, params) for each in zip(watts_per_a, present, high_a, strict=True)]
+    steps = [params.steps.get(name, params.otherwise) for name in names]
+    return _Seats(
+        names=names,
+        places=places,
+        steps=steps,
+        storage=[name in params.storage for name in names],
+        watts_per_a=watts_per_a,
+        low_a=[low for low, _high in ranges],
+        high_a=high_a,
+        usable_a=usable_a,
         # What is less than a step is rounded up, for a vehicle takes no more than it needs; a limit is not.
-        stepped = steps.up(top)
-        seats.append(
-            _Seat(
-                name=name,
-                place=place,
-                group=groups[place],
-                watts_per_a=watts,
-                steps=steps,
-                low_a=low,
-                high_a=high,
-                usable_a=top,
-                top_a=steps.down(min(high, stepped)) if high > 0 else 0.0,
-                had_a=session.delivered_wh / watts * 3600 / params.even_s,
-                kept_a=stood_a if before is not None and now_s - before.raised_at_s < params.hold_s else 0.0,
-                running=stood_a > 0,
-                storage=name in params.storage,
-                laxity_s=_laxity_s(session, top * watts, now_s),
-                useful_a=max(steps.lowest_a - 2 * _CLOSE_A, _CLOSE_A),
-            )
-        )
-    return seats
+        top_a=[
+            one.down(min(high, one.up(usable))) if high > 0 else 0.0
+            for one, usable, high in zip(steps, usable_a, high_a, strict=True)
+        ],
+        had_a=[
+            session.delivered_wh / watts * 3600 / params.even_s
+            for session, watts in zip(present, watts_per_a, strict=True)
+        ],
+        laxity_s=[
+            _laxity_s(session, usable * watts, now_s)
+            for session, usable, watts in zip(present, usable_a, watts_per_a, strict=True)
+        ],
+        before=[previous.get(name, _NOTHING) for name in names],
+    )
 
 
 def _laxity_s(session: Session, power_w: float, now_s: float) -> float:
@@ -459,159 +434,240 @@ def _laxity_s(session: Session, power_w: float, now_s: float) -> float:
     return session.departure_at_s - now_s - (left_wh * 3600 / power_w if power_w > 0 else 0.0)
 
 
-def _wish(seats: list[_Seat], reserved: Floats, plan: Plan | None, now_s: float, params: Params) -> None:
-    """Set what each EVSE wishes now, and what it has coming in the near future."""
-    shares = reserved.tolist()
+class _Wishes(NamedTuple):
+    """What each EVSE wishes now, and what it has coming in the near future, in A.
+
+    `counted_a` is what counts of that in its group: without a plan, a known need wishes whatever there is.
+    """
+
+    now_a: list[float]
+    ahead_a: list[float]
+    counted_a: list[float]
+
+
+def _wishes(seats: _Seats, reserved: Floats, plan: Plan | None, now_s: float, params: Params) -> _Wishes:
+    """Return the wishes: a fair share for those of which too little is known, for the others what the plan says."""
+    shares_a = reserved.tolist()
     planned_a = {} if plan is None else plan.currents_at_a(now_s)
     ahead_as = {} if plan is None else plan.charges_as(now_s, now_s + params.look_s)
-    for seat in seats:
-        wish_a = 0.0
-        if math.isinf(seat.laxity_s):
-            wish_a = seat.ahead_a = shares[seat.place]
-        elif plan is not None:
-            wish_a = planned_a.get(seat.name, 0.0)
-            seat.ahead_a = ahead_as.get(seat.name, 0.0) / params.look_s
-        seat.wish_a = min(max(wish_a, seat.low_a), seat.top_a)
+    wishes = _Wishes([], [], [])
+    for name, place, laxity_s, low_a, top_a in zip(
+        seats.names, seats.places, seats.laxity_s, seats.low_a, seats.top_a, strict=True
+    ):
+        if math.isinf(laxity_s):
+            wish_a = ahead_a = shares_a[place]
+        else:
+            wish_a, ahead_a = planned_a.get(name, 0.0), ahead_as.get(name, 0.0) / params.look_s
+        wish_a = min(max(wish_a, low_a), top_a)
+        wishes.now_a.append(wish_a)
+        wishes.ahead_a.append(ahead_a)
+        wishes.counted_a.append(wish_a if plan is not None or math.isinf(laxity_s) else math.inf)
+    return wishes
 
 
-class _Wishes:
-    """The sums of wishes of EVSEs that load the root alike, and what has been granted of them, in A."""
+class _Rounds:
+    """The raises of one cycle. A seat is a position in the columns; `open_a` is what its group still wishes, in A."""
 
-    def __init__(self, seats: list[_Seat], planned: bool) -> None:
-        self._open: dict[int, float] = dict.fromkeys((seat.group for seat in seats), _SLACK_A)
-        for seat in seats:
-            unplanned = not planned and math.isfinite(seat.laxity_s)
-            self._open[seat.group] += math.inf if unplanned else seat.wish_a
+    def __init__(self, seats: _Seats, groups: list[int], open_a: dict[int, float], room: Room) -> None:
+        self.current_a = [0.0] * len(seats.names)
+        self._useful_a = [max(steps.lowest_a - 2 * _CLOSE_A, _CLOSE_A) for steps in seats.steps]
+        self._top_a, self._steps, self._places = seats.top_a, seats.steps, seats.places
+        self._groups, self._open_a, self._room = groups, open_a, room
 
-    def lift(self, seat: _Seat, room: Room, to_a: float) -> None:
+    def raised(self, seat: int, to_a: float, at_most_a: float = math.inf) -> float:
+        """Raise an EVSE to an allowed current, by no more than `at_most_a` and the room; return by how much."""
+        current_a, useful_a = self.current_a[seat], self._useful_a[seat]
+        rise = min(min(self._top_a[seat], to_a) - current_a, at_most_a)
+        if rise < useful_a:
+            return 0.0
+        place = self._places[seat]
+        left = self._room.left(place, useful_a)
+        if left < useful_a:
+            return 0.0
+        steps = self._steps[seat]
+        reached = steps.down(current_a + min(rise, left))
+        rise = reached - current_a
+        if rise <= 0:
+            return 0.0
+        self._room.take(place, rise)
+        self.current_a[seat] = reached
+        self._useful_a[seat] = steps.useful_a(reached)
+        return rise
+
+    def lift(self, seat: int, to_a: float) -> None:
         """Raise an EVSE and count that as granted, whatever its group wished."""
-        self._open[seat.group] -= seat.lift(room, to_a)
+        self._open_a[self._groups[seat]] -= self.raised(seat, to_a)
 
-    def gather(self, seat: _Seat, room: Room, to_a: float) -> None:
+    def gather(self, seat: int, to_a: float) -> None:
         """Raise an EVSE by no more than what its group still wishes."""
-        open_a = self._open[seat.group]
-        self._open[seat.group] = open_a - seat.lift(room, to_a, open_a)
+        group = self._groups[seat]
+        open_a = self._open_a[group]
+        self._open_a[group] = open_a - self.raised(seat, to_a, open_a)
+
+    def running_first(self, seats: Sequence[int]) -> list[int]:
+        """Return those that can still be raised, the running ones first."""
+        current_a, top_a, useful_a, places = self.current_a, self._top_a, self._useful_a, self._places
+        may_have = self._room.may_have
+        open_ = [
+            seat
+            for seat in seats
+            if top_a[seat] - current_a[seat] >= useful_a[seat] and may_have(places[seat], useful_a[seat])
+        ]
+        return [seat for seat in open_ if current_a[seat] > 0] + [seat for seat in open_ if current_a[seat] <= 0]
 
 
-def _share(seats: list[_Seat], room: Room, params: Params, planned: bool) -> None:
-    """Raise the EVSEs round by round, as the module says."""
-    ordered = sorted(seats, key=lambda seat: (-seat.ahead_a - params.running * seat.running, seat.laxity_s, seat.name))
-    vehicles = [seat for seat in ordered if not seat.storage]
-    storage = [seat for seat in ordered if seat.storage]
-    wishes = _Wishes(vehicles, planned)
+def _order(seats: _Seats, wishes: _Wishes, network: Network, params: Params) -> list[int]:
+    """Return the EVSEs in the order in which they are raised: by what they have coming, by laxity, by name."""
+    coming_a = [
+        -ahead_a - params.running * (before.current_a > 0)
+        for ahead_a, before in zip(wishes.ahead_a, seats.before, strict=True)
+    ]
+    keys = network.rank_of_name[seats.places], np.array(seats.laxity_s), np.array(coming_a)
+    order: list[int] = np.lexsort(keys).tolist()  # the last key counts first
+    return order
+
+
+def _shared_a(  # noqa: PLR0917 - what the shares are made from
+    seats: _Seats, wishes: _Wishes, network: Network, room: Room, now_s: float, params: Params
+) -> list[float]:
+    """Return what each EVSE could have, raised round by round as the module says."""
+    steps, top_a = seats.steps, seats.top_a
+    stood_a = [one.current_a for one in seats.before]
+    order = _order(seats, wishes, network, params)
+    vehicles = [seat for seat in order if not seats.storage[seat]]
+    storage = [seat for seat in order if seats.storage[seat]]
+    all_groups: list[int] = network.group_of.tolist()
+    groups = [all_groups[place] for place in seats.places]
+    open_a = dict.fromkeys(groups, _SLACK_A)
     for seat in vehicles:
-        if seat.kept_a > 0:
-            wishes.lift(seat, room, seat.kept_a)
-    for seat in storage:
-        seat.lift(room, seat.kept_a)
+        open_a[groups[seat]] += wishes.counted_a[seat]
+    just_raised = {
+        seat
+        for seat, before in enumerate(seats.before)
+        if before.current_a > 0 and now_s - before.raised_at_s < params.hold_s
+    }
+
+    rounds = _Rounds(seats, groups, open_a, room)
+    current_a = rounds.current_a
+    for seat in filter(just_raised.__contains__, vehicles):
+        rounds.lift(seat, stood_a[seat])
+    for seat in filter(just_raised.__contains__, storage):
+        rounds.raised(seat, stood_a[seat])
     for seat in vehicles:
-        if seat.running and seat.ahead_a >= params.keep * seat.steps.lowest_a:
-            wishes.lift(seat, room, seat.steps.lowest_a)
+        if stood_a[seat] > 0 and wishes.ahead_a[seat] >= params.keep * steps[seat].lowest_a:
+            rounds.lift(seat, steps[seat].lowest_a)
     for seat in vehicles:
-        wish_a = seat.wish_a
-        if wish_a > seat.current_a and (seat.current_a > 0 or wish_a >= params.start * seat.steps.lowest_a):
-            wishes.gather(seat, room, seat.steps.near(wish_a))
-    for seat in _running_first(vehicles):
-        wishes.gather(seat, room, seat.top_a)
-    for seat in _running_first([*vehicles, *storage]):
-        seat.lift(room, seat.top_a)
+        wish_a = wishes.now_a[seat]
+        if wish_a > current_a[seat] and (current_a[seat] > 0 or wish_a >= params.start * steps[seat].lowest_a):
+            rounds.gather(seat, steps[seat].near(wish_a))
+    for seat in rounds.running_first(vehicles):
+        rounds.gather(seat, top_a[seat])
+    for seat in rounds.running_first([*vehicles, *storage]):
+        rounds.raised(seat, top_a[seat])
+    return current_a
 
 
-def _running_first(seats: list[_Seat]) -> list[_Seat]:
-    """Return those that can still be raised, the running ones first."""
-    open_ = [seat for seat in seats if seat.top_a - seat.current_a >= seat.useful_a]
-    return [seat for seat in open_ if seat.current_a > 0] + [seat for seat in open_ if seat.current_a <= 0]
-
-
-def _reason(seat: _Seat) -> str:
+def _reason(could_a: float, top_a: float, high_a: float) -> str:
     """Return in words what sets an EVSE's current."""
-    if seat.top_a <= 0:
-        return "its own limits leave less than its minimum" if seat.high_a > 0 else "its own limits leave nothing"
-    if seat.current_a >= seat.top_a - _CLOSE_A:
+    if top_a <= 0:
+        return "its own limits leave less than its minimum" if high_a > 0 else "its own limits leave nothing"
+    if could_a >= top_a - _CLOSE_A:
         return "all that it can use"
-    return "its share of the circuits" if seat.current_a > 0 else "waits for its turn"
+    return "its share of the circuits" if could_a > 0 else "waits for its turn"
 
 
-def _held(seat: _Seat, before: Allocation | None, now_s: float, params: Params) -> Allocation:
-    """Return what an EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
-    could = seat.current_a
-    before = _NOTHING if before is None else before
-    _evse, held, _power_w, _why, raised_at, lowered_at, _lasting_a, _cut_at_s, _least_a, _most_a = before
-    held = max(0.0, held)
-    own = could >= seat.top_a - _CLOSE_A
-    lasting, cut_at, least, most = _lasting(seat, before, own, now_s, params)
-    current = wanted = min(could, lasting)
-    if wanted < held - _CLOSE_A:
-        lowered_at = lowered_at if own and lowered_at > raised_at else now_s
-    elif now_s - lowered_at < params.hold_s or wanted <= held + _CLOSE_A:
-        # What differs by rounding is the same.
-        current = held
-    else:
-        raised_at = now_s
-    why = _reason(seat) if current >= could - _CLOSE_A else "held, until more has been free for a while"
-    power_w = current * seat.watts_per_a
-    found = Allocation(seat.name, current, power_w, why, raised_at, lowered_at, lasting, cut_at, least, most)
-    return before if found == before else found
+def _held(seats: _Seats, all_could_a: Sequence[float], now_s: float, params: Params) -> dict[str, Allocation]:
+    """Return what each EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
+    result = {}
+    for name, steps, watts, high_a, top_a, before, could in zip(
+        seats.names,
+        seats.steps,
+        seats.watts_per_a,
+        seats.high_a,
+        seats.top_a,
+        seats.before,
+        all_could_a,
+        strict=True,
+    ):
+        _evse, held, _power_w, _why, raised_at, lowered_at, _lasting_a, _cut_at_s, _least_a, _most_a = before
+        held = max(0.0, held)
+        own = could >= top_a - _CLOSE_A
+        lasting, cut_at, least, most = _lasting(could, before, own, steps, now_s, params)
+        current = wanted = min(could, lasting)
+        if wanted < held - _CLOSE_A:
+            lowered_at = lowered_at if own and lowered_at > raised_at else now_s
+        elif now_s - lowered_at < params.hold_s or wanted <= held + _CLOSE_A:
+            # What differs by rounding is the same.
+            current = held
+        else:
+            raised_at = now_s
+        kept_back = current < could - _CLOSE_A
+        why = "held, until more has been free for a while" if kept_back else _reason(could, top_a, high_a)
+        found = (name, current, current * watts, why, raised_at, lowered_at, lasting, cut_at, least, most)
+        result[name] = before if found == before else Allocation(*found)
+    return result
 
 
-def _lasting(
-    seat: _Seat, before: Allocation, own: bool, now_s: float, params: Params
+def _lasting(  # noqa: PLR0917 - what it depends on
+    could: float, before: Allocation, own: bool, steps: Steps, now_s: float, params: Params
 ) -> tuple[float, float, float, float]:
     """Return what the circuits leave an EVSE lastingly, when that was cut, and the least and the most seen since."""
-    could, lasting, cut_at = seat.current_a, before.lasting_a, before.cut_at_s
-    least, most = min(before.least_a, could), max(before.most_a, could)
+    lasting, cut_at = before.lasting_a, before.cut_at_s
     if could <= lasting + _CLOSE_A and own:
         # Its own limits do not let it see what the circuits leave: nothing is known anew.
         return lasting, now_s if cut_at > -math.inf else cut_at, math.inf, -math.inf
     if could < lasting - _CLOSE_A:
         return could, now_s, math.inf, -math.inf
+    least, most = min(before.least_a, could), max(before.most_a, could)
     if now_s - cut_at < params.hold_s:
         return lasting, cut_at, least, most
     if cut_at > -math.inf and most - least > _CLOSE_A:
-        return max(lasting, seat.steps.down(least - params.margin_a)), now_s, math.inf, -math.inf
+        return max(lasting, steps.down(least - params.margin_a)), now_s, math.inf, -math.inf
     return max(lasting, could), -math.inf, math.inf, -math.inf
 
 
 def _given_back(
-    seats: list[_Seat], shared: Mapping[str, Allocation], bounds: Bounds, network: Network
+    seats: _Seats, shared: Mapping[str, Allocation], bounds: Bounds, network: Network
 ) -> dict[str, Allocation]:
     """Return the EVSEs that discharge: because their own limit says so, or one of a circuit above them.
 
     Storage gives first, then the vehicle that can best wait; only EVSEs that do not charge.
     """
     asked = _asked_back(network, bounds)
-    willing = [seat for seat in seats if seat.low_a < 0 and (asked or seat.high_a < 0)]
+    own = zip(seats.low_a, seats.high_a, strict=True)
+    willing = [seat for seat, (low, high) in enumerate(own) if low < 0 and (asked or high < 0)]
     if not willing:
         return {}
     room = network.room(circuit_limits(network, bounds, export=True))
-    given: dict[str, float] = {}
+    names, places, watts_per_a = seats.names, seats.places, seats.watts_per_a
+    given_a = dict.fromkeys(willing, 0.0)
 
-    def give(seat: _Seat, current_a: float) -> float:
-        more = max(min(current_a, -seat.low_a - given.get(seat.name, 0.0), room.left(seat.place)), 0.0)
-        if more > 0 and shared[seat.name].current_a <= 0:
-            room.take(seat.place, more)
-            given[seat.name] = given.get(seat.name, 0.0) + more
+    def give(seat: int, current_a: float) -> float:
+        more = max(min(current_a, -seats.low_a[seat] - given_a[seat], room.left(places[seat])), 0.0)
+        if more > 0 and shared[names[seat]].current_a <= 0:
+            room.take(places[seat], more)
+            given_a[seat] += more
             return more
         return 0.0
 
     for seat in willing:
-        if seat.high_a < 0:
-            give(seat, -seat.high_a)
-    willing.sort(key=lambda seat: (not seat.storage, -seat.laxity_s, seat.name))
+        if seats.high_a[seat] < 0:
+            give(seat, -seats.high_a[seat])
+    willing.sort(key=lambda seat: (not seats.storage[seat], -seats.laxity_s[seat], names[seat]))
     for circuit, asked_w in asked:
-        beneath = [seat for seat in willing if network.hangs_on(seat.place, circuit)]
-        missing_w = asked_w - sum(given.get(seat.name, 0.0) * seat.watts_per_a for seat in beneath)
+        beneath = [seat for seat in willing if network.hangs_on(places[seat], circuit)]
+        missing_w = asked_w - sum(given_a[seat] * watts_per_a[seat] for seat in beneath)
         for seat in beneath:
             if missing_w > 0:
-                missing_w -= give(seat, missing_w / seat.watts_per_a) * seat.watts_per_a
+                missing_w -= give(seat, missing_w / watts_per_a[seat]) * watts_per_a[seat]
     return {
-        seat.name: shared[seat.name]._replace(
-            current_a=-given[seat.name],
-            power_w=-given[seat.name] * seat.watts_per_a,
+        names[seat]: shared[names[seat]]._replace(
+            current_a=-given_a[seat],
+            power_w=-given_a[seat] * watts_per_a[seat],
             why="gives back what a limit asks for",
         )
         for seat in willing
-        if given.get(seat.name, 0.0) > 0
+        if given_a[seat] > 0
     }
 
 

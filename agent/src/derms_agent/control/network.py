@@ -36,7 +36,6 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, Evse, PerPhase, Phase
 
@@ -137,6 +136,8 @@ class Network:
         wired = tuple(evses)
         self.evses = tuple(evse.name for evse in wired)
         self.place = {name: index for index, name in enumerate(self.evses)}
+        self.rank_of_name: Indices = np.zeros(len(wired), dtype=np.intp)
+        self.rank_of_name[sorted(range(len(wired)), key=self.evses.__getitem__)] = np.arange(len(wired))
         kinds: dict[tuple[str, tuple[Phase, ...]], int] = {}
         self.branch_of: Indices = np.array(
             [kinds.setdefault((evse.circuit, evse.phases), len(kinds)) for evse in wired], dtype=np.intp
@@ -147,8 +148,9 @@ class Network:
         self.conductors = tuple(_conductors(self.circuits))
         self._constraints, self._joins = self._unlike(self._coefficients())
         restricted, self._corner_of = _all_corners(self._constraints)
-        # Few branches load a corner; and no threads are started for a product that a cycle waits for.
-        self._corners = sparse.csr_array(restricted)
+        # Few branches load a corner: what each of them adds there, corner by corner.
+        self._corner_at, self._branch_at = np.nonzero(restricted)
+        self._added_at: Complexes = restricted[self._corner_at, self._branch_at]
         self._branches_of: list[int] = self.branch_of.tolist()
         self._above: list[list[Touch]] = [
             [(corner, step.real, step.imag, abs(step) ** 2) for corner, step in enumerate(column) if step]
@@ -236,9 +238,18 @@ class Network:
         """Return the load of each constraint in A or VA, the worst over all subsets of currents ≥ 0."""
         return self.branch_loads(self.branch_currents(currents))
 
+    def _flows(self, sums: Floats) -> Complexes:
+        """Return the phasor that branches' currents add up to at each corner."""
+        sums = sums[self._branch_at]
+        count = len(self._corner_of)
+        flows = np.empty(count, dtype=complex)
+        flows.real = np.bincount(self._corner_at, self._added_at.real * sums, count)
+        flows.imag = np.bincount(self._corner_at, self._added_at.imag * sums, count)
+        return flows
+
     def branch_loads(self, sums: Floats) -> Floats:
         """Return the load of each constraint in A or VA, as `loads` does, of branches' currents ≥ 0."""
-        corners = np.abs(self._corners @ sums)
+        corners = np.abs(self._flows(sums))
         worst = np.zeros(len(self._constraints))
         np.maximum.at(worst, self._corner_of, corners)
         return worst
@@ -254,7 +265,7 @@ class Network:
     def branches_fit(self, sums: Floats, limits: Floats) -> bool:
         """Return whether no constraint is over its limit, as `fits` does, with branches' currents ≥ 0."""
         over = limits[self._corner_of] + TOLERANCE_A
-        return bool((np.abs(self._corners @ sums) <= over).all())
+        return bool((np.abs(self._flows(sums)) <= over).all())
 
     def rise(self, sums: Floats, rates: Floats, limits: Floats) -> float:
         """Return how many times `rates` may be added to branches' currents until the first constraint is met.
@@ -264,7 +275,7 @@ class Network:
         :param sums: of branches, as currents ≥ 0 that fit
         :param rates: of branches, ≥ 0
         """
-        flows, steps = self._corners @ sums, self._corners @ rates
+        flows, steps = self._flows(sums), self._flows(rates)
         most = limits[self._corner_of]
         squares = steps.real**2 + steps.imag**2
         loaded = (squares > _NOTHING) & np.isfinite(most)
@@ -365,6 +376,10 @@ class Room:
         # Room only shrinks: what a branch had last is the most that it will have.
         self._last[branch] = least
         return least
+
+    def may_have(self, place: int, useful_a: float) -> bool:
+        """Return whether one EVSE may have so much left, as far as is known without another look."""
+        return self._last[self._branch_of[place]] >= useful_a
 
     def take(self, place: int, current_a: float) -> None:
         """Let one EVSE have so many A more."""
