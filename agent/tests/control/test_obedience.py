@@ -216,6 +216,6 @@ def test_what_nearly_all_samples_show_is_judged_as_all_others_are(
             sample = Sample(Amount(told_a), currents, None if drawn_a is None else now_s, proven)
             short = judge(short, sample, now_s, ALLOWANCE)
             with pytest.MonkeyPatch.context() as patched:
-                patched.setattr(obedience, "_steady_a", lambda *_: None)
+                patched.setattr(obedience, "_steady", lambda *_: None)
                 long = judge(long, sample, now_s, ALLOWANCE)
             assert short == long

@@ -221,7 +221,11 @@ class Cycle:
                 for name, verdict in verdicts.items()
                 if verdict.state is not Following.FOLLOWING and (words := obedience.advice(name, verdict))
             ),
-            tuple(one.name for one in stations if entries[one.name].silent_for_s(now_s) >= one.silent_s),
+            tuple(
+                one.name
+                for one, is_relied in zip(stations, standing.reliable, strict=True)
+                if not is_relied and entries[one.name].silent_for_s(now_s) >= one.silent_s
+            ),
         )
 
     def shed(
@@ -271,11 +275,10 @@ class Cycle:
             entry = entries[name]
             claims, measured = entry.claims, entry.measured
             seen = measured is not None and fresh(entry, place.station, now_s)
-            proven = claims.at_rest or (claims.told is not None and claims.told.acknowledged)
-            sample = Sample(claims.told_amount, measured or (), entry.measured_s if seen else None, proven)
+            sample = Sample(claims.told_amount, measured or (), entry.measured_s if seen else None, claims.confirmed)
             verdict = obedience.judge(before.get(name) or obedience.unproven(now_s), sample, now_s, place.allowance)
             verdicts[name] = verdict
-            if verdict.trusted == entry.distrusted:
+            if verdict.trusted == claims.distrusted:
                 events.append(Distrusted(name, not verdict.trusted, now_s))
         return record(book, events) if events else book, verdicts
 

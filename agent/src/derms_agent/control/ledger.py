@@ -82,6 +82,10 @@ class Span(NamedTuple):
 
     def hull(self, other: Span) -> Span:
         """Return the smallest span that contains both."""
+        if self.holds(other):
+            return self
+        if other.holds(self):
+            return other
         return Span(
             min(self.low, other.low),
             max(self.high, other.high),
@@ -234,15 +238,18 @@ class Claims(tuple[Claim, ...]):
     """All claims on one EVSE, and what follows from them, worked out once: they stay the same for many cycles.
 
     `span` is their hull. `told`, None where nothing is known, is the claim of what the device was last told, as far as
-    that may be in force, and `told_amount` what that is. `open` is why there are claims that are not over; `ended_s`
-    when the first of those that are over ended, infinite where none is. `at_rest`: what the device was told is proven,
-    and all else is over, and not let go yet only because it was more than that.
+    that may be in force, `told_amount` what that is, `confirmed` whether the device acknowledged it or shows it. `open`
+    is why there are claims that are not over; `distrusted`: one is that it was seen to draw more than its limit.
+    `ended_s` is when the first of those that are over ended, infinite where none is. `at_rest`: what the device was
+    told is proven, and all else is over, and not let go yet only because it was more than that.
     """
 
     span: Span
     told: Claim | None
     told_amount: Amount | None
+    confirmed: bool
     open: frozenset[Cause]
+    distrusted: bool
     ended_s: float
     at_rest: bool
 
@@ -265,6 +272,8 @@ class Claims(tuple[Claim, ...]):
                 told = claim
         self.span, self.told, self.open, self.ended_s = found, told, frozenset(causes), first_s
         self.told_amount = None if told is None else amount_of(told.span)
+        self.confirmed = told is not None and told.acknowledged
+        self.distrusted = Cause.DISOBEYS in self.open
         self.at_rest = (
             told is not None
             and len(causes) == 1
@@ -313,7 +322,7 @@ class Entry(NamedTuple):
     @property
     def distrusted(self) -> bool:
         """Whether it was seen to draw more than its limit, and not yet to follow again."""
-        return Cause.DISOBEYS in self.claims.open
+        return self.claims.distrusted
 
     def silent_for_s(self, now_s: float) -> float:
         """Return for how long nothing has been heard of the device, in s."""

@@ -80,6 +80,9 @@ class Following(str, Enum):
     RECOVERING = "recovering"
 
 
+_FOLLOWING = Following.FOLLOWING
+
+
 class Check(str, Enum):
     """What to look at, in the order in which it is likely."""
 
@@ -150,18 +153,9 @@ def unproven(now_s: float) -> Obedience:
 
 def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience:
     """Return the verdict after a sample; the same one seen twice says nothing new."""
-    if before.state is Following.FOLLOWING and before.clear_s == 0.0 and _goes_on(before, sample):
-        drawn_a = _steady_a(before.told[0][1].active_a, sample.currents_a, allowance)
-        if drawn_a is not None:
-            state, since_s, told, _before_s, good_s, _bad_s, _bad, clear_s, _drawn_a, limit_a, checks, proven, _ = (
-                before
-            )
-            if len(proven) != 1 or proven[0][1] != sample.told:
-                proven = _confirmed(before, sample, now_s, allowance)
-            good_s = now_s if good_s is None else good_s
-            return Obedience(
-                state, since_s, told, sample.sampled_s, good_s, None, 0, clear_s, drawn_a, limit_a, checks, proven
-            )
+    steady = _steady(before, sample, now_s, allowance)
+    if steady is not None:
+        return steady
     told = _told(before.told, sample.told, now_s, allowance.follow_s)
     confirmed = _confirmed(before, sample, now_s, allowance)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
@@ -192,31 +186,30 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     return _accused(after, sample, now_s, allowance)
 
 
-def _goes_on(before: Obedience, sample: Sample) -> bool:
-    """Whether a sample is a new one, and what it was told is what it was told for long."""
-    told, sampled_s = before.told, sample.sampled_s
-    if sampled_s is None or len(told) != 1 or told[0][1] != sample.told:
-        return False
-    return before.sampled_s is None or sampled_s > before.sampled_s
+def _steady(before: Obedience, sample: Sample, now_s: float, allowance: Allowance) -> Obedience | None:
+    """Return the verdict on one that goes on to follow what it was told for long; None where there is more to it.
 
-
-def _steady_a(told_a: float, currents_a: Sequence[float], allowance: Allowance) -> float | None:
-    """Return the farthest of some currents where all are within what was told for long; None where not, or none is.
-
-    That is what nearly all samples show.
+    That is what nearly all samples show: in one step, for it is taken for each EVSE in each cycle.
     """
-    spread_a = abs(told_a) * allowance.tolerance_share + allowance.tolerance_a
-    if told_a > 0:
-        low, high = -allowance.tolerance_a, told_a + spread_a
-    else:
-        low, high = told_a - spread_a, allowance.tolerance_a
+    state, since_s, told, before_s, good_s, _bad_s, _bad, clear_s, _drawn_a, limit_a, checks, confirmed, _ = before
+    amount, currents_a, sampled_s, _proven = sample
+    if state is not _FOLLOWING or clear_s != 0.0 or len(told) != 1 or told[0][1] != amount or not currents_a:
+        return None
+    if sampled_s is None or (before_s is not None and sampled_s <= before_s):
+        return None
+    told_a, tolerance_a = told[0][1].active_a, allowance.tolerance_a
+    spread_a = abs(told_a) * allowance.tolerance_share + tolerance_a
+    low, high = (-tolerance_a, told_a + spread_a) if told_a > 0 else (told_a - spread_a, tolerance_a)
     drawn_a = 0.0
     for current_a in currents_a:
         if not low <= current_a <= high:
             return None
         if abs(current_a) > abs(drawn_a):
             drawn_a = current_a
-    return drawn_a if currents_a else None
+    if len(confirmed) != 1 or confirmed[0][1] != amount:
+        confirmed = _confirmed(before, sample, now_s, allowance)
+    good_s = now_s if good_s is None else good_s
+    return Obedience(state, since_s, told, sampled_s, good_s, None, 0, clear_s, drawn_a, limit_a, checks, confirmed)
 
 
 def _told(
