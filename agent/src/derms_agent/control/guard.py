@@ -161,12 +161,12 @@ class _Raise:
 
 def reliable(entry: Entry, station: Station, now_s: float, rules: Rules = Rules()) -> bool:
     """Whether an EVSE can be counted on to do soon what it is told, and to show it."""
-    heard_s, unproven_s = entry.heard_s, entry.unproven_s
-    if heard_s is None or now_s - heard_s >= station.silent_s or not fresh(entry, station, now_s) or entry.distrusted:
+    claims, heard_s, unproven_s = entry.claims, entry.heard_s, entry.unproven_s
+    if heard_s is None or now_s - heard_s >= station.silent_s or not fresh(entry, station, now_s) or claims.distrusted:
         return False
     if unproven_s is not None and now_s - unproven_s >= rules.grace_s:
         return False
-    return now_s - entry.claims.ended_s < station.follow_s + rules.grace_s
+    return now_s - claims.ended_s < station.follow_s + rules.grace_s
 
 
 def may_heed(entry: Entry, station: Station, now_s: float, rules: Rules) -> bool:
@@ -359,7 +359,8 @@ class _Admitting:
         self.over = circuits.over(self.reach, self.bounds)
         places = circuits.places
         order = [places[name] for name in wanted if name in places]
-        self.order = [*order, *sorted(set(range(len(self.stations))) - set(order))]
+        asked = set(order)
+        self.order = [*order, *(place for place in range(len(self.stations)) if place not in asked)]
         self.references = [self._reference(place) for place in range(len(self.stations))]
         self.targets = [self._wish(place, wanted.get(station.name)) for place, station in enumerate(self.stations)]
         self.capped: dict[str, Excess] = {}
@@ -402,13 +403,15 @@ class _Admitting:
     def _wish(self, place: int, wanted: Amount | None) -> Amount:
         """Return what is wanted of an EVSE, within what it can do; one that cannot be relied on is not told more."""
         station, reference = self.stations[place], self.references[place]
-        if wanted is None or not (math.isfinite(wanted.active_a) and math.isfinite(wanted.reactive_a)):
+        if wanted is None:
             return reference
         active, reactive = wanted
-        if reactive != 0.0 or not station.lowest_a <= active <= station.rating_a:
+        if reactive != 0.0 or not station.lowest_a <= active <= station.rating_a:  # what is no number neither
+            if not (math.isfinite(active) and math.isfinite(reactive)):
+                return reference
             active = min(max(active, station.lowest_a), station.rating_a)
             reactive = min(max(reactive, -station.reactive_a), station.reactive_a)
-        wish = Amount(_stepped(active, station), reactive)
+        wish = Amount(_on_step(active, station.step_a, station.least_a), reactive)
         return wish if self.reliable[place] else _no_more(reference, wish)
 
     def _fit(self) -> None:
@@ -673,6 +676,9 @@ _REWRITTEN = frozenset({Cause.SETPOINT, Cause.FALLBACK, Cause.AFTER_BOOT, Cause.
 
 
 def _hull(one: _Spans, other: _Spans) -> _Spans:
+    if one[0] is one[1] is one[2] and other[0] is other[1] is other[2]:  # as on nearly all that have three phases
+        each = one[0].hull(other[0])
+        return each, each, each
     return one[0].hull(other[0]), one[1].hull(other[1]), one[2].hull(other[2])
 
 

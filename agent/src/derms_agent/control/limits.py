@@ -122,18 +122,22 @@ def combine(limits: Iterable[Limit], now_s: float) -> Combined:
 class Target(dict[Place, Bound]):
     """What limits leave of one target."""
 
-    __slots__ = ("_ranges_a",)
+    __slots__ = ("_answer", "_asked")
 
     def __init__(self, bounds: Mapping[Place, Bound]) -> None:
         super().__init__(bounds)
-        self._ranges_a: dict[tuple[tuple[Phase, ...], float], tuple[float, float]] = {}
+        self._asked: tuple[tuple[Phase, ...], float] | None = None
+        self._answer = -math.inf, math.inf
 
     def range_a(self, phases: tuple[Phase, ...], watts_per_a: float) -> tuple[float, float]:
-        """Return the least and the most current of an EVSE on these phases, in A per conductor. Worked out once."""
-        known = self._ranges_a.get((phases, watts_per_a))
-        if known is None:
-            known = self._ranges_a[phases, watts_per_a] = self._range_a(phases, watts_per_a)
-        return known
+        """Return the least and the most current of an EVSE on these phases, in A per conductor.
+
+        Worked out once, for as a rule it is one EVSE that asks, again and again.
+        """
+        asked = phases, watts_per_a
+        if asked != self._asked:
+            self._asked, self._answer = asked, self._range_a(phases, watts_per_a)
+        return self._answer
 
     def _range_a(self, phases: tuple[Phase, ...], watts_per_a: float) -> tuple[float, float]:
         low, high = -math.inf, math.inf
