@@ -368,7 +368,7 @@ class _Admitting:
         self.writes: list[Write] = []
         self.early: list[tuple[float, int]] = []
         self.next_write = at.ledger.next_write
-        self.full: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], tuple[_Growth, Excess]] = {}
+        self.full: dict[tuple[int, int], tuple[_Growth, Excess]] = {}
 
     def run(self) -> Admission:
         self._fit()
@@ -595,8 +595,7 @@ class _Admitting:
 
     def _raise_one(self, asked: _Raise, binding: Mapping[int, Excess]) -> None:
         place, name = asked.place, self.stations[asked.place].name
-        touched = self.circuits.touched[place]
-        rows = [row for row in binding if row in touched]
+        rows = [row for row in self.circuits.touched[place] if row in binding]  # both are in the rows' order
         amount, excess = self._most(asked, rows)  # nothing fits in a row that is over already
         if excess is not None:
             self.held[name] = excess
@@ -633,9 +632,10 @@ class _Admitting:
         """Return the first of some rows that would be over if an EVSE were told an amount."""
         after = self._with(place, amount)
         growth = self._growth(place, after)
+        alike = self.circuits.alike[place]
         for row in rows:
             # Rows only fill up: what failed once fails again for an EVSE that hangs there in the same way.
-            key = row, tuple(self.circuits.touched[place][row])
+            key = row, alike[row]
             failed = self.full.get(key)
             if failed is not None and growth is not None and growth.is_no_less(failed[0]):
                 return failed[1]
@@ -685,6 +685,8 @@ def _hull(one: _Spans, other: _Spans) -> _Spans:
 def _growth(before: Sequence[Span], after: Sequence[Span]) -> float | None:
     """Return by how much the highs of all phases grow; None where that is not all, or not the same for each."""
     grown = after[0].high - before[0].high
+    if before[0] is before[1] is before[2] and after[0] is after[1] is after[2]:
+        before, after = before[:1], after[:1]
     for old, new in zip(before, after, strict=True):
         if abs(new.high - old.high - grown) > _ROUNDING or (old.low, *old[2:]) != (new.low, *new[2:]):
             return None

@@ -288,6 +288,8 @@ class Circuits:
         self._of_evses = _Parts.of(places[evses], terms[evses], factors[evses])
         self._of_base = _Parts.of(places[~evses], terms[~evses], factors[~evses])
         self.touched = _touched(self._rows, self.loads)
+        self.alike = _alike(self.touched)
+        """For each load and row that it touches a number, the same for those that add to it in the same way."""
 
     # Building
 
@@ -503,6 +505,11 @@ def _touched(rows: Sequence[_Row], loads: int) -> list[dict[int, list[tuple[int,
         for load, entries in by_load.items():
             touched[load][index] = entries
     return touched
+
+
+def _alike(touched: Sequence[Mapping[int, Sequence[tuple[int, int, int, float]]]]) -> list[dict[int, int]]:
+    known: dict[tuple[tuple[int, int, int, float], ...], int] = {}
+    return [{row: known.setdefault(tuple(entries), len(known)) for row, entries in rows.items()} for rows in touched]
 
 
 def watts_per_a(circuit: Circuit, phases: int) -> float:
