@@ -14,7 +14,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-INTERFACE = 1
+INTERFACE = 2
 """The version of `derms_agent.device_state` that these modules call."""
 CALLED = "derms_agent.device_state"
 

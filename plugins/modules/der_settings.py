@@ -20,6 +20,7 @@ description:
   - A curve goes into a stored set that is not in force, with everything else that is in force beside it. The device is
     asked once to adopt that set. It is done when the set in force holds what was asked, whatever the device says of the
     adoption. Enabling a function comes after that, and permission to enter service last of all.
+  - A device that shows another serial number than the depot file declares is V(refused), and nothing is written to it.
   - A function whose settings are in force already is not written. What was not asked for is not changed.
   - A write that was not answered may have happened. It is read back and never sent again.
   - C(docs/der-settings.md) tells how each function is declared, in which units, and what becomes of faults.
@@ -34,10 +35,11 @@ options:
     type: str
     required: true
   devices:
-    description: The devices, and what each must hold.
+    description:
+      - The devices, and what each must hold.
+      - Left out, they are those of the gateway that the depot file declares C(der_settings) for.
     type: list
     elements: dict
-    required: true
     suboptions:
       name:
         description: The device's name in the depot file. Its profile there is one that speaks SunSpec.
@@ -58,6 +60,11 @@ options:
             devices that it does not control.
         type: dict
         default: {}
+  only:
+    description: Names of devices, or patterns such as V(icu-*); all of them if empty.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment:
   - derms.edge.device_state
 seealso:
@@ -65,6 +72,11 @@ seealso:
 """
 
 EXAMPLES = r"""
+- name: What the depot file declares
+  derms.edge.der_settings:
+    depot: "{{ derms_depot_document }}"
+    gateway: "{{ inventory_hostname }}"
+
 - name: A volt-var curve, and nothing else
   derms.edge.der_settings:
     depot: "{{ derms_depot_document }}"
@@ -182,12 +194,15 @@ not_verified:
   returned: always
 """
 
+from typing import Any
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.derms.edge.plugins.module_utils.device_state import (
     AGENT_OPTIONS,
     NoAgent,
     ask,
     finish,
+    on_gateway,
     unknown,
 )
 
@@ -201,36 +216,44 @@ def main() -> None:
             "devices": {
                 "type": "list",
                 "elements": "dict",
-                "required": True,
                 "options": {
                     "name": {"type": "str", "required": True},
                     "profile": {"type": "dict", "default": {}},
                 },
             },
+            "only": {"type": "list", "elements": "str", "default": []},
             **AGENT_OPTIONS,
         },
         supports_check_mode=True,
     )
-    depot, declared = module.params["depot"], module.params["devices"]
+    depot, gateway, devices = module.params["depot"], module.params["gateway"], module.params["devices"]
     name = depot.get("depot", "")
     try:
-        devices = ask(
+        found = ask(
             module,
             "der_settings",
             document=depot,
-            gateway=module.params["gateway"],
-            devices=declared,
+            gateway=gateway,
+            devices=devices,
+            only=module.params["only"],
             check=module.check_mode,
             deadline_s=module.params["deadline_s"],
             socket=module.params["socket"],
             state_directory=module.params["state_directory"],
         )
     except NoAgent as why:
-        finish(module, unknown([device["name"] for device in declared], str(why)), name, asked=False)
-    for device in devices:
+        finish(module, unknown(named(depot, gateway, devices), str(why)), name, asked=False)
+    for device in found:
         if device["incapable"]:
             module.warn(f"{device['name']} {device['incapable']}")
-    finish(module, devices, name)
+    finish(module, found, name)
+
+
+def named(depot: dict[str, Any], gateway: str, devices: list[dict[str, Any]] | None) -> list[str]:
+    """Return the devices that were given, or else declared, as far as can be told without the agent."""
+    if devices is not None:
+        return [device["name"] for device in devices]
+    return [name for name, device in on_gateway(depot, gateway).items() if device.get("der_settings") is not None]
 
 
 if __name__ == "__main__":

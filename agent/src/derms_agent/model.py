@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Value: TypeAlias = "int | float | str | bool"
 """What a point holds in engineering units; a `str` for strings and for named states."""
@@ -158,7 +158,8 @@ class Device:
     """What is talked to: one unit on a bus. `settings` are what it must hold, by the profile's names, in its units.
 
     `serial_number` is that of the very device that is meant, `firmware` what it should run, with * and ? for what may
-    differ; None where any will do.
+    differ; None where any will do. `der_settings` is what it must hold by the grid's code, as
+    `derms_agent.grid_code.parse` takes it; None where nothing is declared.
     """
 
     name: str
@@ -171,6 +172,7 @@ class Device:
     circuit: str | None = None
     serial_number: str | None = None
     firmware: str | None = None
+    der_settings: Mapping[str, Any] | None = None
 
 
 SAME_VOLTAGE = 0.05

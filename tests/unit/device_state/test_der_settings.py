@@ -147,6 +147,60 @@ def test_checked_applied_checked_again_and_applied_again(run: Run, played: Playe
     assert not played.twin.writes
 
 
+def declaring(played: Played, **devices: dict[str, Any]) -> dict[str, Any]:
+    """Return the depot with something more declared of devices."""
+    own = played.document["devices"]
+    return {**played.document, "devices": {name: {**own[name], **devices.get(name, {})} for name in own}}
+
+
+def test_what_the_depot_file_declares_is_held(run: Run, played: Played) -> None:
+    wanted = {"volt_var": {"enabled": False, "points": [[91, 44], [98, 0], [102, 0], [109, -44]]}}
+    depot = declaring(played, **{"icu-2": {"der_settings": wanted}})
+    for check in (True, False):
+        result = run(depot=depot, devices=None, check=check)
+        assert [(one["name"], one["status"]) for one in result["devices"]] == [("icu-2", "changed")]
+        assert {entry["device"] for entry in result["drift"]} == {"riverside icu-2"}
+        assert bool(played.twin.writes) is not check
+    again = run(depot=depot, devices=None)
+    assert (again["changed"], again["drift"], [one["status"] for one in again["devices"]]) == (False, [], ["ok"])
+
+
+def test_only_some_of_them(run: Run, played: Played) -> None:
+    slower = {"der_settings": {"enter_service": {"delay_s": 61}}}
+    depot = declaring(played, **{"icu-1": slower, "icu-2": slower})
+    result = run(depot=depot, devices=None, only=["*-1"], check=True)
+    assert ([one["name"] for one in result["devices"]], result["scope"]) == (["icu-1"], "devices *-1")
+    assert run(depot=depot, devices=None, only=["wallbox"])["devices"] == []
+    assert "only: found icu-9, expected a device" in run(depot=depot, devices=None, only=["icu-9"])["msg"]
+    assert "gateway: found gateway-3, expected one of" in run(depot=depot, devices=None, gateway="gateway-3")["msg"]
+    assert not played.twin.writes
+
+
+def test_on_a_gateway_without_an_agent_those_that_are_declared_are_unknown(
+    run: Run, played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise device_state.NoAgent("the agent is not on this gateway yet")
+
+    monkeypatch.setattr(der_settings, "ask", absent)
+    depot = declaring(played, **{"icu-2": {"der_settings": CURVE}})
+    checked = run(depot=depot, devices=None, check=True)
+    assert (checked.get("failed", False), checked["changed"]) == (False, False)
+    assert checked["not_verified"] == ["icu-2 unknown: the agent is not on this gateway yet"]
+    assert run(depot=depot, devices=None)["failed"]
+
+
+def test_nothing_is_written_to_another_device_than_the_one_that_is_meant(run: Run, played: Played) -> None:
+    for number, status in (("17041", "refused"), ("icu-1", "changed")):
+        on = {"volt_watt": {"enabled": True}}
+        depot = declaring(played, **{"icu-1": {"serial_number": number, "der_settings": on}})
+        result = run(depot=depot, devices=None)
+        assert [one["status"] for one in result["devices"]] == [status]
+        assert bool(played.twin.writes) is (status == "changed")
+        if status == "refused":
+            assert "expected 17041: another device answers here" in result["msg"]
+
+
 def test_a_profile_that_cannot_be_refuses_its_device_and_not_the_others(run: Run, played: Played) -> None:
     result = run(
         ("icu-1", {"volt_var": {"points": [[98, 0], [92, 44]]}}), ("icu-2", {"enter_service": {"delay_s": 60}})
@@ -195,8 +249,8 @@ def test_an_agent_of_another_interface_is_unknown(
 
 
 def test_the_documentations_profiles_are_taken() -> None:
-    from derms_agent.device_state.der.parse import parse  # noqa: PLC0415 - what the module itself imports late
+    from derms_agent.grid_code import parse  # noqa: PLC0415 - what the module itself imports late
 
     for task in yaml.safe_load(der_settings.EXAMPLES):
-        for device in task["derms.edge.der_settings"]["devices"]:
+        for device in task["derms.edge.der_settings"].get("devices", ()):
             parse(device["name"], device.get("profile") or {})

@@ -178,11 +178,11 @@ def test_an_agent_of_another_interface_is_not_asked(
     field: Field, monkeypatch: pytest.MonkeyPatch, *, check: bool
 ) -> None:
     field.holds("yard-2", failsafe_current=10)
-    monkeypatch.setattr(derms_agent.device_state, "INTERFACE", 2)
+    monkeypatch.setattr(derms_agent.device_state, "INTERFACE", 99)
     result = field.run(check=check)
     assert bool(result.get("failed")) is not check
     assert set(statuses(result).values()) == {"unknown"}
-    assert result["devices"][0]["detail"] == "the agent's interface is version 2, the collection's 1"
+    assert result["devices"][0]["detail"] == "the agent's interface is version 99, the collection's 2"
     assert field.written() == []
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from derms_agent.depot import circuit_loads, ranges
 from derms_agent.depot.declared import Entry, Found, Layer, evse_layers, expanded, first, merged_settings
 from derms_agent.depot.problem import Path, Problem, Severity, Vaulted, nearest, one_of, shown
+from derms_agent.grid_code import ProfileProblem, parse
+from derms_agent.grid_code.functions import FUNCTIONS
 from derms_agent.model import (
     Bus,
     Circuit,
@@ -54,6 +56,7 @@ class _Shape:
     unit_id: Found | None
     circuit: Found | None
     firmware: str | None
+    der_settings: Mapping[str, Any] | None
     settings: Mapping[str, Value]
     setting_paths: Mapping[str, Path]
     sound: bool
@@ -398,11 +401,15 @@ class Assembly:
         circuit, firmware = first(layers, "circuit"), first(layers, "firmware")
         if firmware is not None:
             self._shown_by(profile, "firmware", firmware.path)
+        der_settings = first(layers, "der_settings")
+        if der_settings is not None:
+            self._der_settings(profile, der_settings)
         return _Shape(
             profile=profile,
             unit_id=first(layers, "unit_id"),
             circuit=circuit,
             firmware=None if firmware is None else firmware.value,
+            der_settings=None if der_settings is None else der_settings.value,
             settings={name: setting.value for name, setting in settings.items()},
             setting_paths={name: setting.path for name, setting in settings.items()},
             sound=sound,
@@ -433,6 +440,24 @@ class Assembly:
             found = "a value that is not shown" if secret else shown(setting.value)
             self.report(setting.path, found, f"{expected}, by the profile {profile.name}")
         return not expected
+
+    def _der_settings(self, profile: Profile, declared: Found) -> None:
+        """Report what is wrong with what a device is to hold by the grid's code."""
+        if not {function.model for function in FUNCTIONS.values()} <= set(profile.models):
+            expected = f"none, for the profile {profile.name} is not that of a DER with SunSpec's models 702 to 712"
+            self.report(declared.path, "der_settings", expected, at_key=True)
+            return
+        try:
+            parse(profile.name, declared.value)
+        except ProfileProblem as problem:
+            for mistake in problem.mistakes:
+                self.report(
+                    (*declared.path, *mistake.path),
+                    "an unknown key" if mistake.at_key else shown(mistake.found),
+                    mistake.expected,
+                    nearest_name=mistake.nearest,
+                    at_key=mistake.at_key,
+                )
 
     def _shown_by(self, profile: Profile, point: str, path: Path) -> None:
         """Report what is declared of a device's identity and no such device shows."""
@@ -513,6 +538,7 @@ class Assembly:
                 circuit=circuit,
                 serial_number=self._serial_number(entry, name, values, shape.profile),
                 firmware=shape.firmware,
+                der_settings=shape.der_settings,
             )
 
     def _unit_id(self, entry: Entry, name: str, values: Mapping[str, Any], shape: _Shape) -> int:

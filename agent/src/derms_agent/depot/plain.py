@@ -61,7 +61,13 @@ def devices_of(depot: Depot, gateway: str) -> list[dict[str, Any]]:
             "unit_id": device.unit_id,
             "profile": device.profile,
             "circuit": device.circuit,
-            **_said({"serial_number": device.serial_number, "firmware": device.firmware}),
+            **_said(
+                {
+                    "serial_number": device.serial_number,
+                    "firmware": device.firmware,
+                    "der_settings": device.der_settings,
+                }
+            ),
             "settings": device.settings,
             "evses": [_evse(evse) for evse in device.evses],
         }
@@ -287,6 +293,7 @@ def device_document(device: Device) -> dict[str, Any]:
             "serial_number": device.serial_number,
             "firmware": device.firmware,
             "settings": dict(device.settings) or None,
+            "der_settings": device.der_settings,
             "evses": evses or None,
         }
     )

@@ -5,5 +5,5 @@ The modules of the collection are thin shells on this package. They run it with 
 in service, so what they may expect of it is versioned.
 """
 
-INTERFACE = 1
+INTERFACE = 2
 """Changes with what a module may call here or gets back; a module that knows another one reports `unknown`."""

@@ -148,7 +148,7 @@ class _Run:
                 return of_settings(device.name, await driver.write_settings(device.settings))
             declared = identity.declared_points(device)
             found = await driver.read_settings(declared) if declared else {}
-            if why := identity.another(device, found):
+            if why := identity.another(device.serial_number, found):
                 return DeviceResult(device.name, Status.REFUSED, detail=why)
             result = of_settings(device.name, await driver.write_settings(device.settings, check=True))
             return replace(result, note=identity.note(device, found, identity.capability(driver)))

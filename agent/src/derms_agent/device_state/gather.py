@@ -12,8 +12,8 @@ import anyio
 from derms_agent import profiles as built_in
 from derms_agent.device_state import identity as identities
 from derms_agent.device_state.access import Access
+from derms_agent.device_state.capability import Capability
 from derms_agent.device_state.declaration import Declaration, commented, declaration, meter, section
-from derms_agent.device_state.der.capability import Capability
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import Status, of_failure
 from derms_agent.drivers.errors import BusError
@@ -91,7 +91,7 @@ async def read(driver: ModbusDevice) -> Gathered:
     )
     if not gathered.answered:
         return replace(gathered, status=Status.REFUSED, detail=f"it shows nothing that a {profile.title} has")
-    another = identities.another(device, gathered.identity)
+    another = identities.another(device.serial_number, gathered.identity)
     return replace(
         gathered,
         status=Status.REFUSED if another else Status.OK,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
-from derms_agent.device_state.der.capability import MODELS, Capability, capability_of
+from derms_agent.device_state.capability import MODELS, Capability, capability_of
 from derms_agent.drivers.modbus_device import ModbusDevice
 from derms_agent.drivers.sunspec import SunSpecDevice
 from derms_agent.model import Device, Value
@@ -18,16 +18,16 @@ def declared_points(device: Device) -> tuple[str, ...]:
     return tuple(point for point, declared in named.items() if declared is not None)
 
 
-def another(device: Device, found: Mapping[str, Value]) -> str:
-    """Return why what answers is not the device that is declared, or nothing where it is."""
-    if device.serial_number is None:
+def another(declared: str | None, found: Mapping[str, Value]) -> str:
+    """Return why what answers is not the device with the declared serial number, or nothing where it is."""
+    if declared is None:
         return ""
     serial_number = found.get("serial_number")
     if serial_number is None:
-        return f"found no serial number, expected {device.serial_number}: which device answers here is not known"
-    if str(serial_number) == device.serial_number:
+        return f"found no serial number, expected {declared}: which device answers here is not known"
+    if str(serial_number) == declared:
         return ""
-    return f"found serial number {serial_number}, expected {device.serial_number}: another device answers here"
+    return f"found serial number {serial_number}, expected {declared}: another device answers here"
 
 
 def note(device: Device, shown: Mapping[str, Value], can: Capability | None) -> str:

@@ -180,6 +180,17 @@ class SunSpecMap:
         point, model, field, _ = self._points[name]
         return field_value(field, words[_span(model, field).name], self._scale(name, words), point.sign)
 
+    def found(self, name: str) -> dict[str, Value]:
+        """Return, by its name, the value that was there when the map was found; nothing where the device has none."""
+        if name not in self._points:
+            return {}
+        model = self._points[name][1]
+        words = {
+            span.name: model.words[span.address - model.address : span.end - model.address] for span in self.spans(name)
+        }
+        value = self.value(name, words)
+        return {} if value is None else {name: value}
+
     def before_write(self, name: str) -> tuple[Span, ...]:
         """Return the registers of its scale factor and of its model's header."""
         _, model, _, scale = self._points[name]

@@ -14,16 +14,16 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from derms_agent.device_state.der.converge import Der, converge, converge_all
-from derms_agent.device_state.der.functions import FUNCTIONS, ONE_AT_A_TIME
-from derms_agent.device_state.der.parse import parse
 from derms_agent.device_state.der.results import DerResult
-from derms_agent.device_state.der.settings import Curve, Number, Switch, settings_of
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import BusError, ConnectionLost, NoAnswer, NotAllowed, Unreachable
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.settings import Outcome, Registers
 from derms_agent.drivers.unit import Unit
+from derms_agent.grid_code import parse
+from derms_agent.grid_code.functions import FUNCTIONS, ONE_AT_A_TIME
+from derms_agent.grid_code.settings import Curve, Number, Switch, settings_of
 from derms_agent.profiles.point import Table
 from derms_agent.twin import Fault, FaultKind, Twin
 

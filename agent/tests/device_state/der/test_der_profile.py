@@ -14,16 +14,15 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from derms_agent.device_state.der import categories
+from derms_agent.device_state.capability import capability_of
 from derms_agent.device_state.der.adoption import COMPLETED, FAILED, IN_PROGRESS, Shown, judge
-from derms_agent.device_state.der.capability import capability_of
-from derms_agent.device_state.der.functions import FUNCTIONS, DerProfile
-from derms_agent.device_state.der.parse import ProfileProblem, parse
 from derms_agent.device_state.der.registers import ModelRegisters
-from derms_agent.device_state.der.settings import DEADBAND, POWER, SHARE, TIME, VOLTAGE, Shape, Switch, settings_of
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.sunspec import FoundMap, FoundModel
 from derms_agent.drivers.sunspec_model import definition
+from derms_agent.grid_code import ProfileProblem, categories, parse
+from derms_agent.grid_code.functions import FUNCTIONS, DerProfile
+from derms_agent.grid_code.settings import DEADBAND, POWER, SHARE, TIME, VOLTAGE, Shape, Switch, settings_of
 from derms_agent.profiles.point import OutOfRange
 
 CATEGORY_B = [[92, 44], [98, 0], [102, 0], [108, -44]]
@@ -91,7 +90,7 @@ def test_what_cannot_be_is_said_with_device_key_found_and_expected(declared: Any
 def test_everything_wrong_is_said_at_once() -> None:
     with pytest.raises(ProfileProblem) as caught:
         parse("icu-1", {"volt_var": {"enabled": 1, "priority": "none"}, "enter_service": {"delay_s": -1}})
-    assert len(caught.value.problems) == 3
+    assert len(caught.value.mistakes) == 3
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import anyio
 
+from derms_agent.device_state.capability import Capability, capability_of
 from derms_agent.device_state.der.adoption import Shown, Verdict, judge
-from derms_agent.device_state.der.capability import Capability, capability_of
-from derms_agent.device_state.der.functions import DerProfile, Function
 from derms_agent.device_state.der.plan import Adoption, FunctionPlan, Unfit, plan_function, shown
 from derms_agent.device_state.der.registers import ModelRegisters
 from derms_agent.device_state.der.results import DerResult, FunctionResult
 from derms_agent.device_state.each import each
+from derms_agent.device_state.identity import another
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import (
     BusError,
@@ -33,9 +33,10 @@ from derms_agent.drivers.errors import (
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.reads import Span, plan_reads
 from derms_agent.drivers.settings import Outcome
-from derms_agent.drivers.sunspec import FoundMap, NotSunSpec, discover
+from derms_agent.drivers.sunspec import FoundMap, NotSunSpec, SunSpecMap, discover
 from derms_agent.drivers.unit import Unit
 from derms_agent.drivers.writes import Write
+from derms_agent.grid_code.functions import DerProfile, Function
 
 _SILENT = (Unreachable, NoAnswer, ConnectionLost, DeadlinePassed)
 _WELL = (Status.OK, Status.CHANGED)
@@ -57,12 +58,13 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Der:
-    """One device: its name, the bus it is on, the unit to ask, and what it must hold."""
+    """One device: its name, the bus it is on, the unit to ask, what it must hold, and which one is meant, if said."""
 
     name: str
     bus: str
     unit: Unit
     profile: DerProfile
+    serial_number: str | None = None
 
 
 class _Stopped(Exception):
@@ -86,7 +88,7 @@ async def converge_all(
         if anyio.current_time() >= until_s:
             late = "not come to before the deadline"
             return DerResult(name=der.name, status=Status.UNKNOWN, detail=late)
-        return await converge(der.name, der.unit, der.profile, check=check, pace=pace)
+        return await converge(der.name, der.unit, der.profile, check=check, serial_number=der.serial_number, pace=pace)
 
     return await each({der.name: der for der in ders}, lambda der: der.bus, one)
 
@@ -97,14 +99,20 @@ async def converge(
     profile: DerProfile,
     *,
     check: bool,
+    serial_number: str | None = None,
     pace: Pace = Pace(),
 ) -> DerResult:
-    """See to it that one device holds its profile. `check` reads everything, writes nothing, and predicts."""
+    """See to it that one device holds its profile. `check` reads everything, writes nothing, and predicts.
+
+    Where a serial number is given and another device answers, nothing is written to that.
+    """
     try:
         found = await discover(unit, Priority.CONFIGURATION, pace.deadline_s)
     except BusError as failure:
         return DerResult(name=name, status=_unread(failure), detail=f"nothing was written: {failure}")
     capability = capability_of(found)
+    if why := another(serial_number, SunSpecMap(unit.profile, found).found("serial_number")):
+        return DerResult(name=name, status=Status.REFUSED, capability=capability, detail=f"nothing was written: {why}")
     planned, problems = _planned(unit, profile, found, capability)
     if problems:
         return _refused(name, profile, planned, problems, capability)

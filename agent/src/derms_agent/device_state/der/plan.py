@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from derms_agent.device_state.der.functions import Function
 from derms_agent.device_state.der.registers import ModelRegisters
-from derms_agent.device_state.der.settings import Choice, Curve, Number, Switch, settings_of
 from derms_agent.drivers.settings import Outcome, Registers, SettingResult
 from derms_agent.drivers.writes import Forbidden, Write
+from derms_agent.grid_code.functions import Function
+from derms_agent.grid_code.settings import Choice, Curve, Number, Switch, settings_of
 from derms_agent.profiles.point import OutOfRange
 from derms_agent.profiles.profile import Profile
 

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from derms_agent.device_state.der.settings import Quantity
 from derms_agent.drivers.reads import Block, Span, plan_reads
 from derms_agent.drivers.register_map import LayoutChanged
 from derms_agent.drivers.sunspec import FoundModel
 from derms_agent.drivers.sunspec_model import HEADER, SCALES, Field, encode, lay_out, raw, scale_field, value
 from derms_agent.drivers.writes import Write, plan_write
+from derms_agent.grid_code.settings import Quantity
 from derms_agent.model import Value
 from derms_agent.profiles.point import OutOfRange, Table
 from derms_agent.profiles.profile import Profile, Wire

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from derms_agent.device_state import results
-from derms_agent.device_state.der.capability import Capability
+from derms_agent.device_state.capability import Capability
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.settings import SettingResult
 

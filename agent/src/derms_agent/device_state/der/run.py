@@ -12,13 +12,13 @@ import anyio
 from derms_agent import profiles as built_in
 from derms_agent.device_state.access import STATE_DIRECTORY, Access
 from derms_agent.device_state.calls import Unusable
+from derms_agent.device_state.converge import NoSuchDevice, chosen
 from derms_agent.device_state.der.converge import Der, converge_all
-from derms_agent.device_state.der.functions import DerProfile
-from derms_agent.device_state.der.parse import ProfileProblem, parse
 from derms_agent.device_state.der.results import DerResult, plain
 from derms_agent.device_state.results import Status
 from derms_agent.device_state.run import Unasked, depot_of, with_buses
 from derms_agent.drivers.unit import Unit
+from derms_agent.grid_code import DerProfile, ProfileProblem, parse
 from derms_agent.model import Depot, Device
 from derms_agent.profiles.profile import Protocol
 from derms_agent.socket_client import SOCKET
@@ -27,8 +27,9 @@ from derms_agent.socket_client import SOCKET
 def der_settings(
     document: Mapping[str, Any],
     gateway: str,
-    devices: Iterable[Mapping[str, Any]],
+    devices: Iterable[Mapping[str, Any]] | None = None,
     *,
+    only: Iterable[str] = (),
     check: bool,
     deadline_s: float,
     socket: Path = SOCKET,
@@ -36,17 +37,23 @@ def der_settings(
 ) -> list[dict[str, Any]]:
     """See to it that DERs hold their profiles; return what became of each, in the order given.
 
-    `devices` are mappings with `name`, a device of the depot on one of the gateway's buses, and `profile`. A profile
-    that cannot be is that device's refusal; the others are tried. Raises Unusable.
+    `devices` are mappings with `name`, a device of the depot on one of the gateway's buses, and `profile`; None: those
+    that the depot declares `der_settings` for. `only` leaves those that match one of its patterns. A profile that
+    cannot be is that device's refusal; the others are tried. Raises Unusable.
     """
     depot = depot_of(document)
-    declared: dict[str, Any] = {}
-    for each in devices:
-        name = str(each["name"])
-        _expect_der(depot, gateway, name)
-        if name in declared:
-            raise Unusable(f"devices: found {name} twice, expected each device once")
-        declared[name] = each.get("profile") or {}
+    if gateway not in depot.gateways:
+        raise Unusable(f"gateway: found {gateway}, expected one of {', '.join(depot.gateways)}")
+    try:
+        own = {device.name: device for device in chosen(depot, gateway, only, configured=False)}
+    except NoSuchDevice as problem:
+        raise Unusable(f"only: {problem}") from problem
+    declared: dict[str, Any]
+    if devices is None:
+        declared = {name: device.der_settings for name, device in own.items() if device.der_settings is not None}
+    else:
+        given = _given(depot, gateway, devices)
+        declared = {name: profile for name, profile in given.items() if name in own}
     parsed: dict[str, DerProfile] = {}
     results: dict[str, DerResult] = {}
     for name, profile in declared.items():
@@ -78,6 +85,18 @@ def der_settings(
     return [plain(results[name]) for name in declared]
 
 
+def _given(depot: Depot, gateway: str, devices: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the profiles that were given, by device. Raises Unusable."""
+    given: dict[str, Any] = {}
+    for each in devices:
+        name = str(each["name"])
+        _expect_der(depot, gateway, name)
+        if name in given:
+            raise Unusable(f"devices: found {name} twice, expected each device once")
+        given[name] = each.get("profile") or {}
+    return given
+
+
 def _parsed(name: str, declared: object) -> DerProfile | DerResult:
     try:
         return parse(name, declared)
@@ -87,7 +106,7 @@ def _parsed(name: str, declared: object) -> DerProfile | DerResult:
 
 def _der(device: Device, access: Access, profile: DerProfile) -> Der:
     unit = Unit(access.buses[device.bus], device.unit_id, built_in.load(device.profile))
-    return Der(device.name, device.bus, unit, profile)
+    return Der(device.name, device.bus, unit, profile, device.serial_number)
 
 
 def _expect_der(depot: Depot, gateway: str, name: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from derms_agent.device_state.der.settings import (
+from derms_agent.grid_code.settings import (
     AMPERES,
     APPARENT_POWER,
     DEADBAND,
