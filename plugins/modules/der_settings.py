@@ -56,8 +56,8 @@ options:
             out. The defaults were not checked against the standard's text; C(categories.yml) in the agent says where
             each is from.
           - Power that is injected is positive here, as in the standard.
-          - V(active_power_limit) and V(constant_reactive_power) are what control may use itself. Declare them only for
-            devices that it does not control.
+          - What only control writes is refused, such as V(active_power_limit) of a device with the profile
+            V(sunspec_der).
         type: dict
         default: {}
   only:

@@ -143,3 +143,12 @@ def test_a_secret_has_no_place_there() -> None:
     assert examined.depot is None
     assert "an encrypted value" in str(examined.errors[0])
     assert len(examined.errors) == 1
+
+
+def test_what_only_control_writes_cannot_be_declared() -> None:
+    examined = examine(f"{FILE}      active_power_limit: {{enabled: true, limit_percent: 70}}\n", "depot.yml")
+    words = " of a device with the profile sunspec_der"
+    assert [str(error).partition("active_power_limit.")[2] for error in examined.errors] == [
+        f"enabled: found true; expected none: control owns generation_limit_enabled{words}",
+        f"limit_percent: found 70; expected none: control owns generation_limit{words}",
+    ]

@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 from derms_agent import depot as depots
+from derms_agent.depot import examine
 from derms_agent.depot.plain import depot_document
 from derms_agent.device_state import looking, run
 from derms_agent.device_state.registers import converged
@@ -35,6 +36,7 @@ from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
 from derms_agent.orchestrator.report import stamp
 from derms_agent.socket_client import Client
 from derms_agent.socket_protocol import ProtocolError
+from derms_agent.twin import Rehearsal
 
 if TYPE_CHECKING:
     from agent.tests.conftest import Broker, Peer
@@ -70,6 +72,7 @@ devices:
     circuit: main
     settings: {{failsafe_current: 6, failsafe_timeout: 15, standby: prevented}}
     evses: {{rating_a: 16}}
+  icu: {{bus: icu, unit_id: 1, profile: sunspec_der, circuit: main}}
 meters:
   grid: {{bus: meter, unit_id: 1, profile: sunspec_meter, measures: circuit, circuit: main}}
 """
@@ -123,11 +126,11 @@ class Field:
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Field]:
     directory = tmp_path_factory.mktemp("field")
-    *chargers, meter = free_ports(CHARGERS + 1)
-    names = [*(f"bus-{number}" for number in range(1, CHARGERS + 1)), "meter"]
+    ports = free_ports(CHARGERS + 2)
+    names = [*(f"bus-{number}" for number in range(1, CHARGERS + 1)), "icu", "meter"]
     buses = "\n".join(
         f"  {name}: {{gateway: gateway-1, transport: tcp, host: 127.0.0.1, port: {port}}}"
-        for name, port in zip(names, [*chargers, meter], strict=True)
+        for name, port in zip(names, ports, strict=True)
     )
     depot = directory / "depot.yml"
     depot.write_text(DEPOT.format(site_kva=SITE_KVA, buses=buses), encoding="utf-8")
@@ -408,6 +411,28 @@ def test_who_does_not_answer_is_logged_counted_and_found_again(orchestrator: Orc
     within(60, lambda: "Heartbeat Back charger-3" in orchestrator.log())
 
 
+def _expect_what_an_inverter_is_told_to_be_controls(orchestrator: Orchestrator, played: Field) -> None:
+    depot = examine(played.depot.read_text(encoding="utf-8"), "depot.yml").depot
+    assert depot is not None
+    image = Rehearsal(depot).inverters["icu"].image
+
+    def written(point: str, *values: int) -> Any:
+        job = {"unit_id": 1, "address": image.address(704, point), "values": list(values)}
+        return orchestrator.ask("bus.transact", bus="icu", jobs=[job])
+
+    for point, name, values in (
+        ("WMaxLimPctEna", "generation_limit_enabled", (1,)),
+        ("WMaxLimPct", "generation_limit", (500,)),
+        ("WSetEna", "power_setpoint_enabled", (1,)),
+        ("WSetMod", "power_setpoint_mode", (1,)),
+        ("WSet", "power_setpoint", (0, 1000)),
+        ("WMaxLimPctEna", "generation_limit_enabled, generation_limit", (0, 500)),
+    ):
+        with pytest.raises(ProtocolError, match=rf"a write to {name} of icu, expected none: control owns it"):
+            written(point, *values)
+    assert written("WSetRvrtTms", 0, 60) == [{"ok": True}]
+
+
 def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator: Orchestrator, played: Field) -> None:
     orchestrator.configure(CONTROL_PEERS="somebody")
     orchestrator.start()
@@ -424,6 +449,7 @@ def test_only_named_users_change_anything_and_nobody_writes_a_limit(orchestrator
     assert not second["ok"]
     with pytest.raises(ProtocolError, match=r"current_limit of charger-1, expected none: control owns it"):
         orchestrator.ask("bus.transact", bus="bus-1", jobs=[{"unit_id": 1, "address": 260, "values": [1, 160]}])
+    _expect_what_an_inverter_is_told_to_be_controls(orchestrator, played)
     with pytest.raises(ProtocolError, match=r"expected one of .* \(did you mean limit.put\?\)"):
         orchestrator.ask("limit.putt")
     with pytest.raises(ProtocolError, match=r"found high_kw, expected .* \(did you mean high_w\?\)"):

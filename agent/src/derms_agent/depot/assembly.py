@@ -448,7 +448,7 @@ class Assembly:
             self.report(declared.path, "der_settings", expected, at_key=True)
             return
         try:
-            parse(profile.name, declared.value)
+            parse(profile.name, declared.value, profile)
         except ProfileProblem as problem:
             for mistake in problem.mistakes:
                 self.report(

@@ -35,7 +35,7 @@ from derms_agent.drivers.settings import ABSENT_CODES, SettingResult, Settings
 from derms_agent.drivers.unit import Clock, Found, Unit
 from derms_agent.drivers.writes import Forbidden
 from derms_agent.model import Device, Evse, Proof, ProofKind, Quality, Reading, Setpoint, Value
-from derms_agent.profiles.point import OutOfRange, Point
+from derms_agent.profiles.point import OutOfRange, Point, Table
 from derms_agent.profiles.profile import Profile, Quantity, Refresh, Switch, Zero
 
 PHASE_VOLTAGE_V = 230.0
@@ -226,6 +226,11 @@ class ModbusDevice:
                 there = {stem(name) for name in self._map.names}
                 self._absent = tuple(name for name in self.profile.poll if name not in there)
             return self._map
+
+    async def control_points_at(self, table: Table, address: int, count: int) -> tuple[str, ...]:
+        """Return which of the points that only control writes lie in or across registers. Raises BusError."""
+        own = self.profile.control_points
+        return tuple(point.name for point in self.profile.points_at(table, address, count) if point.name in own)
 
     @contextlib.contextmanager
     def _finding_anew(self) -> Iterator[None]:

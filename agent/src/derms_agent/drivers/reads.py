@@ -29,6 +29,10 @@ class Span:
         """The address after the last."""
         return self.address + self.length
 
+    def overlaps(self, other: Span) -> bool:
+        """Whether two spans have registers in common."""
+        return self.table is other.table and self.address < other.end and other.address < self.end
+
 
 @dataclass(frozen=True, slots=True)
 class Block:

@@ -171,7 +171,7 @@ class SunSpecMap:
         return self._points[name][0].readable
 
     def spans(self, name: str) -> tuple[Span, ...]:
-        """Return the value's registers, its scale factor's, and its model's header."""
+        """Return the value's registers, first, its scale factor's, and its model's header."""
         _, model, field, _ = self._points[name]
         return (_span(model, field), *self.before_write(name))
 
@@ -255,6 +255,16 @@ class SunSpecDevice(ModbusDevice):
     """One unit that speaks SunSpec. Its models are found at first, and again whenever they turn out to have moved."""
 
     found: FoundMap | None = None
+
+    async def control_points_at(self, table: Table, address: int, count: int) -> tuple[str, ...]:
+        """Return which of the points that only control writes lie in or across registers. Raises BusError."""
+        registers = await self.find_map()
+        wanted = Span("", table, address, count)
+        return tuple(
+            name
+            for name in self.profile.control_points
+            if name in registers.names and registers.spans(name)[0].overlaps(wanted)
+        )
 
     async def _discover(self) -> RegisterMap:
         self.found = await discover(self._unit)

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from derms_agent.grid_code import categories
 from derms_agent.grid_code.functions import FUNCTIONS, ONE_AT_A_TIME, DerProfile, EnterService, Function
 from derms_agent.grid_code.settings import Axis, Choice, Curve, Number, Points, Setting, settings_of
-from derms_agent.profiles.profile import nearest
+from derms_agent.profiles.profile import Profile, nearest
 
 _CATEGORY = "category"
 _KINDS = {"normal": categories.NORMAL, "abnormal": categories.ABNORMAL}
@@ -53,8 +53,10 @@ class ProfileProblem(ValueError):
         self.mistakes = tuple(mistakes)
 
 
-def parse(device: str, declared: object) -> DerProfile:
+def parse(device: str, declared: object, of: Profile | None = None) -> DerProfile:
     """Return the profile that is declared for a device. Raises ProfileProblem.
+
+    `of` is the profile by which the agent speaks to the device: what its control owns there cannot be declared.
 
     `category: {normal: b, abnormal: iii}` brings the standard's defaults; what is declared beside it goes before them,
     key by key, and a function that is null is left out.
@@ -71,6 +73,8 @@ def parse(device: str, declared: object) -> DerProfile:
         own = reader.mapping((name,), mapping[name], tuple(settings_of(FUNCTIONS[name])))
         wanted[name] = {**wanted.get(name, {}), **own}
     functions = {name: reader.function(name, settings) for name, settings in wanted.items()}
+    if of is not None:
+        reader.expect_not_controls(functions, of)
     reader.expect_one([name for name in ONE_AT_A_TIME if name in functions and functions[name].turns_on])
     if reader.mistakes:
         raise ProfileProblem(device, reader.mistakes)
@@ -126,6 +130,17 @@ class _Reader:
             self._below(name, "voltage_low_percent", "voltage_high_percent", taken)
             self._below(name, "frequency_low_hz", "frequency_high_hz", taken)
         return function
+
+    def expect_not_controls(self, functions: Mapping[str, Function], of: Profile) -> None:
+        """Report settings that lie where nobody but control writes."""
+        points = (of.sunspec_points[name] for name in of.control_points if name in of.sunspec_points)
+        own = {(point.model, point.point): point.name for point in points}
+        for name, function in functions.items():
+            for key, setting in settings_of(function).items():
+                point = None if isinstance(setting, Curve) else own.get((function.model, setting.path))
+                if point is not None and getattr(function, key) is not None:
+                    expected = f"none: control owns {point} of a device with the profile {of.name}"
+                    self._report((name, key), getattr(function, key), expected)
 
     def expect_one(self, enabled: Sequence[str]) -> None:
         """Report functions that are enabled together and may not be."""

@@ -330,7 +330,10 @@ class Service:
             raise ProtocolError("argument", f"bus: found {name!r}, expected one of {', '.join(self.engine.buses)}")
         if len(jobs) > _MOST_JOBS:
             raise ProtocolError("argument", f"jobs: found {len(jobs)}, expected at most {_MOST_JOBS}")
-        planned = [self._job(name, job) for job in jobs]
+        planned = [self._job(job) for job in jobs]
+        for one in planned:
+            if one.values is not None:
+                await self._refuse_control_points(name, one, deadline_s)
         return [await self._carried_out(name, bus, one, deadline_s, user) for one in planned]
 
     async def _carried_out(self, name: str, bus: ModbusBus, one: _Job, deadline_s: float, user: str) -> object:
@@ -394,7 +397,8 @@ class Service:
                     return
         raise NotAllowed(f"{device}: its fallback is not written: within {within_s:g} s circuits could be over with it")
 
-    def _job(self, bus: str, found: object) -> _Job:
+    @staticmethod
+    def _job(found: object) -> _Job:
         if not isinstance(found, dict):
             raise ProtocolError("argument", f"jobs: found {shown(found)}, expected an object for each")
         arguments = Arguments(found)
@@ -409,22 +413,31 @@ class Service:
             return _Job(unit_id, table, address, count, None, None)
         values = [arguments_value(value) for value in arguments.items("values")]
         arguments.end()
-        self._refuse_control_points(bus, unit_id, table, address, len(values))
         return _Job(unit_id, table, address, len(values), tuple(values), None if function is None else int(function))
 
-    def _refuse_control_points(self, bus: str, unit_id: int, table: Table, address: int, count: int) -> None:
-        """Refuse writes to what the ledger counts on: nobody but control writes a limit."""
-        device = self._device_at(bus, unit_id)
+    async def _refuse_control_points(self, bus: str, one: _Job, within_s: float) -> None:
+        """Refuse a write to what the ledger counts on: nobody but control writes a limit.
+
+        Where it is not known yet which registers that are, it is found out first, or the write refused.
+        """
+        device = self._device_at(bus, one.unit_id)
         if device is None:
             return
-        profile = self.site.profiles[device.name]
-        for point in profile.points_at(table, address, count):
-            if point.name in profile.control_points:
-                raise ProtocolError(
-                    "not allowed",
-                    f"found a write to {point.name} of {device.name}, expected none: control owns it; "
-                    "limit.put asks for a limit",
-                )
+        try:
+            with anyio.fail_after(within_s):
+                points = await self.engine.devices[device.name].control_points_at(one.table, one.address, one.count)
+        except (BusError, TimeoutError) as failure:
+            raise ProtocolError(
+                "not allowed",
+                f"found a write to {device.name}, expected none until it is known where what control owns lies: "
+                f"{failure or 'it does not answer'}",
+            ) from failure
+        if points:
+            raise ProtocolError(
+                "not allowed",
+                f"found a write to {', '.join(points)} of {device.name}, expected none: control owns it; "
+                "limit.put asks for a limit",
+            )
 
     def _device_at(self, bus: str, unit_id: int) -> Device | None:
         found = (one for one in self.site.devices.values() if one.bus == bus and one.unit_id == unit_id)

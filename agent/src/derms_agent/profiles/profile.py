@@ -365,11 +365,17 @@ class Profile:
 
     @property
     def control_points(self) -> tuple[str, ...]:
-        """The names of what nobody but control writes: the limit, and the switch that stands for its zero."""
+        """The names of what nobody but control writes.
+
+        The limit, and the switch that stands for its zero; of a SunSpec device, whatever can be written and is no
+        setting: what it is told for the moment.
+        """
+        told = tuple(point.name for point in self.sunspec_points.values() if point.writable and not point.setting)
         if self.control is None:
-            return ()
+            return told
         switch = self.control.switch
-        return (self.control.point,) if switch is None else (self.control.point, switch.point)
+        own = (self.control.point,) if switch is None else (self.control.point, switch.point)
+        return (*own, *(name for name in told if name not in own))
 
     @property
     def shows_in_force(self) -> bool:

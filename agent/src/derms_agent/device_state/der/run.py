@@ -57,7 +57,7 @@ def der_settings(
     parsed: dict[str, DerProfile] = {}
     results: dict[str, DerResult] = {}
     for name, profile in declared.items():
-        taken = _parsed(name, profile)
+        taken = _parsed(depot.devices[name], profile)
         if isinstance(taken, DerProfile):
             parsed[name] = taken
         else:
@@ -97,11 +97,11 @@ def _given(depot: Depot, gateway: str, devices: Iterable[Mapping[str, Any]]) -> 
     return given
 
 
-def _parsed(name: str, declared: object) -> DerProfile | DerResult:
+def _parsed(device: Device, declared: object) -> DerProfile | DerResult:
     try:
-        return parse(name, declared)
+        return parse(device.name, declared, built_in.load(device.profile))
     except ProfileProblem as problem:
-        return DerResult(name=name, status=Status.REFUSED, detail=f"nothing was written: {problem}")
+        return DerResult(name=device.name, status=Status.REFUSED, detail=f"nothing was written: {problem}")
 
 
 def _der(device: Device, access: Access, profile: DerProfile) -> Der:
