@@ -152,3 +152,74 @@ def test_what_only_control_writes_cannot_be_declared() -> None:
         f"enabled: found true; expected none: control owns generation_limit_enabled{words}",
         f"limit_percent: found 70; expected none: control owns generation_limit{words}",
     ]
+
+
+def limited(number: int, **limits: float) -> dict[str, Any]:
+    return icu(number, der_settings={"limits": limits})
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        # 100 A of base load at 400 V are 69.3 kVA; 400 A of rating are 277 kVA.
+        ({"charge_power_w": 34000}, {"charge_power_w": 34000}),
+        ({"charge_power_w": 69000}, {"active_power_w": 200000}),
+        ({"charge_power_w": 90000, "current_a": 99}, {}),
+        ({"active_power_w": 138000}, {"apparent_power_va": 138000, "active_power_w": 200000}),
+        ({"active_power_w": 400000, "current_a": 390}, {"nominal_voltage_v": 400}),
+        ({"discharge_power_w": 400000, "active_power_w": 270000}, {}),
+    ],
+)
+def test_limits_that_the_circuits_bear(first: dict[str, float], second: dict[str, float]) -> None:
+    devices = {"icu-1": limited(1, **first), "icu-2": limited(2, **second) if second else icu(2)}
+    assert declared(devices)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "said"),
+    [
+        (
+            {"charge_power_w": 36000},
+            {"charge_apparent_power_va": 36000},
+            "found icu-1, icu-2 to draw 103.9 A from circuit main; expected at most 100 A, its base_load_a",
+        ),
+        ({"charge_power_w": 80000}, {}, "found icu-1 to draw 115.5 A from circuit main; expected at most 100 A"),
+        (
+            {"active_power_w": 150000},
+            {"current_a": 200},
+            "found icu-1, icu-2 to inject more than is borne by circuit main: 416.5 A on L1/L2/L3, rated 400 A",
+        ),
+        ({"discharge_power_w": 300000}, {}, "found icu-1 to inject more than is borne by circuit main: 433 A"),
+    ],
+)
+def test_limits_that_the_circuits_do_not_bear(first: dict[str, float], second: dict[str, float], said: str) -> None:
+    depot, problems = declared({"icu-1": limited(1, **first), "icu-2": limited(2, **second) if second else icu(2)})
+    assert depot is None
+    assert said in problems[0]
+    assert [problem.split(":")[0] for problem in problems] == [
+        f"devices.icu-{number}.der_settings.limits" for number in range(1, 3 if second else 2)
+    ]
+
+
+def test_what_ders_inject_is_held_against_every_circuit_above() -> None:
+    feeder = {"voltage_v": 400, "rating_a": 100, "base_load_a": 50}
+    main = {"voltage_v": 400, "rating_a": 150, "base_load_a": 10}
+    circuits = {"main": main, "roof-[1:2]": {"parent": "main", **feeder}}
+    devices = {f"icu-{n}": {**limited(n, active_power_w=60000), "circuit": f"roof-{n}"} for n in (1, 2)}
+    depot, problems = declared(devices, circuits=circuits)
+    assert depot is None
+    assert len(problems) == 2
+    assert "icu-1, icu-2 to inject more than is borne by circuit main: 173.2 A" in problems[0]
+
+
+def test_the_sum_of_what_flows_while_nobody_controls_has_ders_as_base_load_whatever_wmax_says() -> None:
+    """A rating is nowhere declared of a DER: neither that nor its limits may lower or raise what EVSEs are held to."""
+    box = {"bus": "icu-3", "unit_id": 255, "profile": "keba_p30", "circuit": "main", "evses": {"rating_a": 20}}
+    circuits = {"main": {"voltage_v": 400, "rating_a": 119, "base_load_a": 100}}
+    found = {
+        str(limits): declared({"icu-1": limited(1, **limits), "box": box}, circuits=circuits)[1]
+        for limits in ({"active_power_w": 0.0}, {"active_power_w": 80000.0}, {"charge_power_w": 0.0})
+    }
+    assert len({tuple(problems) for problems in found.values()}) == 1
+    ((problem,),) = {tuple(problems) for problems in found.values()}
+    assert "120 A on L1/L2/L3 when no EVSE is controlled" in problem

@@ -190,6 +190,13 @@ def test_on_a_gateway_without_an_agent_those_that_are_declared_are_unknown(
     assert run(depot=depot, devices=None)["failed"]
 
 
+def test_limits_that_the_circuits_could_not_bear_are_refused(run: Run, played: Played) -> None:
+    result = run(("icu-1", {"limits": {"charge_power_w": 8000}}), ("icu-2", {"enter_service": {"delay_s": 59}}))
+    assert [one["status"] for one in result["devices"]] == ["refused", "changed"]
+    assert "icu-1: limits: found icu-1 to draw 11.55 A from circuit main, expected at most 10 A, its" in result["msg"]
+    assert {write.bus for write in played.twin.writes} == {"icu-2"}
+
+
 def test_nothing_is_written_to_another_device_than_the_one_that_is_meant(run: Run, played: Played) -> None:
     for number, status in (("17041", "refused"), ("icu-1", "changed")):
         on = {"volt_watt": {"enabled": True}}

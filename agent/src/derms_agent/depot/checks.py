@@ -10,9 +10,12 @@ from typing import Any
 
 from derms_agent.depot import bus_budget, circuit_loads, schema
 from derms_agent.depot.assembly import Assembly
+from derms_agent.depot.der_loads import too_much
 from derms_agent.depot.document import Data
 from derms_agent.depot.problem import Path, Problem, Severity, Vaulted
 from derms_agent.depot.unattended import TOLERANCE, overloads, rating, unattended_a
+from derms_agent.grid_code import ProfileProblem, parse
+from derms_agent.grid_code.functions import Limits
 from derms_agent.model import Bus, Circuit, Depot, Device, Evse
 from derms_agent.profiles import Profile
 
@@ -66,6 +69,7 @@ class _Whole:
         drawn_a = self._unattended_a()
         yield from self._cables(drawn_a)
         yield from self._circuits(drawn_a)
+        yield from self._ders()
         for name, bus in self.parts.buses.items():
             yield from self._budget(bus)
             yield from self._foreign_gateway(name)
@@ -136,6 +140,21 @@ class _Whole:
                     f"{over.apparent_kva:.4g} kVA when no EVSE is controlled: {shares}",
                     f"at most {over.circuit.rating_kva:g} kVA; of fallback and after-boot limit the higher counts",
                 )
+
+    def _ders(self) -> Iterator[Problem]:
+        """Yield the DERs whose declared limits the circuits could not bear."""
+        declared: dict[str, tuple[str, Limits]] = {}
+        for name, device in self.parts.devices.items():
+            if device.circuit in self.parts.circuits and device.der_settings is not None:
+                try:
+                    limits = parse(name, device.der_settings).limits
+                except ProfileProblem:
+                    continue  # that is told of
+                if limits is not None:
+                    declared[name] = (device.circuit, limits)
+        for name, burden in too_much(self.parts.circuits, declared).items():
+            path = (*self._device_path(name), "der_settings", "limits")
+            yield Problem(path, burden.found, burden.expected, at_key=True)
 
     def _beneath(self) -> dict[str, list[Evse]]:
         """Return the EVSEs that each circuit feeds, directly or through others."""

@@ -2,6 +2,8 @@
 """What EVSEs may draw while nobody controls them, and which circuits that would be too much for. Pure.
 
 Of an EVSE's fallback and what holds after its boot the higher counts; what is not known of it counts as its rating.
+DERs do not count here, whatever they are set to: what they draw is in `base_load_a`, against which `der_loads` holds
+their limits.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from derms_agent.device_state.der.converge import Der, converge, converge_all
+from derms_agent.device_state.der.converge import Der, converge, converge_all, converge_in_turn
 from derms_agent.device_state.der.results import DerResult
 from derms_agent.device_state.results import Status
 from derms_agent.drivers.errors import BusError, ConnectionLost, NoAnswer, NotAllowed, Unreachable
@@ -550,3 +550,34 @@ async def test_over_a_real_connection_to_a_twin_in_real_time(kit: Kit) -> None:
             tasks.cancel_scope.cancel()
         assert (first.status, second.status) == (Status.CHANGED, Status.OK)
         assert twin.inverters[kit.name].image.get(705, "Crv.1.Pt.1.V") == 93
+
+
+async def test_limits_that_rise_come_after_those_that_fall_and_not_at_all_while_these_are_in_doubt(kit: Kit) -> None:
+    order: list[str] = []
+
+    def watched(name: str, watts: float) -> Der:
+        unit = benches[name].unit
+        return Der(name, f"bus of {name}", unit, parse(name, {"limits": {"active_power_w": watts}}))
+
+    def noting(name: str) -> Callable[[Asked], None]:
+        return lambda asked: order.append(name) if asked.words else None
+
+    benches = {name: kit.bench() for name in ("rises", "falls", "stays")}
+    before = await converge_in_turn([watched(name, 20_000) for name in benches], check=False, pace=kit.pace)
+    assert {result.status for result in before.values()} == {Status.CHANGED}
+    for name, bench in benches.items():
+        bench.bus.fault = noting(name)
+    wanted = {"rises": 30_000, "falls": 10_000, "stays": 20_000}
+    ders = [watched(name, watts) for name, watts in wanted.items()]
+    foreseen = await converge_in_turn(ders, check=True, pace=kit.pace)
+    assert order == []
+    done = await converge_in_turn(ders, check=False, pace=kit.pace)
+    assert order == ["falls", "rises"]
+    statuses = {"rises": Status.CHANGED, "falls": Status.CHANGED, "stays": Status.OK}
+    assert {name: one.status for name, one in foreseen.items()} == statuses
+    assert {name: one.status for name, one in done.items()} == statuses
+    order.clear()
+    benches["stays"].twin.fault(kit.name, Fault(kind=FaultKind.SILENT))
+    doubtful = await converge_in_turn([watched("rises", 40_000), ders[2]], check=False, pace=kit.pace)
+    assert (order, doubtful["rises"].status, doubtful["stays"].status) == ([], Status.REFUSED, Status.UNREACHABLE)
+    assert doubtful["rises"].detail.endswith("limits are not raised while it is not known what stays hold")

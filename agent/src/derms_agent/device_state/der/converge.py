@@ -93,6 +93,37 @@ async def converge_all(
     return await each({der.name: der for der in ders}, lambda der: der.bus, one)
 
 
+async def converge_in_turn(
+    ders: Iterable[Der], *, check: bool, pace: Pace = Pace(), until_s: float = math.inf
+) -> dict[str, DerResult]:
+    """Converge devices, those whose limits rise after all others, and only if no other's limits are in doubt by then.
+
+    So what the limits of all allow together is never more than before and afterwards; see `depot.der_loads`.
+    """
+    every = {der.name: der for der in ders}
+    limited = {name: der for name, der in every.items() if der.profile.limits is not None}
+    if check or len(limited) == 1:
+        return await converge_all(every.values(), check=check, pace=pace, until_s=until_s)
+    foreseen = await converge_all(limited.values(), check=True, pace=pace, until_s=until_s)
+    rising = [name for name, result in foreseen.items() if _limits_rise(result)]
+    first = [der for name, der in every.items() if name not in rising]
+    results = await converge_all(first, check=False, pace=pace, until_s=until_s)
+    doubtful = [der.name for der in first if der.name in limited and results[der.name].status not in _WELL]
+    if doubtful:
+        why = f"nothing was written: limits are not raised while it is not known what {', '.join(doubtful)} hold"
+        return results | {name: DerResult(name=name, status=Status.REFUSED, detail=why) for name in rising}
+    then = [every[name] for name in rising]
+    return results | await converge_all(then, check=False, pace=pace, until_s=until_s)
+
+
+def _limits_rise(result: DerResult) -> bool:
+    for function in result.functions:
+        if function.function == "limits" and function.after is not None:
+            before = function.before
+            return any(before.get(key) is None or value > before[key] for key, value in function.after.items())
+    return False
+
+
 async def converge(
     name: str,
     unit: Unit,

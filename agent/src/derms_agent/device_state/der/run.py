@@ -10,15 +10,17 @@ from typing import Any
 import anyio
 
 from derms_agent import profiles as built_in
+from derms_agent.depot.der_loads import too_much
 from derms_agent.device_state.access import STATE_DIRECTORY, Access
 from derms_agent.device_state.calls import Unusable
 from derms_agent.device_state.converge import NoSuchDevice, chosen
-from derms_agent.device_state.der.converge import Der, converge_all
+from derms_agent.device_state.der.converge import Der, converge_in_turn
 from derms_agent.device_state.der.results import DerResult, plain
 from derms_agent.device_state.results import Status
 from derms_agent.device_state.run import Unasked, depot_of, with_buses
 from derms_agent.drivers.unit import Unit
 from derms_agent.grid_code import DerProfile, ProfileProblem, parse
+from derms_agent.grid_code.functions import Limits
 from derms_agent.model import Depot, Device
 from derms_agent.profiles.profile import Protocol
 from derms_agent.socket_client import SOCKET
@@ -62,6 +64,9 @@ def der_settings(
             parsed[name] = taken
         else:
             results[name] = taken
+    for name, why in _not_borne(depot, parsed).items():
+        del parsed[name]
+        results[name] = DerResult(name=name, status=Status.REFUSED, detail=f"nothing was written: {why}")
 
     async def converged(access: Access) -> dict[str, DerResult]:
         ders = [
@@ -74,7 +79,7 @@ def der_settings(
             for name in parsed
             if depot.devices[name].bus in access.unknown
         }
-        return found | await converge_all(ders, check=check, until_s=anyio.current_time() + deadline_s)
+        return found | await converge_in_turn(ders, check=check, until_s=anyio.current_time() + deadline_s)
 
     if parsed:
         buses = {depot.devices[name].bus: depot.buses[depot.devices[name].bus] for name in parsed}
@@ -102,6 +107,23 @@ def _parsed(device: Device, declared: object) -> DerProfile | DerResult:
         return parse(device.name, declared, built_in.load(device.profile))
     except ProfileProblem as problem:
         return DerResult(name=device.name, status=Status.REFUSED, detail=f"nothing was written: {problem}")
+
+
+def _not_borne(depot: Depot, parsed: Mapping[str, DerProfile]) -> dict[str, str]:
+    """Return which of these devices' limits the circuits could not bear, with what is declared of all others."""
+    declared: dict[str, tuple[str, Limits]] = {}
+    for device in depot.devices.values():
+        profile = parsed.get(device.name)
+        if profile is None and device.der_settings is not None:
+            profile = parse(device.name, device.der_settings)
+        if profile is not None and profile.limits is not None and device.circuit is not None:
+            declared[device.name] = (device.circuit, profile.limits)
+    found = too_much(depot.circuits, declared)
+    return {
+        name: f"{name}: limits: found {found[name].found}, expected {found[name].expected}"
+        for name in parsed
+        if name in found
+    }
 
 
 def _der(device: Device, access: Access, profile: DerProfile) -> Der:
