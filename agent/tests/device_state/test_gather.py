@@ -21,7 +21,7 @@ from derms_agent.device_state.declaration import declaration, section
 from derms_agent.device_state.gather import Gathered, gather, plain, text
 from derms_agent.device_state.results import Status
 from derms_agent.device_state.run import depot_of
-from derms_agent.drivers import sunspec
+from derms_agent.drivers import configured_device, sunspec
 from derms_agent.model import Depot, Device, DeviceKind, Evse, Phase, Value
 from derms_agent.profiles import Point, Profile
 from derms_agent.twin import Fault, FaultKind
@@ -191,7 +191,7 @@ async def test_a_controller_that_cannot_do_ieee_1547_is_named_and_converged(
         found = await whole(*given)
         return replace(found, models=tuple(model for model in found.models if model.id not in {711, 712}))
 
-    monkeypatch.setattr(sunspec, "discover", lacking)
+    monkeypatch.setattr(configured_device, "discover", lacking)
     async with played(**every_kind()) as field:
         note = "cannot do IEEE 1547-2018: found no SunSpec model 711 (frequency droop), 712 (watt-var)"
         done = (await field.run("sunspec_der"))["sunspec_der"]

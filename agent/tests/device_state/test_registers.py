@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,17 +147,6 @@ class Memory:
         assert priority is Priority.CONFIGURATION
         assert deadline_s > 0
         await self._answer(Request(unit_id, table, address, len(values), tuple(values), function))
-
-    def submit_write(self, *_: Any, **__: Any) -> Submitted:
-        raise AssertionError("settings are written one at a time")
-
-
-class Submitted:
-    def __await__(self) -> Generator[Any, None, None]:
-        raise NotImplementedError
-
-    def withdraw(self) -> None:
-        raise NotImplementedError
 
 
 def arguments(*registers: dict[str, Any], units: int = 1, **more: Any) -> dict[str, Any]:

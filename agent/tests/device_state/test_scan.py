@@ -174,9 +174,6 @@ class Strange:
     async def write(self, *_: Any, **__: Any) -> None:
         raise AssertionError("a scan wrote")
 
-    def submit_write(self, *_: Any, **__: Any) -> Any:
-        raise AssertionError("a scan wrote")
-
 
 DEPOT = depot_of(
     {
@@ -320,8 +317,6 @@ async def test_a_bus_is_asked_for_no_more_than_half_of_the_time_and_never_writte
     assert bus.sent
     with pytest.raises(NotAllowed, match="a scan writes nothing"):
         await bus.write(1, Table.HOLDING, 0, [1], priority=Priority.SHED, deadline_s=1)
-    with pytest.raises(NotAllowed, match="a scan writes nothing"):
-        bus.submit_write(1, Table.HOLDING, 0, [1], priority=Priority.SHED, deadline_s=1)
 
 
 @pytest.mark.anyio

@@ -85,7 +85,7 @@ class Submitted:
 
 @dataclass
 class MemoryBus:
-    """Implements RegisterBus: one transaction at a time, by priority, each taking `takes_s`, and until `held`."""
+    """Implements SetpointBus: one transaction at a time, by priority, each taking `takes_s`, and until `held`."""
 
     holding: dict[int, int] = field(default_factory=dict)
     input: dict[int, int] = field(default_factory=dict)

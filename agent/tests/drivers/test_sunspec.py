@@ -16,10 +16,10 @@ import pytest
 from derms_agent import profiles
 from derms_agent.drivers.errors import NoAnswer, Refused
 from derms_agent.drivers.interface import Priority
-from derms_agent.drivers.modbus_device import Pace
+from derms_agent.drivers.modbus_device import ModbusDevice, Pace
 from derms_agent.drivers.register_map import LayoutChanged
 from derms_agent.drivers.settings import Outcome
-from derms_agent.drivers.sunspec import NotSunSpec, SunSpecDevice, discover
+from derms_agent.drivers.sunspec import NotSunSpec, discover
 from derms_agent.drivers.sunspec_model import lay_out
 from derms_agent.drivers.unit import Unit
 from derms_agent.model import ProofKind, Quality, Reading, Setpoint
@@ -132,17 +132,17 @@ def opened(
     profile: Profile | None = None,
     strict: bool = True,
     evses: int = 0,
-) -> tuple[SunSpecDevice, MemoryBus]:
+) -> tuple[ModbusDevice, MemoryBus]:
     bus = kit.bus(strict=strict)
     bus.put(base, *words)
     profile = profiles.load("sunspec_der") if profile is None else profile
     device = kit.device(profile.name, name="icu")
     if not evses:
         device = replace(device, evses=())
-    return SunSpecDevice(device, profile, bus, pace=QUICK), bus
+    return ModbusDevice(device, profile, bus, pace=QUICK), bus
 
 
-async def read_once(driver: SunSpecDevice) -> Reading:
+async def read_once(driver: ModbusDevice) -> Reading:
     for group in driver._groups:
         group.due_s = -1.0
     await driver._poll_once(lambda _: None)

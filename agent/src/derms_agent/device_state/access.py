@@ -9,7 +9,7 @@ the agent takes as well when it starts.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -259,20 +259,6 @@ class AgentBus:
             job["function"] = function
         await self._carried_out(job, deadline_s, writes=True)
 
-    def submit_write(
-        self,
-        unit_id: int,
-        table: Table,
-        address: int,
-        values: Sequence[int],
-        *,
-        priority: Priority,
-        deadline_s: float,
-        function: int | None = None,
-    ) -> PendingWrite:
-        """Return a write that leaves when it is awaited: settings are written one at a time."""
-        return PendingWrite(self, (unit_id, table, address, values), priority, deadline_s, function)
-
     async def _carried_out(self, job: Mapping[str, Any], deadline_s: float, *, writes: bool) -> Mapping[str, Any]:
         deadline_s = min(max(deadline_s, LEAST_DEADLINE_S), MOST_DEADLINE_S)
         try:
@@ -289,37 +275,6 @@ class AgentBus:
             found: Mapping[str, Any] = answer
             return found
         raise _failure(answer)
-
-
-class PendingWrite:
-    """A write through the agent that has not left; implements `derms_agent.drivers.interface.Pending`."""
-
-    def __init__(
-        self,
-        bus: AgentBus,
-        at: tuple[int, Table, int, Sequence[int]],
-        priority: Priority,
-        deadline_s: float,
-        function: int | None,
-    ) -> None:
-        self._bus = bus
-        self._at = at
-        self._options = (priority, deadline_s, function)
-        self._withdrawn = False
-
-    def __await__(self) -> Generator[Any, None, object]:
-        """Send it and wait for the reply. Raises BusError."""
-        return self._sent().__await__()
-
-    async def _sent(self) -> None:
-        if self._withdrawn:
-            raise errors.Withdrawn("withdrawn before it was sent")
-        priority, deadline_s, function = self._options
-        await self._bus.write(*self._at, priority=priority, deadline_s=deadline_s, function=function)
-
-    def withdraw(self) -> None:
-        """See to it that it is not sent any more."""
-        self._withdrawn = True
 
 
 def _failure(answer: Mapping[str, Any]) -> BusError:

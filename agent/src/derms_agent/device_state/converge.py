@@ -19,9 +19,9 @@ from derms_agent.device_state import fallbacks, identity, results
 from derms_agent.device_state.access import Access
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import CHANGED, DeviceResult, Status, of_failure, of_settings, of_unknown
+from derms_agent.drivers.configured_device import ConfiguredDevice
 from derms_agent.drivers.errors import BusError
-from derms_agent.drivers.factory import open_devices
-from derms_agent.drivers.modbus_device import ModbusDevice
+from derms_agent.drivers.factory import open_configured
 from derms_agent.drivers.settings import Outcome
 from derms_agent.model import Depot, Device, Value
 from derms_agent.profiles.profile import Profile
@@ -104,9 +104,9 @@ class _Run:
             found |= await self._written(found, drivers, order.then)
         return [found[device.name] for device in self.devices]
 
-    def _drivers(self, devices: Iterable[Device]) -> dict[str, ModbusDevice]:
+    def _drivers(self, devices: Iterable[Device]) -> dict[str, ConfiguredDevice]:
         depot = replace(self.depot, devices={device.name: device for device in devices})
-        return open_devices(depot, self.access.buses, clock=anyio.current_time)
+        return open_configured(depot, self.access.buses, clock=anyio.current_time)
 
     def _order(self, found: Mapping[str, DeviceResult], others: Mapping[str, DeviceResult]) -> fallbacks.Order:
         profiles = {device.name: built_in.load(device.profile) for device in self.depot.devices.values()}
@@ -131,15 +131,15 @@ class _Run:
         return self.blind and result.status is Status.OK and Outcome.UNKNOWN in outcomes
 
     async def _written(
-        self, found: Mapping[str, DeviceResult], drivers: Mapping[str, ModbusDevice], names: Iterable[str]
+        self, found: Mapping[str, DeviceResult], drivers: Mapping[str, ConfiguredDevice], names: Iterable[str]
     ) -> dict[str, DeviceResult]:
         written = await self._each({name: drivers[name] for name in names}, check=False)
         return {name: results.merged(found[name], result) for name, result in written.items()}
 
-    async def _each(self, drivers: Mapping[str, ModbusDevice], *, check: bool) -> dict[str, DeviceResult]:
+    async def _each(self, drivers: Mapping[str, ConfiguredDevice], *, check: bool) -> dict[str, DeviceResult]:
         return await each(drivers, lambda driver: driver.device.bus, lambda driver: self._asked(driver, check=check))
 
-    async def _asked(self, driver: ModbusDevice, *, check: bool) -> DeviceResult:
+    async def _asked(self, driver: ConfiguredDevice, *, check: bool) -> DeviceResult:
         device = driver.device
         if anyio.current_time() >= self.until_s:
             return of_unknown(device.name, "not come to before the deadline")

@@ -16,9 +16,10 @@ from derms_agent.device_state.capability import Capability
 from derms_agent.device_state.declaration import Declaration, commented, declaration, meter, section
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import Status, of_failure
+from derms_agent.drivers.configured_device import ConfiguredDevice
 from derms_agent.drivers.errors import BusError
-from derms_agent.drivers.factory import open_devices
-from derms_agent.drivers.modbus_device import IDENTITY, ModbusDevice
+from derms_agent.drivers.factory import open_configured
+from derms_agent.drivers.modbus_device import IDENTITY
 from derms_agent.drivers.register_map import stem
 from derms_agent.model import Depot, Device, Value
 
@@ -56,9 +57,9 @@ async def gather(
     devices = tuple(devices)
     until_s = anyio.current_time() + deadline_s
     wanted = replace(depot, devices={device.name: device for device in devices})
-    drivers = open_devices(wanted, access.buses, clock=anyio.current_time)
+    drivers = open_configured(wanted, access.buses, clock=anyio.current_time)
 
-    async def asked(driver: ModbusDevice) -> Gathered:
+    async def asked(driver: ConfiguredDevice) -> Gathered:
         if anyio.current_time() >= until_s:
             return unknown(driver.device, "not come to before the deadline")
         return await read(driver)
@@ -72,7 +73,7 @@ async def gather(
     ]
 
 
-async def read(driver: ModbusDevice) -> Gathered:
+async def read(driver: ConfiguredDevice) -> Gathered:
     """Read what one device is and holds. What another device answers is told, and is `refused`."""
     device, profile = driver.device, driver.profile
     wanted = {*IDENTITY, *profile.poll, *profile.settings}

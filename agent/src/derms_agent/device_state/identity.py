@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 
 from derms_agent.device_state.capability import MODELS, Capability, capability_of
-from derms_agent.drivers.modbus_device import ModbusDevice
-from derms_agent.drivers.sunspec import SunSpecDevice
+from derms_agent.drivers.configured_device import ConfiguredDevice
 from derms_agent.model import Device, Value
 
 
@@ -45,8 +44,8 @@ def other_firmware(device: Device, found: Mapping[str, Value]) -> str:
     return f"found {'no firmware' if firmware is None else f'firmware {firmware}'}, expected {device.firmware}"
 
 
-def capability(driver: ModbusDevice) -> Capability | None:
+def capability(driver: ConfiguredDevice) -> Capability | None:
     """Return what of IEEE 1547-2018 a controller can do, by the models that were found; None for what is no DER."""
-    if not isinstance(driver, SunSpecDevice) or driver.found is None or not set(MODELS) <= set(driver.profile.models):
+    if driver.found is None or not set(MODELS) <= set(driver.profile.models):
         return None
     return capability_of(driver.found)

@@ -31,7 +31,7 @@ from derms_agent.device_state.declared_registers import (
 from derms_agent.device_state.results import DeviceResult, Status, of_failure, of_settings, of_unknown, plain
 from derms_agent.drivers import settings as drivers_settings
 from derms_agent.drivers.errors import BusError, DeadlinePassed
-from derms_agent.drivers.interface import Pending, Priority, RegisterBus
+from derms_agent.drivers.interface import Priority, RegisterBus
 from derms_agent.drivers.settings import Outcome, SettingResult, Settings
 from derms_agent.drivers.unit import Clock, Unit
 from derms_agent.model import Depot
@@ -276,22 +276,6 @@ class _Bounded:
     ) -> None:
         left_s = self._left_s(deadline_s, self._until_s)
         await self._bus.write(unit_id, table, address, values, priority=priority, deadline_s=left_s, function=function)
-
-    def submit_write(
-        self,
-        unit_id: int,
-        table: Table,
-        address: int,
-        values: Sequence[int],
-        *,
-        priority: Priority,
-        deadline_s: float,
-        function: int | None = None,
-    ) -> Pending:
-        left_s = self._left_s(deadline_s, self._until_s)
-        return self._bus.submit_write(
-            unit_id, table, address, values, priority=priority, deadline_s=left_s, function=function
-        )
 
 
 # What became of it

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NoReturn
 
 import anyio
 
@@ -19,6 +18,7 @@ from derms_agent.device_state.access import Access
 from derms_agent.device_state.fit import Fit, best, fit, sunspec_fit
 from derms_agent.device_state.gather import Gathered, read
 from derms_agent.device_state.results import Status
+from derms_agent.drivers.configured_device import ConfiguredDevice
 from derms_agent.drivers.errors import (
     BadReply,
     BusError,
@@ -27,10 +27,9 @@ from derms_agent.drivers.errors import (
     Refused,
     Unreachable,
 )
-from derms_agent.drivers.factory import open_device
-from derms_agent.drivers.interface import Pending, Priority, RegisterBus
+from derms_agent.drivers.interface import Priority, RegisterBus
 from derms_agent.drivers.modbus.bus import GATEWAY_PATH_UNAVAILABLE
-from derms_agent.drivers.modbus_device import IDENTITY, Pace
+from derms_agent.drivers.modbus_device import IDENTITY
 from derms_agent.drivers.register_map import ModbusMap
 from derms_agent.drivers.sunspec import BASE_ADDRESSES, FoundMap, discover
 from derms_agent.drivers.unit import Unit
@@ -160,36 +159,8 @@ class SparingBus:
     async def _pause(self, began_s: float) -> None:
         await anyio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, anyio.current_time() - began_s)))
 
-    async def write(
-        self,
-        unit_id: int,
-        table: Table,
-        address: int,
-        values: Sequence[int],
-        *,
-        priority: Priority,
-        deadline_s: float,
-        function: int | None = None,
-    ) -> None:
+    async def write(self, *_request: object, **_options: object) -> None:
         """Refuse. Raises NotAllowed."""
-        self._refuse(unit_id, table, address, values, priority, deadline_s, function)
-
-    def submit_write(
-        self,
-        unit_id: int,
-        table: Table,
-        address: int,
-        values: Sequence[int],
-        *,
-        priority: Priority,
-        deadline_s: float,
-        function: int | None = None,
-    ) -> Pending:
-        """Refuse. Raises NotAllowed."""
-        self._refuse(unit_id, table, address, values, priority, deadline_s, function)
-
-    @staticmethod
-    def _refuse(*_request: object) -> NoReturn:
         raise NotAllowed("a scan writes nothing")
 
 
@@ -269,12 +240,11 @@ class _BusScan:
 
     async def _read(self, device: Device) -> Gathered:
         return await read(
-            open_device(
+            ConfiguredDevice(
                 device,
                 built_in.load(device.profile),
                 self._sparing,
-                circuits=self._depot.circuits,
-                pace=Pace(configure_s=DEADLINE_S),
+                configure_s=DEADLINE_S,
                 clock=anyio.current_time,
             )
         )

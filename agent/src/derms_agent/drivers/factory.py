@@ -4,24 +4,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from derms_agent import profiles
-from derms_agent.drivers.interface import RegisterBus
+from derms_agent.drivers.configured_device import ConfiguredDevice
+from derms_agent.drivers.interface import RegisterBus, SetpointBus
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import ModbusDevice, Pace
 from derms_agent.drivers.register_map import ModbusMap, connectors
-from derms_agent.drivers.sunspec import SunSpecDevice
 from derms_agent.drivers.unit import Clock
 from derms_agent.model import Circuit, Depot, Device
-from derms_agent.profiles.profile import Profile, Protocol
+from derms_agent.profiles.profile import Profile
 
 
 def open_device(
     device: Device,
     profile: Profile,
-    bus: RegisterBus,
+    bus: SetpointBus,
     *,
     circuits: Mapping[str, Circuit] | None = None,
     pace: Pace | None = None,
@@ -36,10 +36,9 @@ def open_device(
     `repeats_limits`, `reads_back` and `registers` are as `ModbusDevice` has them. Raises ValueError where the profile
     cannot limit each of the device's EVSEs.
     """
-    kind = SunSpecDevice if profile.protocol is Protocol.SUNSPEC else ModbusDevice
     known = circuits or {}
     voltages = {evse.name: known[evse.circuit].neutral_voltage_v for evse in device.evses if evse.circuit in known}
-    return kind(
+    return ModbusDevice(
         device,
         profile,
         bus,
@@ -70,7 +69,7 @@ def open_buses(depot: Depot, gateway: str | None = None) -> dict[str, ModbusBus]
 
 def open_devices(
     depot: Depot,
-    buses: Mapping[str, RegisterBus],
+    buses: Mapping[str, SetpointBus],
     *,
     pace: Pace | None = None,
     clock: Clock = time.monotonic,
@@ -78,14 +77,7 @@ def open_devices(
     reads_back: bool = True,
 ) -> dict[str, ModbusDevice]:
     """Return the drivers of the devices on those buses, by name. Raises ProfileError; ValueError as `open_device`."""
-    maps: dict[object, ModbusMap] = {}
-
-    def map_of(device: Device, profile: Profile) -> ModbusMap:
-        alike = (device.profile, connectors(device))
-        if alike not in maps:
-            maps[alike] = ModbusMap(device, profile)
-        return maps[alike]
-
+    map_of = _shared_maps()
     return {
         device.name: open_device(
             device,
@@ -101,3 +93,34 @@ def open_devices(
         for device in depot.devices.values()
         if device.bus in buses
     }
+
+
+def open_configured(
+    depot: Depot, buses: Mapping[str, RegisterBus], *, clock: Clock = time.monotonic
+) -> dict[str, ConfiguredDevice]:
+    """Return the devices on those buses by name, to be read and configured alone. Raises ProfileError."""
+    map_of = _shared_maps()
+    return {
+        device.name: ConfiguredDevice(
+            device,
+            profiles.load(device.profile),
+            buses[device.bus],
+            clock=clock,
+            registers=map_of(device, profiles.load(device.profile)),
+        )
+        for device in depot.devices.values()
+        if device.bus in buses
+    }
+
+
+def _shared_maps() -> Callable[[Device, Profile], ModbusMap]:
+    """Return what gives devices that lie alike one map."""
+    maps: dict[object, ModbusMap] = {}
+
+    def map_of(device: Device, profile: Profile) -> ModbusMap:
+        alike = (device.profile, connectors(device))
+        if alike not in maps:
+            maps[alike] = ModbusMap(device, profile)
+        return maps[alike]
+
+    return map_of

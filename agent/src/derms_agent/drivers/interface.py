@@ -62,6 +62,10 @@ class RegisterBus(Protocol):
         """
         ...
 
+
+class SetpointBus(RegisterBus, Protocol):
+    """A bus for control: its writes can be handed over before any of them is answered, and withdrawn."""
+
     def submit_write(
         self,
         unit_id: int,

@@ -19,7 +19,7 @@ import contextlib
 import math
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -27,15 +27,16 @@ from typing import TypeAlias
 
 import anyio
 
+from derms_agent.drivers.configured_device import ConfiguredDevice
 from derms_agent.drivers.errors import BusError, Refused
-from derms_agent.drivers.interface import Pending, Priority, RegisterBus
+from derms_agent.drivers.interface import Pending, Priority, SetpointBus
 from derms_agent.drivers.reads import Block
-from derms_agent.drivers.register_map import LayoutChanged, ModbusMap, RegisterMap, Words, same, stem, suffix
-from derms_agent.drivers.settings import ABSENT_CODES, SettingResult, Settings
-from derms_agent.drivers.unit import Clock, Found, Unit
+from derms_agent.drivers.register_map import ModbusMap, RegisterMap, Words, same, stem, suffix
+from derms_agent.drivers.settings import ABSENT_CODES
+from derms_agent.drivers.unit import Clock, Found
 from derms_agent.drivers.writes import Forbidden
 from derms_agent.model import Device, Evse, Proof, ProofKind, Quality, Reading, Setpoint, Value
-from derms_agent.profiles.point import OutOfRange, Point, Table
+from derms_agent.profiles.point import OutOfRange, Point
 from derms_agent.profiles.profile import Profile, Quantity, Refresh, Switch, Zero
 
 PHASE_VOLTAGE_V = 230.0
@@ -171,7 +172,7 @@ Begun: TypeAlias = "_Change | Proof"
 """What `ModbusDevice.begin` hands to `ModbusDevice.finish`; a proof where there is nothing to write."""
 
 
-class ModbusDevice:
+class ModbusDevice(ConfiguredDevice):
     """One unit on a bus, whose values lie where its profile says. Implements `derms_agent.drivers.interface.Driver`.
 
     `phase_voltage_v` is the nominal voltage to neutral, by EVSE: what W are divided by for a device that is limited in
@@ -185,7 +186,7 @@ class ModbusDevice:
         self,
         device: Device,
         profile: Profile,
-        bus: RegisterBus,
+        bus: SetpointBus,
         *,
         phase_voltage_v: Mapping[str, float] | None = None,
         pace: Pace | None = None,
@@ -194,16 +195,20 @@ class ModbusDevice:
         reads_back: bool = True,
         registers: ModbusMap | None = None,
     ) -> None:
-        self.device = device
-        self._declared_map = registers
+        self.pace = Pace() if pace is None else pace
+        super().__init__(
+            device,
+            profile,
+            bus,
+            configure_s=self.pace.configure_s,
+            verify_s=self.pace.configure_verify_s,
+            clock=clock,
+            registers=registers,
+        )
+        self._bus = bus
         self._repeats_limits = repeats_limits
         self._reads_back = reads_back
-        self.profile = profile
-        self.pace = Pace() if pace is None else pace
         self.freshness_s = self.pace.freshness_s
-        self._clock = clock
-        self._unit = Unit(bus, device.unit_id, profile, clock)
-        self._map: RegisterMap | None = None
         self._groups: tuple[_Group, ...] = (_Group((), self.pace.poll_s),)
         self._absent: tuple[str, ...] = ()
         self._limits = _limits(device, profile, phase_voltage_v or {})
@@ -212,37 +217,14 @@ class ModbusDevice:
         self._fed_at_s = -math.inf
         self._poll_problem: str | None = None
         self._watchdog_problem: str | None = None
-        self._finding = anyio.Lock()
         self._shared_registers = anyio.Lock()
 
-    async def find_map(self) -> RegisterMap:
-        """Return where the device's values lie, found out first where it must be. Raises BusError."""
-        if self._map is not None:
-            return self._map
-        async with self._finding:
-            if self._map is None:
-                self._map = await self._discover()
-                self._groups = _groups(self._map, self.profile, self.pace)
-                there = {stem(name) for name in self._map.names}
-                self._absent = tuple(name for name in self.profile.poll if name not in there)
-            return self._map
-
-    async def control_points_at(self, table: Table, address: int, count: int) -> tuple[str, ...]:
-        """Return which of the points that only control writes lie in or across registers. Raises BusError."""
-        own = self.profile.control_points
-        return tuple(point.name for point in self.profile.points_at(table, address, count) if point.name in own)
-
-    @contextlib.contextmanager
-    def _finding_anew(self) -> Iterator[None]:
-        """Let the values be found again where it turns out that they have moved."""
-        try:
-            yield
-        except LayoutChanged:
-            self._map = None
-            raise
-
     async def _discover(self) -> RegisterMap:
-        return self._declared_map or ModbusMap(self.device, self.profile)
+        registers = await super()._discover()
+        self._groups = _groups(registers, self.profile, self.pace)
+        there = {stem(name) for name in registers.names}
+        self._absent = tuple(name for name in self.profile.poll if name not in there)
+        return registers
 
     async def run(self, publish: Callable[[Reading], None]) -> None:
         """Poll and feed the watchdog until cancelled; publish each reading, failed ones with their problem."""
@@ -663,7 +645,15 @@ class ModbusDevice:
         with self._finding_anew():
             held = registers.held(name, value, words)
             write = registers.write(name, value, words)
-        writing.pending = self._unit.submit(write, priority=priority, deadline_s=within_s)
+        writing.pending = self._bus.submit_write(
+            self.device.unit_id,
+            write.table,
+            write.address,
+            write.words,
+            priority=priority,
+            deadline_s=within_s,
+            function=write.function,
+        )
         return held
 
     async def _known_map(self) -> RegisterMap:
@@ -671,21 +661,6 @@ class ModbusDevice:
             return await self.find_map()
         except BusError as failure:
             raise _NotWritten(str(failure)) from failure
-
-    # Settings
-
-    async def read_settings(self, points: Collection[str] | None = None) -> dict[str, Value]:
-        """Return every setting that the device shows, or what it shows of these points; see `Settings.read`."""
-        with self._finding_anew():
-            return await self._settings(await self.find_map()).read(points)
-
-    async def write_settings(self, changes: Mapping[str, Value], *, check: bool = False) -> tuple[SettingResult, ...]:
-        """See to it that settings hold values; see `Settings.write`."""
-        with self._finding_anew():
-            return await self._settings(await self.find_map()).write(changes, check=check)
-
-    def _settings(self, registers: RegisterMap) -> Settings:
-        return Settings(self._unit, registers, deadline_s=self.pace.configure_s, verify_s=self.pace.configure_verify_s)
 
 
 class _NotWritten(BusError):

@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 
 from derms_agent.drivers.errors import BadReply, NoAnswer, Refused
 from derms_agent.drivers.interface import Priority
-from derms_agent.drivers.modbus_device import ModbusDevice
 from derms_agent.drivers.reads import Block, Span, plan_reads
-from derms_agent.drivers.register_map import LayoutChanged, RegisterMap, Words
+from derms_agent.drivers.register_map import LayoutChanged, Words
 from derms_agent.drivers.sunspec_model import (
     END_MODEL,
     HEADER,
@@ -249,23 +248,3 @@ def _check_bounds(point: SunSpecPoint, value: Value) -> None:
 
 def _span(model: FoundModel, field: Field) -> Span:
     return Span(f"{model.id}.{field.path}", Table.HOLDING, model.address + field.offset, field.length)
-
-
-class SunSpecDevice(ModbusDevice):
-    """One unit that speaks SunSpec. Its models are found at first, and again whenever they turn out to have moved."""
-
-    found: FoundMap | None = None
-
-    async def control_points_at(self, table: Table, address: int, count: int) -> tuple[str, ...]:
-        """Return which of the points that only control writes lie in or across registers. Raises BusError."""
-        registers = await self.find_map()
-        wanted = Span("", table, address, count)
-        return tuple(
-            name
-            for name in self.profile.control_points
-            if name in registers.names and registers.spans(name)[0].overlaps(wanted)
-        )
-
-    async def _discover(self) -> RegisterMap:
-        self.found = await discover(self._unit)
-        return SunSpecMap(self.profile, self.found)

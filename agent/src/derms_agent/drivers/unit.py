@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import anyio
 
 from derms_agent.drivers.errors import BusError
-from derms_agent.drivers.interface import Pending, Priority, RegisterBus
+from derms_agent.drivers.interface import Priority, RegisterBus
 from derms_agent.drivers.reads import Block
 from derms_agent.drivers.register_map import RegisterMap
 from derms_agent.drivers.writes import Write
@@ -61,18 +61,6 @@ class Unit:
     async def write(self, write: Write, *, priority: Priority, deadline_s: float) -> None:
         """Make a write request, once."""
         await self._bus.write(
-            self._id,
-            write.table,
-            write.address,
-            write.words,
-            priority=priority,
-            deadline_s=deadline_s,
-            function=write.function,
-        )
-
-    def submit(self, write: Write, *, priority: Priority, deadline_s: float) -> Pending:
-        """Hand a write request over, once, without waiting for anything."""
-        return self._bus.submit_write(
             self._id,
             write.table,
             write.address,

@@ -179,7 +179,7 @@ class _Sent:
 
 
 class _Wire:
-    """A bus of the twin, without a wire: a request takes no time. Implements `drivers.interface.RegisterBus`."""
+    """A bus of the twin, without a wire: a request takes no time. Implements `drivers.interface.SetpointBus`."""
 
     def __init__(self, twin: Rehearsal, bus: str) -> None:
         self._twin, self._bus = twin, bus

@@ -12,7 +12,7 @@ import pytest
 from derms_agent import profiles
 from derms_agent.device_state.der.converge import Pace
 from derms_agent.drivers.errors import BusError, NoAnswer, Refused
-from derms_agent.drivers.interface import Pending, Priority
+from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.unit import Unit
 from derms_agent.model import Bus, Circuit, Connection, Depot, Device, DeviceKind, Site, Transport
 from derms_agent.profiles.point import Table
@@ -92,9 +92,6 @@ class TwinBus:
             raise NoAnswer("found no answer", may_have_happened=True) from None
         if failure is not None:
             raise failure
-
-    def submit_write(self, *_: object, **__: object) -> Pending:
-        raise NotImplementedError("settings are written one after the other")
 
     async def _passes(self, priority: Priority) -> None:
         self.priorities.add(priority)

@@ -113,7 +113,7 @@ class Job:
 
 
 class ModbusBus:
-    """One Modbus endpoint or line with its units; implements `derms_agent.drivers.interface.RegisterBus`.
+    """One Modbus endpoint or line with its units; implements `derms_agent.drivers.interface.SetpointBus`.
 
     `read` and `write` work while `run` does. While the bus is connecting, jobs wait as their deadlines allow; once an
     attempt has failed they are refused at once with `Unreachable`, until a connection stands.
