@@ -100,12 +100,50 @@ async def _directly(declared: Mapping[str, Bus], state_directory: Path) -> Async
 
 @asynccontextmanager
 async def _connected(declared: Mapping[str, Bus]) -> AsyncIterator[Mapping[str, RegisterBus]]:
-    buses = {name: ModbusBus(bus) for name, bus in declared.items()}
     async with anyio.create_task_group() as tasks:
-        for bus in buses.values():
-            tasks.start_soon(bus.run)
-        yield buses
+        yield {name: OwnBus(bus, tasks) for name, bus in declared.items()}
         tasks.cancel_scope.cancel()
+
+
+class OwnBus:
+    """A bus that nobody else has; implements `derms_agent.drivers.interface.RegisterBus`.
+
+    It is connected to once it is asked: devices that one meant to ask may turn out not to matter.
+    """
+
+    def __init__(self, bus: Bus, tasks: anyio.abc.TaskGroup) -> None:
+        self._bus = ModbusBus(bus)
+        self._tasks = tasks
+        self._asked = False
+
+    async def read(
+        self, unit_id: int, table: Table, address: int, count: int, *, priority: Priority, deadline_s: float
+    ) -> tuple[int, ...]:
+        """Read registers from a PDU address on. Raises BusError."""
+        bus = self._connected()
+        return await bus.read(unit_id, table, address, count, priority=priority, deadline_s=deadline_s)
+
+    async def write(
+        self,
+        unit_id: int,
+        table: Table,
+        address: int,
+        values: Sequence[int],
+        *,
+        priority: Priority,
+        deadline_s: float,
+        function: int | None = None,
+    ) -> None:
+        """Write registers from a PDU address on, once. Raises BusError."""
+        bus = self._connected()
+        await bus.write(unit_id, table, address, values, priority=priority, deadline_s=deadline_s, function=function)
+
+    def _connected(self) -> ModbusBus:
+        """Return the bus, which from now on has a connection, or tries to."""
+        if not self._asked:
+            self._asked = True
+            self._tasks.start_soon(self._bus.run)
+        return self._bus
 
 
 def same_endpoint(one: str, other: str) -> bool:
