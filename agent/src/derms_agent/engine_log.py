@@ -74,6 +74,16 @@ class EngineLog(WatchedFileHandler):
         self._problem = str(sys.exc_info()[1])
 
 
+def log_to(path: Path) -> None:
+    """Write engine.log besides the journal; without it the journal alone has to do."""
+    if any(isinstance(one, EngineLog) for one in logging.getLogger().handlers):
+        return
+    try:
+        logging.getLogger().addHandler(EngineLog(path))
+    except OSError as problem:
+        logging.getLogger("derms").warning("%s cannot be written, the journal has all: %s", path, problem)
+
+
 # --- entries ----------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import grp
 import logging
 import math
 import os
@@ -38,7 +37,7 @@ from derms_agent.drivers.factory import open_buses, open_devices
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
-from derms_agent.engine_log import EngineLog, Heartbeats, listen
+from derms_agent.engine_log import Heartbeats, listen, log_to
 from derms_agent.model import Device, OperatingState
 from derms_agent.mqtt import Outbox, Publisher, StoreError
 from derms_agent.notify import notify
@@ -54,8 +53,8 @@ from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, MEMORY, SESSIO
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
+from derms_agent.socket_server import listening
 
-OPERATORS = "derms-operators"
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 REFUSED_TO_START = 1
@@ -642,7 +641,7 @@ async def _run_with_buses(service: Service) -> None:
         gc.freeze()
         gc.disable()
         tasks.start_soon(_broadcast, service)
-        async with _listening(agent.socket) as listener:
+        async with listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
             await api.serve(listener, service.verbs())
     await service.save_sessions()
@@ -670,26 +669,6 @@ async def _broadcast(service: Service) -> None:
         logger.error("MQTT: %s; control goes on without telemetry", problem)
     finally:
         service.broadcast = None
-
-
-@asynccontextmanager
-async def _listening(path: Path) -> AsyncIterator[anyio.abc.Listener[anyio.abc.SocketStream]]:
-    """Listen on the socket; it is never open to more than the service's user and the depot's operators."""
-    before = os.umask(0o177)
-    try:
-        listener = await anyio.create_unix_listener(path)
-    finally:
-        os.umask(before)
-    async with listener:
-        try:
-            os.chown(path, -1, grp.getgrnam(OPERATORS).gr_gid)
-        except (KeyError, PermissionError) as problem:
-            logger.warning("%s is open to %s's user and root only: %s", path, "this service", problem)
-        path.chmod(0o660)
-        try:
-            yield listener
-        finally:
-            path.unlink(missing_ok=True)
 
 
 async def _obey_signals(service: Service, scope: anyio.CancelScope) -> None:
@@ -732,10 +711,10 @@ def run(options: argparse.Namespace) -> int:
     paths = (options.agent_conf, options.limits_conf)
     try:
         configuration = settings.load(*paths)
-        _log_to(configuration.agent.engine_log)
+        log_to(configuration.agent.engine_log)
         service = assemble(configuration, paths)
     except (Mistakes, ValueError) as problem:
-        _log_to(_engine_log(options.agent_conf))
+        log_to(_engine_log(options.agent_conf))
         for line in str(problem).splitlines():
             logger.error("Refused to start: %s", line)
         return REFUSED_TO_START
@@ -751,13 +730,3 @@ def _engine_log(agent_conf: Path) -> Path:
         return settings.read_agent_conf(agent_conf.read_text(encoding="utf-8"), str(agent_conf)).engine_log
     except (OSError, ValueError):
         return settings.AgentConf(gateway="").engine_log
-
-
-def _log_to(path: Path) -> None:
-    """Write engine.log besides the journal; without it the journal alone has to do."""
-    if any(isinstance(one, EngineLog) for one in logging.getLogger().handlers):
-        return
-    try:
-        logging.getLogger().addHandler(EngineLog(path))
-    except OSError as problem:
-        logger.warning("%s cannot be written, the journal has all: %s", path, problem)

@@ -1,113 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What outlives the process: the ledger, what was asked, sessions, what control remembers; one JSON file each.
 
-A file is replaced whole, and is on the disk before the call returns: whoever acknowledges an ask does so after that.
 The writes that leave between two ledgers are added to a journal, a line of JSON at a time, each on the disk before any
-of its writes leaves: that takes a third of the time of a whole ledger. A file that cannot be read is put aside under
-another name and said to be lost; nothing is guessed from it.
+of its writes leaves: that takes a third of the time of a whole ledger.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from derms_agent.document_store import Store, boot_id
+
+__all__ = ["ASKS", "JOURNAL", "LEDGER", "MEMORY", "SESSIONS", "Store", "boot_id"]
 
 LEDGER, ASKS, SESSIONS, MEMORY = "ledger.json", "asks.json", "sessions.json", "memory.json"
 JOURNAL = "ledger.journal"
-
-
-class Store:
-    """A directory of JSON documents."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def load(self, name: str) -> tuple[Any, str | None]:
-        """Return a document and None, or None and why there is none; a new store has none and no reason."""
-        path = self.directory / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8")), None
-        except FileNotFoundError:
-            return None, None
-        except (OSError, ValueError) as problem:
-            return None, self.put_aside(name, str(problem))
-
-    def put_aside(self, name: str, why: str) -> str:
-        """Keep a document that cannot be used under another name, and return what to tell a person."""
-        path = self.directory / name
-        kept = path.with_name(f"{name}.unreadable")
-        if path.exists():
-            path.replace(kept)
-        return f"{path}: {why}; kept as {kept.name}"
-
-    def save(self, name: str, document: Mapping[str, Any]) -> None:
-        """Replace a document; it is on the disk when this returns. Raises OSError."""
-        path = self.directory / name
-        fresh = path.with_name(f".{name}.new")
-        content = _encoded(document)
-        with _opened(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
-            _write(descriptor, content)
-            os.fsync(descriptor)
-        fresh.replace(path)
-        self._settle_names()
-
-    def begin(self, name: str) -> None:
-        """Empty a journal, or make a new one. Raises OSError."""
-        path = self.directory / name
-        new = not path.exists()
-        with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC):
-            pass
-        if new:
-            self._settle_names()
-
-    def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Add a record to a journal that was begun; it is on the disk when this returns. Raises OSError."""
-        with _opened(self.directory / name, os.O_WRONLY | os.O_APPEND) as descriptor:
-            _write(descriptor, _encoded(record) + b"\n")
-            os.fdatasync(descriptor)
-
-    def records(self, name: str) -> list[Any]:
-        """Return a journal's records; there are none where there is no journal.
-
-        A last line without its end was never on the disk whole, so nothing that waited for it went on: it is no record.
-
-        :raises OSError: it cannot be read
-        :raises ValueError: another line is no JSON
-        """
-        try:
-            content = (self.directory / name).read_bytes()
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in content.split(b"\n")[:-1]]
-
-    def _settle_names(self) -> None:
-        with _opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
-            os.fsync(directory)
-
-
-def _encoded(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _write(descriptor: int, content: bytes) -> None:
-    left = memoryview(content)
-    while left:
-        left = left[os.write(descriptor, left) :]
-
-
-def boot_id() -> str:
-    """Return what names this start of the host: control's clock means nothing across another."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

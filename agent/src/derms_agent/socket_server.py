@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service's socket: who may ask what, and the taking apart of arguments. docs/socket.md.
+
+Whoever may open the socket (its mode: the service's user and the group derms-operators) may look. Verbs that change
+something are for the users that agent.conf names, by the kernel's own word on who is at the other end (SO_PEERCRED).
+"""
+
+from __future__ import annotations
+
+import grp
+import logging
+import os
+import pwd
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import anyio
+import anyio.abc
+from anyio.streams.buffered import BufferedByteReceiveStream
+
+from derms_agent.profiles.profile import nearest
+from derms_agent.socket_protocol import MOST_BYTES, ProtocolError, answered, decode, encode, refused, shown
+
+OPERATORS = "derms-operators"
+IDLE_S = 300.0
+SEND_S = 5.0
+MOST_CONNECTIONS = 64
+_LATEST_UNIX_S = 32_503_680_000.0
+
+logger = logging.getLogger("derms")
+
+Verb: TypeAlias = "Callable[[Mapping[str, Any], str], Awaitable[object]]"
+"""Arguments and the user who asks, in; the result, out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verbs:
+    """What may be asked: by anybody who gets in, and by named users only."""
+
+    looking: Mapping[str, Verb]
+    changing: Mapping[str, Verb]
+    users: frozenset[str]
+
+    async def run(self, message: Mapping[str, Any], user: str) -> object:
+        """Carry a request out. Raises ProtocolError."""
+        name = message.get("verb")
+        verb = self.looking.get(str(name))
+        if verb is None:
+            verb = self.changing.get(str(name))
+            if verb is None:
+                known = (*self.looking, *self.changing)
+                meant = nearest(str(name), known)
+                hint = f" (did you mean {meant}?)" if meant else ""
+                expected = f"one of {', '.join(known)}{hint}"
+                raise ProtocolError("unknown verb", f"found verb {shown(name)}, expected {expected}")
+            if user not in self.users:
+                allowed = ", ".join(sorted(self.users))
+                raise ProtocolError("not allowed", f"found user {user}, expected one of {allowed} for {name}")
+        arguments = {key: value for key, value in message.items() if key not in {"v", "id", "verb"}}
+        return await verb(arguments, user)
+
+
+async def serve(listener: anyio.abc.Listener[anyio.abc.SocketStream], verbs: Verbs) -> None:
+    """Answer connections until cancelled."""
+    room = anyio.CapacityLimiter(MOST_CONNECTIONS)
+
+    async def connection(stream: anyio.abc.SocketStream) -> None:
+        async with stream:
+            if room.available_tokens == 0:
+                return
+            async with room:
+                await _converse(stream, verbs)
+
+    await listener.serve(connection)
+
+
+async def _converse(stream: anyio.abc.SocketStream, verbs: Verbs) -> None:
+    user = peer(stream)
+    received = BufferedByteReceiveStream(stream)
+    while True:
+        with anyio.move_on_after(IDLE_S) as idle:
+            try:
+                line = await received.receive_until(b"\n", MOST_BYTES)
+            except (anyio.EndOfStream, anyio.IncompleteRead, anyio.DelimiterNotFound, anyio.BrokenResourceError):
+                return
+        if idle.cancelled_caught:
+            return
+        request_id = None
+        try:
+            message = decode(line)
+            request_id = message.get("id")
+            answer = answered(request_id, await verbs.run(message, user))
+        except ProtocolError as problem:
+            answer = refused(request_id, problem)
+        with anyio.move_on_after(SEND_S) as sending:
+            try:
+                await stream.send(encode(answer))
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                return
+        if sending.cancelled_caught:
+            return
+
+
+def peer(stream: anyio.abc.SocketStream) -> str:
+    """Return the name of the user at the other end; the number where it has none."""
+    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610 - anyio's, no database's
+    found = raw.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _pid, uid, _gid = struct.unpack("3i", found)
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+# What arguments must be
+
+
+class Arguments:
+    """A request's arguments, taken one by one; what is left over in the end was not known."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        self._left = dict(found)
+        self._names: list[str] = []
+
+    def _take(self, name: str) -> Any:
+        self._names.append(name)
+        return self._left.pop(name, None)
+
+    def text(self, name: str) -> str:
+        """Return a text that must be there. Raises ProtocolError."""
+        value = self._take(name)
+        if not isinstance(value, str) or not value or len(value) > 200 or not value.isprintable():  # noqa: PLR2004
+            raise _wrong(name, value, "a printable text of 1 to 200 characters")
+        return value
+
+    def optional_text(self, name: str) -> str | None:
+        """Return a text, or None where there is none. Raises ProtocolError."""
+        if self._left.get(name) is None:
+            self._take(name)
+            return None
+        return self.text(name)
+
+    def one_of(self, name: str, among: Mapping[str, Any], default: str) -> str:
+        """Return a name that must be among others. Raises ProtocolError."""
+        value = self._take(name)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in among:
+            raise _wrong(name, value, f"one of {', '.join(among)}")
+        return value
+
+    def number(self, name: str, low: float, high: float) -> float | None:
+        """Return a number within a range, or None where there is none. Raises ProtocolError."""
+        value = self._take(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise _wrong(name, value, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def whole(self, name: str, low: int, high: int) -> int:
+        """Return a whole number that must be there. Raises ProtocolError."""
+        value = self._take(name)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _wrong(name, value, f"a whole number from {low} to {high}")
+        return value
+
+    def time(self, name: str) -> float | None:
+        """Return a wall-clock time in s since 1970, or None where there is none. Raises ProtocolError."""
+        value = self._take(name)
+        if value is None:
+            return None
+        try:
+            found = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
+        except ValueError as problem:
+            raise _wrong(name, value, "a time as 2026-11-25T18:00:00Z") from problem
+        if found.tzinfo is None:
+            raise _wrong(name, value, "a time with its zone, as 2026-11-25T18:00:00Z")
+        unix_s = found.timestamp()
+        # A report shows it in UTC, also with a duration added: the calendar must not end there.
+        if not 0.0 <= unix_s <= _LATEST_UNIX_S:
+            raise _wrong(name, value, "a time from 1970 to 3000")
+        return unix_s
+
+    def items(self, name: str) -> list[Any]:
+        """Return a list that must be there. Raises ProtocolError."""
+        value = self._take(name)
+        if not isinstance(value, list) or not value:
+            raise _wrong(name, value, "a list of one at least")
+        return value
+
+    def end(self) -> None:
+        """Say what was given and is not known. Raises ProtocolError."""
+        if self._left:
+            name = next(iter(self._left))
+            meant = nearest(name, self._names)
+            hint = f" (did you mean {meant}?)" if meant else ""
+            raise ProtocolError("argument", f"found {name}, expected one of {', '.join(self._names)}{hint}")
+
+
+def _wrong(name: str, found: object, expected: str) -> ProtocolError:
+    what = "nothing" if found is None else shown(found)
+    return ProtocolError("argument", f"{name}: found {what}, expected {expected}")
+
+
+# Where it is
+
+
+@asynccontextmanager
+async def listening(path: Path) -> AsyncIterator[anyio.abc.Listener[anyio.abc.SocketStream]]:
+    """Listen on the socket; it is never open to more than the service's user and the depot's operators."""
+    before = os.umask(0o177)
+    try:
+        listener = await anyio.create_unix_listener(path)
+    finally:
+        os.umask(before)
+    async with listener:
+        try:
+            os.chown(path, -1, grp.getgrnam(OPERATORS).gr_gid)
+        except (KeyError, PermissionError) as problem:
+            logger.warning("%s is open to %s's user and root only: %s", path, "this service", problem)
+        path.chmod(0o660)
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
