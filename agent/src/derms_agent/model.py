@@ -229,13 +229,33 @@ class Vehicle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GridLevel:
+    """What a level of an OpenADR SIMPLE signal means: so many W at the most, or so much of the baseline.
+
+    One of them is not None.
+    """
+
+    limit_w: float | None = None
+    baseline_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vtn:
-    """The utility's OpenADR server, and this depot's identity towards it."""
+    """The utility's OpenADR server, this depot's identity towards it, and what the depot makes of events.
+
+    `levels`: what SIMPLE 1 to 3 mean; one that lacks is opted out of. `market_contexts`: those that it takes part in;
+    empty: any. `resources`: what each resourceID of the utility's is here: site, a circuit, an EVSE. `groups`: those
+    that it belongs to.
+    """
 
     url: str
     ven_name: str
     client_id: str | None = None
     tls_minimum: str = "1.3"
+    levels: Mapping[int, GridLevel] = field(default_factory=dict)
+    market_contexts: tuple[str, ...] = ()
+    resources: Mapping[str, str] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

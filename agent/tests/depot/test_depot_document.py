@@ -25,6 +25,7 @@ from derms_agent.model import (
     DeviceKind,
     Evse,
     Gateway,
+    GridLevel,
     Measures,
     Meter,
     Parity,
@@ -174,6 +175,14 @@ def depots(draw: Any) -> Depot:
                 ven_name=st.text(min_size=1, alphabet=st.characters(codec="ascii", categories=["L", "N", "P"])),
                 client_id=st.none() | st.sampled_from(["1:30", "yes", "0x1f", "null"]),
                 tls_minimum=st.sampled_from(["1.2", "1.3"]),
+                levels=st.dictionaries(
+                    st.integers(1, 3),
+                    st.builds(GridLevel, limit_w=amounts.map(thousands))
+                    | st.builds(GridLevel, baseline_percent=st.floats(0, 100)),
+                ),
+                market_contexts=st.lists(st.just("http://utility.example/shed"), max_size=1).map(tuple),
+                resources=st.dictionaries(st.sampled_from(["0012", "yes"]), st.just("site")),
+                groups=st.lists(st.sampled_from(["01", "north"]), max_size=2).map(tuple),
             )
         ),
         network=draw(st.dictionaries(st.just("internal_blocks"), st.just(("192.0.2.0/24", "2001:db8::/32")))),

@@ -280,7 +280,8 @@ def test_an_event_without_an_id_is_broken_and_has_none() -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("PT0S", 0), ("PT90S", 90), ("PT1H30M", 5400), ("P1D", 86400), ("P1S", 1), ("P1DT1S", 86401), ("-PT15M", -900), ("+PT1M", 60),
+    [("PT0S", 0), ("PT90S", 90), ("PT1H30M", 5400), ("P1D", 86400), ("P1S", 1), ("P1DT1S", 86401),
+     ("-PT15M", -900), ("+PT1M", 60),
      ("P1W", 604800), ("2W", 1209600), ("P1M", 28 * 86400), ("P1Y", 365 * 86400), ("P1M1D", 29 * 86400)],
 )  # fmt: skip
 def test_durations(text: str, seconds: float) -> None:

@@ -26,6 +26,7 @@ from derms_agent.model import (
     DeviceKind,
     Evse,
     Gateway,
+    GridLevel,
     Measures,
     Meter,
     Parity,
@@ -158,7 +159,7 @@ class Assembly:
             circuits=self.circuits,
             meters=self.meters,
             vehicles=self.vehicles,
-            vtn=Vtn(**vtn) if vtn else None,
+            vtn=_vtn(vtn) if vtn else None,
             network=self.network,
         )
 
@@ -654,6 +655,23 @@ class Assembly:
                 if expected := _block_mistake(block):
                     self.report(("network", name, str(index)), shown(block), expected)
             self.network[name] = tuple(blocks)
+
+
+LEVELS = {"moderate": 1, "high": 2, "special": 3}
+"""OpenADR's names of the levels of SIMPLE."""
+
+
+def _vtn(said: Mapping[str, Any]) -> Vtn:
+    """Return the utility's server from what the file says of it."""
+    levels = {
+        LEVELS[name]: GridLevel(
+            limit_w=level["limit_kw"] * 1000.0 if "limit_kw" in level else None,
+            baseline_percent=level.get("baseline_percent"),
+        )
+        for name, level in said.get("levels", {}).items()
+    }
+    lists = {name: tuple(said.get(name, ())) for name in ("market_contexts", "groups")}
+    return Vtn(**{**said, "levels": levels, **lists})
 
 
 def _each_phase(value: float | Sequence[float]) -> PerPhase:

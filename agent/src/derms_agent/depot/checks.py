@@ -75,6 +75,7 @@ class _Whole:
             yield from self._foreign_gateway(name)
         yield from self._watchdogs()
         yield from self._site()
+        yield from self._resources()
 
     def _evses(self) -> Iterator[Evse]:
         """Yield the EVSEs of all devices whose settings are known."""
@@ -235,6 +236,19 @@ class _Whole:
         while circuit.parent is not None:
             circuit = self.parts.circuits[circuit.parent]
         return circuit.allocator
+
+    # --- the grid -------------------------------------------------------------------------------------------------
+
+    def _resources(self) -> Iterator[Problem]:
+        """Yield what the utility's resources are said to be and nothing here is."""
+        vtn = self.parts.data.get("vtn")
+        named = vtn.get("resources") if isinstance(vtn, Mapping) else None
+        if not isinstance(named, Mapping) or ("vtn",) in self.parts.refused_sections:
+            return
+        known = {"site", *self.parts.circuits, *(evse.name for evse in self._evses())}
+        for resource, place in named.items():
+            if isinstance(place, str) and place not in known:
+                yield Problem(("vtn", "resources", str(resource)), f'"{place}"', "site, a circuit or an EVSE")
 
     # --- the site -------------------------------------------------------------------------------------------------
 

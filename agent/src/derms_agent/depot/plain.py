@@ -9,8 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from derms_agent.depot.assembly import LEVELS
 from derms_agent.depot.circuit_loads import apparent_va
-from derms_agent.model import Bus, Circuit, Depot, Device, Evse, Transport
+from derms_agent.model import Bus, Circuit, Depot, Device, Evse, GridLevel, Transport
 
 PLUGIN = "derms.edge.depot"
 """What a depot file names as its `plugin`, among the files of an inventory directory."""
@@ -160,10 +161,20 @@ def depot_document(depot: Depot) -> dict[str, Any]:
                     "ven_name": vtn.ven_name,
                     "client_id": vtn.client_id,
                     "tls_minimum": vtn.tls_minimum,
+                    "levels": {name: _level(vtn.levels[level]) for name, level in LEVELS.items() if level in vtn.levels}
+                    or None,
+                    "market_contexts": [*vtn.market_contexts] or None,
+                    "resources": dict(vtn.resources) or None,
+                    "groups": [*vtn.groups] or None,
                 }
             ),
         }
     )
+
+
+def _level(level: GridLevel) -> dict[str, Any]:
+    limit_kw = None if level.limit_w is None else _in_thousands(level.limit_w)
+    return _said({"limit_kw": limit_kw, "baseline_percent": level.baseline_percent})
 
 
 def _said(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,535 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event engine: what is held of the VTN's events, how each is answered, and which bounds are in force. Pure.
+
+`receive` takes an oadrDistributeEvent, which lists all events that the VTN has for this VEN:
+
+- A lower modification number than is known is refused, the same again is answered as before, a higher one replaces.
+- An event that is cancelled or completed ends; one that comes so, and is not known, never begins. Ending it once more
+  changes nothing.
+- An event that is no longer listed is cancelled by that. Should it be listed again unchanged, it stands again.
+- A broken event, or one that is refused, changes nothing for the others.
+
+An event begins somewhere within its startafter; where is drawn once, when it first comes. Its baseline is frozen at its
+start. Test events are answered and shown, and bound nothing. While several events bound the same place, those with
+the highest priority count (1 is the highest, 0 is none), and of these the tightest.
+
+Times are s since 1970; the caller brings the time and the luck. Keys are (vtnID, eventID).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import groupby, pairwise
+from typing import Any, TypeAlias
+
+from derms_agent.grid_gateway import signals
+from derms_agent.grid_gateway.incoming import (
+    BrokenEvent,
+    Code,
+    DistributeEvent,
+    Event,
+    Interval,
+    Signal,
+    Status,
+    Targets,
+    Unit,
+)
+from derms_agent.grid_gateway.messages import EventResponse, Opt
+from derms_agent.grid_gateway.signals import Refusal, Rules
+from derms_agent.model import Limit, LimitQuantity, Rank
+from derms_agent.one_line import one_line
+
+VERSION = 1
+PREFIX = "openadr-"
+"""How the names of all bounds begin, by which the orchestrator knows them."""
+KEPT_S = 7 * 86400.0
+"""How long an event that is over is still known, so that it is answered as before."""
+MOST_HELD = 2000
+RAMP_STEPS = 10
+_SOURCE_LENGTH = 150
+
+Key: TypeAlias = "tuple[str, str]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """An event that is known. `ended_unix_s`: it is cut short then. `fraction`: where in its startafter it begins."""
+
+    event: Event
+    fraction: float
+    received_unix_s: float
+    refusal: Refusal | None = None
+    ended_unix_s: float | None = None
+    implied: bool = False
+    baseline_w: float | None = None
+
+    @property
+    def start_unix_s(self) -> float:
+        """When it begins."""
+        return self.event.start_unix_s + self.fraction * self.event.startafter_s
+
+    @property
+    def end_unix_s(self) -> float:
+        """When it ends; infinite where that is open."""
+        planned = self.start_unix_s + self.event.duration_s if self.event.duration_s else math.inf
+        return planned if self.ended_unix_s is None else min(planned, self.ended_unix_s)
+
+    @property
+    def first_effect_unix_s(self) -> float:
+        """When it first changes anything: its start, or the beginning of a ramp before it."""
+        return self.start_unix_s + min(0.0, self.event.ramp_up_s)
+
+    @property
+    def actuated(self) -> bool:
+        """Whether it is to be obeyed in its time."""
+        return self.refusal is None and not self.event.test
+
+    def phase(self, now_unix_s: float) -> Status:
+        """Return what it is now, as OpenADR names it."""
+        if self.ended_unix_s is not None and self.ended_unix_s <= now_unix_s:
+            completed = self.event.status is Status.COMPLETED
+            return Status.COMPLETED if completed else Status.CANCELLED
+        if now_unix_s >= self.end_unix_s:
+            return Status.COMPLETED
+        if now_unix_s >= self.start_unix_s:
+            return Status.ACTIVE
+        near_s = max(abs(self.event.ramp_up_s), self.event.notification_s)
+        return Status.NEAR if now_unix_s >= self.start_unix_s - near_s else Status.FAR
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """All events that are known."""
+
+    events: Mapping[Key, Held] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """The state after a message, how its events are answered, and which of them the depot is about to obey."""
+
+    state: State
+    responses: tuple[EventResponse, ...]
+    accepted: tuple[Key, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What an event bounds at a place, from `start_unix_s` to `end_unix_s` (infinite: until it is cancelled), in W."""
+
+    name: str
+    key: Key
+    target: str
+    high_w: float
+    start_unix_s: float
+    end_unix_s: float
+    source: str
+    baseline_w: float | None = None
+    rank: Rank = Rank.GRID
+
+    def limit(self, now_s: float, now_unix_s: float) -> Limit:
+        """Return it by a monotonic clock that shows `now_s`."""
+        ends = math.isfinite(self.end_unix_s)
+        return Limit(
+            target=self.target,
+            quantity=LimitQuantity.ACTIVE_POWER,
+            low=-math.inf,
+            high=self.high_w,
+            source=self.source,
+            rank=self.rank,
+            start_s=now_s + self.start_unix_s - now_unix_s,
+            end_s=now_s + self.end_unix_s - now_unix_s if ends else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """A price, or with a `kind` other than price a change of it, per unit of energy."""
+
+    start_unix_s: float
+    end_unix_s: float
+    value: float
+    kind: str
+    unit: str
+
+
+# Receiving
+
+
+def receive(
+    state: State, message: DistributeEvent, rules: Rules, now_unix_s: float, draw: Callable[[], float]
+) -> Received:
+    """Return what a message changes, and how its events are answered.
+
+    :param draw: gives a number from 0 up to 1, not included; called once for each event that is new
+    """
+    if message.vtn_id != rules.vtn_id:
+        why = f"found vtnID {message.vtn_id}, expected {rules.vtn_id}"
+        answers = (
+            EventResponse(
+                event_id=one.id, modification=one.modification, opt=Opt.OUT, code=Code.INVALID_ID, description=why
+            )
+            for one in message.events
+            if one.id is not None and one.response_required
+        )
+        return Received(state, tuple(answers))
+    held = dict(state.events)
+    responses: list[EventResponse] = []
+    accepted: list[Key] = []
+    for one in message.events:
+        if isinstance(one, BrokenEvent):
+            if one.id is not None and one.response_required:
+                responses.append(_answer(one.id, one.modification, Refusal(one.code, one.why)))
+            continue
+        key = (message.vtn_id, one.id)
+        known = held.get(key)
+        if known is not None and one.modification < known.event.modification:
+            why = f"found modification {one.modification}, expected {known.event.modification} or more"
+            refusal: Refusal | None = Refusal(Code.OUT_OF_SEQUENCE, why)
+        else:
+            held[key] = _updated(known, one, rules, now_unix_s, draw)
+            refusal = held[key].refusal
+            if held[key].actuated and held[key].end_unix_s > now_unix_s:
+                accepted.append(key)
+        if one.response_required:
+            responses.append(_answer(one.id, one.modification, refusal))
+    if all(one.id is not None for one in message.events):
+        listed = {(message.vtn_id, str(one.id)) for one in message.events}
+        held = {key: _unlisted(one, key, listed, message.vtn_id, now_unix_s) for key, one in held.items()}
+    return Received(pruned(State(held), now_unix_s), tuple(responses), tuple(accepted))
+
+
+def _answer(event_id: str, modification: int, refusal: Refusal | None) -> EventResponse:
+    if refusal is None:
+        return EventResponse(event_id=event_id, modification=modification, opt=Opt.IN)
+    return EventResponse(
+        event_id=event_id, modification=modification, opt=Opt.OUT, code=refusal.code, description=refusal.why
+    )
+
+
+def _updated(known: Held | None, event: Event, rules: Rules, now_unix_s: float, draw: Callable[[], float]) -> Held:
+    """Return what is held of an event that comes with no lower number than is known."""
+    if event.status in {Status.CANCELLED, Status.COMPLETED}:
+        if known is None:
+            return Held(event=event, fraction=0.0, received_unix_s=now_unix_s, ended_unix_s=0.0)
+        return _ended(known, event, now_unix_s)
+    if known is not None and event.modification == known.event.modification:
+        return replace(known, ended_unix_s=None, implied=False) if known.implied else known
+    fresh = Held(
+        event=event,
+        fraction=draw() if known is None else known.fraction,
+        received_unix_s=now_unix_s if known is None else known.received_unix_s,
+        refusal=judged(event, rules, now_unix_s),
+    )
+    if known is not None and fresh.first_effect_unix_s <= now_unix_s:
+        fresh = replace(fresh, baseline_w=known.baseline_w)
+    return fresh
+
+
+def _ended(known: Held, event: Event, now_unix_s: float) -> Held:
+    """Return an event that the VTN ends; one that has begun is let go somewhere within its startafter as well."""
+    if known.ended_unix_s is not None and not known.implied:
+        ended_unix_s = known.ended_unix_s
+    elif event.status is Status.CANCELLED and known.start_unix_s <= now_unix_s:
+        ended_unix_s = now_unix_s + known.fraction * known.event.startafter_s
+    else:
+        ended_unix_s = now_unix_s
+    # What it asked for until then is what was known, whatever comes along with its end.
+    said = replace(known.event, modification=event.modification, status=event.status)
+    return replace(known, event=said, ended_unix_s=ended_unix_s, implied=False)
+
+
+def _unlisted(held: Held, key: Key, listed: set[Key], vtn_id: str, now_unix_s: float) -> Held:
+    if key in listed or key[0] != vtn_id or held.ended_unix_s is not None or held.end_unix_s <= now_unix_s:
+        return held
+    return replace(held, ended_unix_s=now_unix_s, implied=True)
+
+
+def judged(event: Event, rules: Rules, now_unix_s: float) -> Refusal | None:
+    """Return why the depot does not take part in an event, or None where it does."""
+    if rules.market_contexts and event.market_context not in rules.market_contexts:
+        return Refusal(Code.NOT_RECOGNIZED, f"found market context {event.market_context}: not one of this depot's")
+    if signals.places(event, rules) is None:
+        return Refusal(Code.TARGET_MISMATCH, "found targets that are none of this depot's")
+    refusal = signals.refused(event, rules)
+    if refusal is not None:
+        return refusal
+    ends_unix_s = event.start_unix_s + event.duration_s if event.duration_s else math.inf
+    if ends_unix_s + event.startafter_s <= now_unix_s:
+        return Refusal(Code.OK, "its time is over")
+    if any(
+        window.start_unix_s < ends_unix_s and event.start_unix_s < window.start_unix_s + window.duration_s
+        for window in rules.unavailable
+    ):
+        return Refusal(Code.OK, "the depot has opted out for this time")
+    return None
+
+
+def opted_out(state: State, key: Key, why: str) -> State:
+    """Return the state where the depot does not take part in an event after all, which is then not obeyed."""
+    return State({**state.events, key: replace(state.events[key], refusal=Refusal(Code.OK, why))})
+
+
+def frozen(state: State, now_unix_s: float, baseline_w: float | None) -> State:
+    """Return the state with the baselines of the events that have begun: what the site drew until then."""
+    if baseline_w is None:
+        return state
+    due = {
+        key: replace(held, baseline_w=baseline_w)
+        for key, held in state.events.items()
+        if held.baseline_w is None and held.first_effect_unix_s <= now_unix_s < held.end_unix_s
+    }
+    return State({**state.events, **due}) if due else state
+
+
+def pruned(state: State, now_unix_s: float) -> State:
+    """Return the state without what has long been over, and without the oldest of what is over beyond a number."""
+    over = sorted(
+        ((held.end_unix_s, key) for key, held in state.events.items() if held.end_unix_s <= now_unix_s), reverse=True
+    )
+    room = max(0, MOST_HELD - (len(state.events) - len(over)))
+    gone = {key for place, (end, key) in enumerate(over) if place >= room or _known_until(state, key, end) < now_unix_s}
+    return State({key: held for key, held in state.events.items() if key not in gone}) if gone else state
+
+
+def _known_until(state: State, key: Key, end_unix_s: float) -> float:
+    return max(end_unix_s, state.events[key].received_unix_s) + KEPT_S
+
+
+# Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What one event wants at a place for a while; `high_w` None: nothing, which also overrides lower priorities."""
+
+    start_unix_s: float
+    end_unix_s: float
+    high_w: float | None
+    order: float
+    key: Key
+
+
+def bounds(
+    state: State, rules: Rules, now_unix_s: float, baseline_w: float | None, until_unix_s: float = math.inf
+) -> tuple[Bound, ...]:
+    """Return what is bounded from now on, for each place one after the other, without overlap.
+
+    :param baseline_w: what stands for the baseline of an event that is still to begin; None: it is not known
+    :param until_unix_s: bounds that begin later are left out
+    """
+    by_place: dict[str, list[_Span]] = {}
+    for key, held in state.events.items():
+        if held.actuated:
+            base_w = baseline_w if held.baseline_w is None else held.baseline_w
+            spans = tuple(_spans(key, held, rules, base_w))
+            for place in signals.places(held.event, rules) or ():
+                by_place.setdefault(place, []).extend(spans)
+    found = [
+        _bound(place, number, span, state.events[span.key], baseline_w)
+        for place, spans in by_place.items()
+        for key, own in groupby(sorted(_decided(spans), key=lambda span: span.key), key=lambda span: span.key)
+        for number, span in enumerate(own)
+    ]
+    return tuple(
+        sorted(
+            (one for one in found if one.end_unix_s > now_unix_s and one.start_unix_s < until_unix_s),
+            key=lambda one: (one.start_unix_s, one.name),
+        )
+    )
+
+
+def _bound(place: str, number: int, span: _Span, held: Held, baseline_w: float | None) -> Bound:
+    digest = hashlib.sha256("\0".join((*span.key, place)).encode()).hexdigest()[:16]
+    return Bound(
+        name=f"{PREFIX}{digest}-{number}",
+        key=span.key,
+        target=place,
+        high_w=0.0 if span.high_w is None else span.high_w,
+        start_unix_s=span.start_unix_s,
+        end_unix_s=span.end_unix_s,
+        source=f"OpenADR event {one_line(span.key[1])[:_SOURCE_LENGTH]}",
+        baseline_w=baseline_w if held.baseline_w is None else held.baseline_w,
+    )
+
+
+def _spans(key: Key, held: Held, rules: Rules, base_w: float | None) -> Iterator[_Span]:
+    """Yield what an event wants, its ramps in steps."""
+    order = held.event.priority or math.inf
+    shift_s = held.start_unix_s - held.event.start_unix_s
+    for signal in signals.obeyed(held.event, rules):
+        wanted = [
+            (
+                interval.start_unix_s + shift_s,
+                held.end_unix_s if not interval.duration_s else interval.start_unix_s + shift_s + interval.duration_s,
+                signals.most_w(signal, interval, rules, base_w),
+            )
+            for interval in signal.intervals
+            if not signals.is_price(signal)
+        ]
+        for start, end, high_w in _with_ramps(wanted, held, base_w):
+            cut = min(end, held.end_unix_s + max(0.0, held.event.recovery_s if held.ended_unix_s is None else 0.0))
+            if cut > start and (held.ended_unix_s is None or start < held.ended_unix_s):
+                yield _Span(start, cut, high_w, order, key)
+
+
+_Wanted: TypeAlias = "tuple[float, float, float | None]"
+
+
+def _with_ramps(wanted: list[_Wanted], held: Held, base_w: float | None) -> Iterator[_Wanted]:
+    """Yield what is wanted with the way there and back in steps, where the baseline is known that they lead from.
+
+    A ramp before the start or after the end is added to the event; one within it takes the place of what is wanted.
+    """
+    event = held.event
+    if not wanted:
+        return
+    first, last = wanted[0], wanted[-1]
+    there_s = event.ramp_up_s if base_w is not None and first[2] is not None and first[2] < base_w else 0.0
+    back_s = event.recovery_s if base_w is not None and last[2] is not None and last[2] < base_w else 0.0
+    there_s = min(there_s, first[1] - first[0])
+    back_s = max(back_s, first[0] - last[1]) if math.isfinite(last[1]) else 0.0
+    inner = list(wanted)
+    if there_s > 0:
+        inner[0] = (first[0] + there_s, *inner[0][1:])
+    if back_s < 0:
+        inner[-1] = (inner[-1][0], max(inner[-1][0], last[1] + back_s), inner[-1][2])
+    if there_s and base_w is not None and first[2] is not None:
+        begin = first[0] + min(0.0, there_s)
+        yield from _steps(begin, abs(there_s), base_w, first[2])
+    yield from (one for one in inner if one[1] > one[0])
+    if back_s and base_w is not None and last[2] is not None:
+        begin = last[1] + min(0.0, back_s)
+        yield from _steps(begin, abs(back_s), last[2], base_w)
+
+
+def _steps(start_unix_s: float, length_s: float, from_w: float, to_w: float) -> Iterator[_Wanted]:
+    """Yield a ramp in equal steps, none of which lets through more than the straight line at its end or beginning."""
+    step_s, step_w = length_s / RAMP_STEPS, (to_w - from_w) / RAMP_STEPS
+    ahead = 1 if to_w < from_w else 0
+    for number in range(RAMP_STEPS):
+        begin = start_unix_s + number * step_s
+        yield begin, begin + step_s, from_w + (number + ahead) * step_w
+
+
+def _decided(spans: Iterable[_Span]) -> Iterator[_Span]:
+    """Yield what counts of spans that overlap, in the order of time; neighbours that say the same are one."""
+    coming = sorted(spans, key=lambda span: span.start_unix_s, reverse=True)
+    edges = sorted({edge for span in coming for edge in (span.start_unix_s, span.end_unix_s)})
+    there: list[_Span] = []
+    pending: _Span | None = None
+    for start, end in pairwise(edges):
+        there = [span for span in there if span.end_unix_s > start]
+        while coming and coming[-1].start_unix_s <= start:
+            there.append(coming.pop())
+        top = min((span.order for span in there), default=math.inf)
+        bounded = [span for span in there if span.order == top and span.high_w is not None]
+        if not bounded:
+            continue
+        tightest = min(bounded, key=lambda span: (span.high_w, span.key))
+        fresh = replace(tightest, start_unix_s=start, end_unix_s=end)
+        if pending is not None and (pending.end_unix_s, pending.high_w, pending.key) == (
+            start,
+            fresh.high_w,
+            fresh.key,
+        ):
+            pending = replace(pending, end_unix_s=end)
+            continue
+        if pending is not None:
+            yield pending
+        pending = fresh
+    if pending is not None:
+        yield pending
+
+
+def prices(state: State, rules: Rules, now_unix_s: float) -> tuple[Price, ...]:
+    """Return the prices from now on, in the order of time."""
+    found = []
+    for held in state.events.values():
+        if not held.actuated:
+            continue
+        shift_s = held.start_unix_s - held.event.start_unix_s
+        for signal in filter(signals.is_price, signals.obeyed(held.event, rules)):
+            unit = "" if signal.unit is None else signal.unit.unit
+            scale = 1.0 if signal.unit is None else signal.unit.scale
+            for interval in signal.intervals:
+                start = interval.start_unix_s + shift_s
+                end = min(start + interval.duration_s if interval.duration_s else math.inf, held.end_unix_s)
+                if end > max(start, now_unix_s):
+                    found.append(Price(start, end, interval.value * scale, signal.type, unit))
+    return tuple(sorted(found, key=lambda price: price.start_unix_s))
+
+
+# On disk
+
+
+def to_json(state: State) -> dict[str, Any]:
+    """Return the state as plain JSON."""
+    return {
+        "version": VERSION,
+        "events": [
+            {
+                "vtn_id": key[0],
+                "event": dataclasses.asdict(held.event),
+                "fraction": held.fraction,
+                "received_unix_s": held.received_unix_s,
+                "refusal": None if held.refusal is None else {"code": int(held.refusal.code), "why": held.refusal.why},
+                "ended_unix_s": held.ended_unix_s,
+                "implied": held.implied,
+                "baseline_w": held.baseline_w,
+            }
+            for key, held in state.events.items()
+        ],
+    }
+
+
+def from_json(document: Mapping[str, Any]) -> State:
+    """Return what `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+    if document["version"] != VERSION:
+        raise ValueError(f"found version {document['version']}, expected {VERSION}")
+    held = [(str(stored["vtn_id"]), _held(stored)) for stored in document["events"]]
+    return State({(vtn_id, one.event.id): one for vtn_id, one in held})
+
+
+def _held(stored: Mapping[str, Any]) -> Held:
+    refusal = stored["refusal"]
+    return Held(
+        event=_event(stored["event"]),
+        fraction=float(stored["fraction"]),
+        received_unix_s=float(stored["received_unix_s"]),
+        refusal=None if refusal is None else Refusal(Code(refusal["code"]), str(refusal["why"])),
+        ended_unix_s=None if stored["ended_unix_s"] is None else float(stored["ended_unix_s"]),
+        implied=bool(stored["implied"]),
+        baseline_w=None if stored["baseline_w"] is None else float(stored["baseline_w"]),
+    )
+
+
+def _event(stored: Mapping[str, Any]) -> Event:
+    found = tuple(
+        Signal(
+            **{
+                **signal,
+                "intervals": tuple(Interval(**interval) for interval in signal["intervals"]),
+                "unit": None if signal["unit"] is None else Unit(**signal["unit"]),
+                "targets": _targets(signal["targets"]),
+            }
+        )
+        for signal in stored["signals"]
+    )
+    return Event(
+        **{
+            **stored,
+            "status": Status(stored["status"]),
+            "signals": found,
+            "targets": _targets(stored["targets"]),
+        }
+    )
+
+
+def _targets(stored: Mapping[str, Any]) -> Targets:
+    kinds = {kind: tuple(stored[kind]) for kind in ("vens", "resources", "groups", "parties")}
+    return Targets(**kinds, others=int(stored["others"]))

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an event's signals ask of this depot: a bound on its power, or a price. Pure.
+
+| signal | type | what the depot may draw |
+| --- | --- | --- |
+| SIMPLE | level | what the depot file says of the level; level 0 is as always |
+| LOAD_DISPATCH | setpoint | the value |
+| | delta | the baseline and the value |
+| | multiplier | the baseline times the value |
+| LOAD_CONTROL | x-loadControlCapacity | the value times the site's limit |
+| | x-loadControlLevelOffset | as SIMPLE |
+| | x-loadControlPercentOffset | the baseline, so many percent more |
+| | x-loadControlSetpoint | the value |
+| ELECTRICITY_PRICE | price, priceRelative, priceMultiplier | not bounded: a schedule of prices |
+
+A power has a unit, powerReal in W with its scale, or the event is refused: a guess could be a thousand times off. The
+baseline is what the site drew before the event began. Where that is not known, 0 stands in for it: so much less than a
+baseline that nobody knows is surely met by what is that much less than nothing, or by nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from derms_agent.grid_gateway.incoming import Code, Event, Interval, Signal
+from derms_agent.grid_gateway.messages import Window
+from derms_agent.model import GridLevel
+
+SITE = "site"
+_LEVELS = (0, 1, 2, 3)
+_POWER_UNITS = ("W", "J/s")
+_SIMPLE = {("SIMPLE", "level"), ("simple", "level"), ("LOAD_CONTROL", "x-loadControlLevelOffset")}
+_POWERS = {("LOAD_DISPATCH", "setpoint"), ("LOAD_DISPATCH", "delta"), ("LOAD_CONTROL", "x-loadControlSetpoint")}
+_SHARES = {
+    ("LOAD_DISPATCH", "multiplier"),
+    ("LOAD_CONTROL", "x-loadControlCapacity"),
+    ("LOAD_CONTROL", "x-loadControlPercentOffset"),
+}
+_PRICES = {
+    ("ELECTRICITY_PRICE", "price"),
+    ("ELECTRICITY_PRICE", "priceRelative"),
+    ("ELECTRICITY_PRICE", "priceMultiplier"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """Who this VEN is, and what the depot makes of signals.
+
+    `market_contexts`: those that it takes part in; none named: any. `resources`: what each resourceID of the utility's
+    stands for: site, a circuit, an EVSE. `unavailable`: times for which it has opted out.
+    """
+
+    ven_id: str
+    vtn_id: str
+    site_limit_w: float
+    levels: Mapping[int, GridLevel] = field(default_factory=dict)
+    market_contexts: frozenset[str] = frozenset()
+    resources: Mapping[str, str] = field(default_factory=dict)
+    groups: frozenset[str] = frozenset()
+    unavailable: tuple[Window, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the depot does not take part, with the code that says so; a code of 200 is a choice and no mistake."""
+
+    code: Code
+    why: str
+
+
+def _power(signal: Signal) -> bool:
+    return signal.unit is not None and signal.unit.item == "powerReal" and signal.unit.unit in _POWER_UNITS
+
+
+def refused_signal(signal: Signal, rules: Rules) -> Refusal | None:
+    """Return why a signal cannot be obeyed, or None where it can."""
+    kind = (signal.name, signal.type)
+    if kind in _SIMPLE:
+        return _refused_levels(signal, rules)
+    if kind in _POWERS and not _power(signal):
+        found = "no unit" if signal.unit is None else f"{signal.unit.item} in {signal.unit.unit}"
+        return Refusal(Code.INVALID_DATA, f"{signal.name} {signal.type}: found {found}, expected powerReal in W")
+    if kind in _SHARES:
+        below = signal.type != "x-loadControlPercentOffset" and any(one.value < 0 for one in signal.intervals)
+        return Refusal(Code.INVALID_DATA, f"{signal.name} {signal.type}: found a value below 0") if below else None
+    if kind in _POWERS | _PRICES:
+        return None
+    why = "this depot makes no bids" if signal.name.startswith("BID_") else "not supported"
+    return Refusal(Code.SIGNAL_NOT_SUPPORTED, f"{signal.name} {signal.type}: {why}")
+
+
+def _refused_levels(signal: Signal, rules: Rules) -> Refusal | None:
+    for interval in signal.intervals:
+        if interval.value not in _LEVELS:
+            return Refusal(Code.INVALID_DATA, f"{signal.name}: found level {interval.value:g}, expected 0 to 3")
+        if interval.value and int(interval.value) not in rules.levels:
+            why = f"{signal.name}: level {interval.value:g} has no meaning for this depot"
+            return Refusal(Code.SIGNAL_NOT_SUPPORTED, why)
+    return None
+
+
+def obeyed(event: Event, rules: Rules) -> tuple[Signal, ...]:
+    """Return the signals of an event that the depot goes by.
+
+    An event may say the same in several ways, so that each VEN finds one it knows: SIMPLE is for those that know no
+    other, and counts only where there is no other.
+    """
+    known = tuple(signal for signal in event.signals if refused_signal(signal, rules) is None)
+    others = tuple(signal for signal in known if signal.name.upper() != "SIMPLE")
+    return others or known
+
+
+def refused(event: Event, rules: Rules) -> Refusal | None:
+    """Return why none of an event's signals can be obeyed, or None where one can."""
+    if obeyed(event, rules):
+        return None
+    found = [why for signal in event.signals if (why := refused_signal(signal, rules)) is not None]
+    codes = {one.code for one in found}
+    code = codes.pop() if len(codes) == 1 else Code.SIGNAL_NOT_SUPPORTED
+    return Refusal(code, "; ".join(one.why for one in found))
+
+
+def is_price(signal: Signal) -> bool:
+    """Whether a signal is a schedule of prices."""
+    return (signal.name, signal.type) in _PRICES
+
+
+def needs_baseline(signal: Signal, rules: Rules) -> bool:
+    """Whether what a signal asks for depends on what the site drew before."""
+    if (signal.name, signal.type) in _SIMPLE:
+        shares = (rules.levels.get(int(interval.value)) for interval in signal.intervals)
+        return any(level is not None and level.baseline_percent is not None for level in shares)
+    return signal.type in {"delta", "multiplier", "x-loadControlPercentOffset"}
+
+
+def most_w(signal: Signal, interval: Interval, rules: Rules, baseline_w: float | None) -> float | None:
+    """Return what may be drawn in an interval of a signal that can be obeyed, in W; None: it is not bounded."""
+    kind, value = (signal.name, signal.type), interval.value
+    base_w = 0.0 if baseline_w is None else baseline_w
+    if is_price(signal) or (kind in _SIMPLE and value == 0):
+        return None
+    if kind in _SIMPLE:
+        level = rules.levels[int(value)]
+        return level.limit_w if level.limit_w is not None else (level.baseline_percent or 0.0) / 100.0 * base_w
+    if kind in _POWERS:
+        power_w = value * (1.0 if signal.unit is None else signal.unit.scale)
+        return base_w + power_w if signal.type == "delta" else power_w
+    if signal.type == "x-loadControlCapacity":
+        return value * rules.site_limit_w
+    if signal.type == "x-loadControlPercentOffset":
+        return base_w * (1.0 + value / 100.0)
+    return base_w * value
+
+
+def places(event: Event, rules: Rules) -> tuple[str, ...] | None:
+    """Return what of the depot an event is for, or None where it is for others.
+
+    Resources that are named narrow it down, for a VTN often names the VEN beside them.
+    """
+    targets = event.targets
+    named = tuple(dict.fromkeys(rules.resources[one] for one in targets.resources if one in rules.resources))
+    if named:
+        return named
+    ours = rules.ven_id in targets.vens or any(group in rules.groups for group in targets.groups)
+    return (SITE,) if targets.all or (ours and not targets.resources) else None

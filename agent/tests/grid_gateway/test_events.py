@@ -1,0 +1,552 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The event engine: what is held, how it is answered, and what is bounded when."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from derms_agent.grid_gateway import events
+from derms_agent.grid_gateway.events import Bound, Received, State
+from derms_agent.grid_gateway.incoming import (
+    BrokenEvent,
+    Code,
+    DistributeEvent,
+    Event,
+    Interval,
+    Signal,
+    Status,
+    Targets,
+    Unit,
+)
+from derms_agent.grid_gateway.messages import Opt, Window
+from derms_agent.grid_gateway.signals import Rules
+from derms_agent.model import GridLevel, Rank
+
+NOW = 1_800_000_000.0
+HOUR = 3600.0
+KW = Unit("powerReal", "W", 1000.0)
+RULES = Rules(
+    ven_id="ven-1",
+    vtn_id="vtn-1",
+    site_limit_w=200_000.0,
+    levels={1: GridLevel(limit_w=60_000.0), 2: GridLevel(baseline_percent=50), 3: GridLevel(limit_w=0.0)},
+    resources={"depot": "site", "bay-1": "charger-001"},
+    groups=frozenset({"north"}),
+)
+BASELINE_W = 100_000.0
+
+
+def intervals(start: float, *each: tuple[float, float]) -> tuple[Interval, ...]:
+    found = []
+    for length, value in each:
+        found.append(Interval(start, length, value))
+        start += length
+    return tuple(found)
+
+
+def simple(level: float = 1, start: float = NOW + HOUR, length: float = HOUR) -> Signal:
+    return Signal(id="s", name="SIMPLE", type="level", intervals=intervals(start, (length, level)))
+
+
+def dispatch(value: float, kind: str = "setpoint", unit: Unit | None = KW, name: str = "LOAD_DISPATCH") -> Signal:
+    return Signal(id="s", name=name, type=kind, intervals=intervals(NOW + HOUR, (HOUR, value)), unit=unit)
+
+
+def event(id: str = "e1", *signals: Signal, start: float = NOW + HOUR, length: float = HOUR, **more: object) -> Event:  # noqa: A002
+    kept = {
+        "modification": 0, "status": Status.FAR, "market_context": "http://utility.example/shed",
+        "created_unix_s": NOW, **more,
+    }  # fmt: skip
+    return Event(
+        id=id,
+        start_unix_s=start,
+        duration_s=length,
+        signals=signals or (simple(1, start, length),),
+        **kept,  # type: ignore[arg-type]
+    )
+
+
+def receive(
+    state: State,
+    *found: Event | BrokenEvent,
+    now: float = NOW,
+    vtn: str = "vtn-1",
+    luck: float = 0.0,
+    rules: Rules = RULES,
+) -> Received:
+    return events.receive(state, DistributeEvent("r1", vtn, found), rules, now, lambda: luck)
+
+
+def held(*found: Event, rules: Rules = RULES, luck: float = 0.0) -> State:
+    return receive(State(), *found, rules=rules, luck=luck).state
+
+
+def bounds(
+    state: State, now: float = NOW, baseline_w: float | None = BASELINE_W, rules: Rules = RULES
+) -> tuple[Bound, ...]:
+    return events.bounds(state, rules, now, baseline_w)
+
+
+def at(found: Iterable[Bound], unix_s: float, target: str = "site") -> float | None:
+    """Return what is bounded at a moment; there is never more than one bound at a place."""
+    there = [one for one in found if one.start_unix_s <= unix_s < one.end_unix_s and one.target == target]
+    assert len(there) <= 1, there
+    return there[0].high_w if there else None
+
+
+def answered(received: Received) -> list[tuple[str, int, int, Opt]]:
+    return [(one.event_id, one.modification, one.code, one.opt) for one in received.responses]
+
+
+# Signals
+
+
+@pytest.mark.parametrize(
+    ("signal", "high_w"),
+    [
+        (simple(0), None),
+        (simple(1), 60_000.0),
+        (simple(2), 50_000.0),
+        (simple(3), 0.0),
+        (dispatch(40), 40_000.0),
+        (dispatch(40, unit=Unit("powerReal", "W", 1.0)), 40.0),
+        (dispatch(-30, "delta"), 70_000.0),
+        (dispatch(0.25, "multiplier", None), 25_000.0),
+        (dispatch(0.5, "x-loadControlCapacity", None, "LOAD_CONTROL"), 100_000.0),
+        (dispatch(1, "x-loadControlLevelOffset", None, "LOAD_CONTROL"), 60_000.0),
+        (dispatch(-20, "x-loadControlPercentOffset", None, "LOAD_CONTROL"), 80_000.0),
+        (dispatch(15, "x-loadControlSetpoint", KW, "LOAD_CONTROL"), 15_000.0),
+    ],
+)
+def test_what_a_signal_bounds(signal: Signal, high_w: float | None) -> None:
+    received = receive(State(), event("e1", signal))
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert at(bounds(received.state), NOW + HOUR) == high_w
+    assert at(bounds(received.state), NOW + HOUR - 1) is None
+    assert at(bounds(received.state), NOW + 2 * HOUR) is None
+
+
+@pytest.mark.parametrize(
+    ("signal", "code"),
+    [
+        (simple(4), Code.INVALID_DATA),
+        (simple(1.5), Code.INVALID_DATA),
+        (dispatch(40, unit=None), Code.INVALID_DATA),
+        (dispatch(40, unit=Unit("powerApparent", "VA", 1.0)), Code.INVALID_DATA),
+        (dispatch(-0.5, "multiplier", None), Code.INVALID_DATA),
+        (dispatch(40, name="BID_LOAD"), Code.SIGNAL_NOT_SUPPORTED),
+        (dispatch(40, "price", None, "BID_PRICE"), Code.SIGNAL_NOT_SUPPORTED),
+        (dispatch(40, name="CHARGE_STATE"), Code.SIGNAL_NOT_SUPPORTED),
+        (dispatch(40, name="x-theirs"), Code.SIGNAL_NOT_SUPPORTED),
+        (dispatch(40, "price"), Code.SIGNAL_NOT_SUPPORTED),
+    ],
+)
+def test_a_signal_that_cannot_be_obeyed_is_opted_out_of_and_bounds_nothing(
+    signal: Signal, code: Code
+) -> None:  # defect 10
+    received = receive(State(), event("e1", signal))
+
+    assert answered(received) == [("e1", 0, code, Opt.OUT)]
+    assert received.accepted == ()
+    assert bounds(received.state) == ()
+
+
+def test_a_level_that_the_depot_file_says_nothing_of_is_not_supported() -> None:
+    received = receive(State(), event(), rules=replace(RULES, levels={}))
+
+    assert answered(received) == [("e1", 0, Code.SIGNAL_NOT_SUPPORTED, Opt.OUT)]
+
+
+def test_simple_beside_another_signal_is_for_those_that_know_no_other() -> None:
+    state = held(event("e1", simple(3), dispatch(40)))
+
+    assert at(bounds(state), NOW + HOUR) == 40_000.0
+
+
+def test_what_is_not_known_of_the_baseline_is_no_power() -> None:
+    state = held(event("e1", dispatch(-30, "delta")), event("e2", dispatch(0.5, "multiplier", None)))
+
+    assert at(bounds(state, baseline_w=None), NOW + HOUR) == -30_000.0
+
+
+def test_prices_are_a_schedule_and_bound_nothing() -> None:
+    price = Signal(
+        id="p", name="ELECTRICITY_PRICE", type="price", unit=Unit("currencyPerKWh", "EUR", 1.0),
+        intervals=intervals(NOW + HOUR, (HOUR, 0.3), (HOUR, 0.1)),
+    )  # fmt: skip
+    received = receive(State(), event("e1", price, length=2 * HOUR))
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert bounds(received.state) == ()
+    assert [(one.start_unix_s - NOW, one.value, one.unit) for one in events.prices(received.state, RULES, NOW)] == [
+        (HOUR, 0.3, "EUR"),
+        (2 * HOUR, 0.1, "EUR"),
+    ]
+
+
+def test_a_bound_is_a_limit_of_the_grid_by_the_clock_of_the_host() -> None:
+    (bound,) = bounds(held(event()))
+    limit = bound.limit(now_s=50.0, now_unix_s=NOW)
+
+    assert (limit.start_s, limit.end_s, limit.high, limit.rank) == (50.0 + HOUR, 50.0 + 2 * HOUR, 60_000.0, Rank.GRID)
+    assert "e1" in limit.source
+
+
+# Modifications: defects 9 and 10
+
+
+def test_a_higher_number_replaces() -> None:
+    state = held(event())
+    received = receive(state, event("e1", simple(3), modification=1))
+
+    assert answered(received) == [("e1", 1, 200, Opt.IN)]
+    assert at(bounds(received.state), NOW + HOUR) == 0.0
+
+
+def test_the_same_number_changes_nothing_and_is_answered_again() -> None:
+    state = held(event())
+    received = receive(state, event("e1", simple(3)), now=NOW + 10)
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert received.state == state
+
+
+def test_a_lower_number_is_refused_and_what_is_known_stands() -> None:
+    state = held(event(modification=5))
+    received = receive(state, event("e1", simple(3), modification=4))
+
+    assert answered(received) == [("e1", 4, Code.OUT_OF_SEQUENCE, Opt.OUT)]
+    assert received.state == state
+
+
+@pytest.mark.parametrize("modification", [0, 1])
+def test_a_cancelled_event_ends_and_may_be_cancelled_again(modification: int) -> None:
+    state = held(event("e1"), event("e2"))
+    cancelled = event("e1", modification=modification, status=Status.CANCELLED)
+    once = receive(state, cancelled, event("e2"))
+    twice = receive(once.state, cancelled, event("e2"), now=NOW + 60)
+
+    assert answered(once) == answered(twice) == [("e1", modification, 200, Opt.IN), ("e2", 0, 200, Opt.IN)]
+    assert twice.state == once.state
+    assert {one.key[1] for one in bounds(twice.state)} == {"e2"}
+
+
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.COMPLETED])
+def test_an_event_that_comes_ended_never_begins(status: Status) -> None:
+    received = receive(
+        State(), event("e1", simple(3, NOW - HOUR, 2 * HOUR), start=NOW - HOUR, length=2 * HOUR, status=status)
+    )
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert received.accepted == ()
+    assert bounds(received.state) == ()
+
+
+def test_an_event_that_is_no_longer_listed_is_cancelled_by_that_and_stands_again_when_it_is() -> None:
+    state = receive(held(event("e1"), event("e2")), event("e2")).state
+
+    assert {one.key[1] for one in bounds(state)} == {"e2"}
+    assert state.events["vtn-1", "e1"].phase(NOW) is Status.CANCELLED
+    assert at(bounds(receive(state, event("e1")).state), NOW + HOUR) == 60_000.0
+
+
+def test_an_empty_list_cancels_all() -> None:
+    assert bounds(receive(held(event("e1"), event("e2"))).state) == ()
+
+
+def test_a_broken_event_is_answered_and_its_neighbours_stand() -> None:
+    state = held(event("e1"), event("e2"))
+    received = receive(state, BrokenEvent(code=Code.INVALID_DATA, why="no", id="e1", modification=2), event("e2"))
+
+    assert answered(received) == [("e1", 2, Code.INVALID_DATA, Opt.OUT), ("e2", 0, 200, Opt.IN)]
+    assert received.state == state
+
+
+def test_where_an_event_cannot_be_told_none_is_taken_for_unlisted() -> None:
+    state = held(event("e1"))
+
+    assert receive(state, BrokenEvent(code=Code.INVALID_DATA, why="no id")).state == state
+
+
+# Who it is for
+
+
+def test_another_vtn_is_refused_and_changes_nothing() -> None:
+    state = held(event("e1"))
+    received = receive(state, event("e2"), vtn="vtn-2")
+
+    assert answered(received) == [("e2", 0, Code.INVALID_ID, Opt.OUT)]
+    assert received.state == state
+
+
+@pytest.mark.parametrize("vtn", ["0", "00123", "lower", "1.2.3"])
+def test_any_text_is_a_vtn_id(vtn: str) -> None:  # defect 8
+    assert answered(receive(State(), event(), vtn=vtn, rules=replace(RULES, vtn_id=vtn))) == [("e1", 0, 200, Opt.IN)]
+
+
+@pytest.mark.parametrize(
+    ("targets", "places"),
+    [
+        (Targets(), {"site"}),
+        (Targets(vens=("ven-1",)), {"site"}),
+        (Targets(vens=("ven-0", "ven-1")), {"site"}),
+        (Targets(groups=("north",)), {"site"}),
+        (Targets(resources=("bay-1",)), {"charger-001"}),
+        (Targets(vens=("ven-1",), resources=("bay-1", "depot")), {"charger-001", "site"}),
+        (Targets(vens=("ven-2",)), None),
+        (Targets(groups=("south",)), None),
+        (Targets(resources=("bay-9",)), None),
+        (Targets(vens=("ven-1",), resources=("bay-9",)), None),
+        (Targets(parties=("p",)), None),
+        (Targets(others=1), None),
+    ],
+)
+def test_targets(targets: Targets, places: set[str] | None) -> None:
+    received = receive(State(), event(targets=targets))
+
+    assert {one.target for one in bounds(received.state)} == (places or set())
+    code, opt = (200, Opt.IN) if places else (Code.TARGET_MISMATCH, Opt.OUT)
+    assert answered(received) == [("e1", 0, code, opt)]
+
+
+def test_a_market_context_that_the_depot_is_not_in() -> None:
+    rules = replace(RULES, market_contexts=frozenset({"http://utility.example/other"}))
+    received = receive(State(), event(), rules=rules)
+
+    assert answered(received) == [("e1", 0, Code.NOT_RECOGNIZED, Opt.OUT)]
+
+
+def test_an_event_in_a_time_that_the_depot_has_opted_out_of() -> None:
+    rules = replace(RULES, unavailable=(Window(NOW + 1.5 * HOUR, HOUR),))
+    received = receive(State(), event("e1"), event("e2", start=NOW + 3 * HOUR), rules=rules)
+
+    assert answered(received) == [("e1", 0, 200, Opt.OUT), ("e2", 0, 200, Opt.IN)]
+
+
+def test_an_event_that_is_over_is_not_taken_part_in() -> None:
+    assert answered(receive(State(), event(start=NOW - 2 * HOUR))) == [("e1", 0, 200, Opt.OUT)]
+
+
+def test_no_answer_where_none_is_wanted() -> None:
+    received = receive(State(), event("e1", response_required=False), event("e2"))
+
+    assert [one.event_id for one in received.responses] == ["e2"]
+    assert {key[1] for key in received.accepted} == {"e1", "e2"}
+
+
+def test_a_test_is_answered_and_bounds_nothing() -> None:
+    received = receive(State(), event(test=True))
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert received.accepted == ()
+    assert bounds(received.state) == ()
+
+
+def test_opting_out_ends_what_an_event_bounds() -> None:
+    state = events.opted_out(held(event()), ("vtn-1", "e1"), "base load 50 kW")
+
+    assert bounds(state) == ()
+    assert answered(receive(state, event())) == [("e1", 0, 200, Opt.OUT)]
+
+
+# Time
+
+
+def test_a_random_start_is_drawn_once_and_moves_the_whole_event() -> None:
+    state = held(event(startafter_s=600.0), luck=0.5)
+    (bound,) = bounds(state)
+    (again,) = bounds(receive(state, event(startafter_s=600.0, modification=1), luck=0.9).state)
+
+    assert (bound.start_unix_s, bound.end_unix_s) == (NOW + HOUR + 300.0, NOW + 2 * HOUR + 300.0)
+    assert (again.start_unix_s, again.end_unix_s) == (bound.start_unix_s, bound.end_unix_s)
+
+
+def test_an_event_in_force_that_is_cancelled_is_let_go_within_its_startafter() -> None:
+    state = held(event(startafter_s=600.0), luck=0.5)
+    cancelled = event(startafter_s=600.0, modification=1, status=Status.CANCELLED)
+    (bound,) = bounds(receive(state, cancelled, now=NOW + 1.5 * HOUR).state, NOW + 1.5 * HOUR)
+
+    assert bound.end_unix_s == NOW + 1.5 * HOUR + 300.0
+
+
+def test_an_open_end_lasts_until_it_is_cancelled() -> None:
+    open_ended = event("e1", simple(1, length=0.0), length=0.0)
+    (bound,) = bounds(held(open_ended), NOW + 1000 * HOUR)
+
+    assert math.isinf(bound.end_unix_s)
+    assert bound.limit(0.0, NOW).end_s is None
+    ended = receive(held(open_ended), replace(open_ended, status=Status.CANCELLED), now=NOW + 2 * HOUR).state
+    assert bounds(ended, NOW + 2 * HOUR) == ()
+
+
+def test_a_baseline_is_frozen_at_the_start() -> None:
+    state = held(event("e1", dispatch(-30, "delta")))
+    early = events.frozen(state, NOW + HOUR - 1, 80_000.0)
+    begun = events.frozen(early, NOW + HOUR, 90_000.0)
+    later = events.frozen(begun, NOW + HOUR + 60, 20_000.0)
+
+    assert early == state
+    assert later == begun
+    assert at(bounds(later, NOW + HOUR, 20_000.0), NOW + HOUR) == 60_000.0
+    assert bounds(later, NOW + HOUR)[0].baseline_w == 90_000.0
+
+
+@pytest.mark.parametrize(("ramp_s", "begin"), [(600.0, NOW + HOUR), (-600.0, NOW + HOUR - 600.0)])
+def test_a_ramp_leads_from_the_baseline_to_what_is_wanted(ramp_s: float, begin: float) -> None:
+    found = bounds(held(event(ramp_up_s=ramp_s)))
+    there = [at(found, begin + 60.0 * step) for step in range(11)]
+
+    assert at(found, begin - 1) is None
+    assert there == sorted(filter(None, there), reverse=True)
+    assert there[0] == 96_000.0
+    assert there[9] == there[10] == 60_000.0
+
+
+@pytest.mark.parametrize(("recovery_s", "begin"), [(600.0, NOW + 2 * HOUR), (-600.0, NOW + 2 * HOUR - 600.0)])
+def test_recovery_leads_back(recovery_s: float, begin: float) -> None:
+    found = bounds(held(event(recovery_s=recovery_s)))
+    back = [at(found, begin + 60.0 * step) for step in range(10)]
+
+    assert at(found, begin - 1) == 60_000.0
+    assert back == sorted(filter(None, back))
+    assert back[-1] == 96_000.0
+    assert at(found, begin + 601.0) is None
+
+
+def test_what_an_event_is_now() -> None:
+    state = held(event(notification_s=600.0))
+    seen = [state.events["vtn-1", "e1"].phase(NOW + after) for after in (0, HOUR - 600, HOUR, 2 * HOUR)]
+
+    assert seen == [Status.FAR, Status.NEAR, Status.ACTIVE, Status.COMPLETED]
+
+
+# Several events
+
+
+def test_a_higher_priority_counts_where_events_overlap() -> None:
+    state = held(
+        event("low", simple(3), priority=2),
+        event("none", simple(3)),
+        event("high", simple(1, NOW + 1.25 * HOUR, HOUR / 2), start=NOW + 1.25 * HOUR, length=HOUR / 2, priority=1),
+    )
+    found = bounds(state)
+
+    assert [at(found, NOW + after * HOUR) for after in (1.0, 1.3, 1.8)] == [0.0, 60_000.0, 0.0]
+
+
+def test_level_0_of_a_higher_priority_lifts_a_lower_one() -> None:
+    assert bounds(held(event("low", simple(3), priority=2), event("high", simple(0), priority=1))) == ()
+
+
+def test_the_tightest_counts_of_those_with_the_same_priority() -> None:
+    assert at(bounds(held(event("a", simple(1)), event("b", dispatch(40)))), NOW + HOUR) == 40_000.0
+
+
+# Properties
+
+
+PHASES = st.sampled_from([Status.FAR, Status.ACTIVE, Status.CANCELLED, Status.COMPLETED])
+
+
+@st.composite
+def some_events(draw: st.DrawFn) -> Event:
+    start = NOW + draw(st.integers(-20, 20)) * 600.0
+    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+    signal = draw(
+        st.sampled_from([("SIMPLE", "level", None), ("LOAD_DISPATCH", "delta", KW), ("BID_LOAD", "setpoint", KW)])
+    )
+    value = st.integers(0, 3)
+    return event(
+        draw(st.sampled_from(["a", "b", "c"])),
+        Signal(id="s", name=signal[0], type=signal[1], unit=signal[2],
+               intervals=intervals(start, *((600.0 * length, float(draw(value))) for length in lengths))),
+        start=start, length=600.0 * sum(lengths), modification=draw(st.integers(0, 2)), status=draw(PHASES),
+        priority=draw(st.integers(0, 2)), test=draw(st.booleans()), startafter_s=draw(st.sampled_from([0.0, 300.0])),
+        ramp_up_s=draw(st.sampled_from([0.0, 600.0, -600.0])), recovery_s=draw(st.sampled_from([0.0, 600.0, -600.0])),
+    )  # fmt: skip
+
+
+MESSAGES = st.lists(st.lists(some_events(), max_size=3, unique_by=lambda one: one.id), max_size=5)
+
+
+def played(lists: list[list[Event]], luck: float = 0.5) -> State:
+    state = State()
+    for number, listed in enumerate(lists):
+        state = receive(state, *listed, now=NOW + 60.0 * number, luck=luck).state
+    return state
+
+
+@given(MESSAGES)
+def test_there_is_never_more_than_one_bound_at_a_place(lists: list[list[Event]]) -> None:
+    found = bounds(played(lists))
+
+    for place in {one.target for one in found}:
+        own = sorted((one for one in found if one.target == place), key=lambda one: one.start_unix_s)
+        for before, after in pairwise(own):
+            assert before.end_unix_s <= after.start_unix_s
+    assert len({one.name for one in found}) == len(found)
+
+
+@given(MESSAGES)
+def test_the_state_outlives_the_process(lists: list[list[Event]]) -> None:
+    state = played(lists)
+
+    assert events.from_json(json.loads(json.dumps(events.to_json(state), allow_nan=False))) == state
+
+
+@given(MESSAGES)
+def test_the_same_message_again_changes_nothing(lists: list[list[Event]]) -> None:
+    state = played(lists)
+    listed = lists[-1] if lists else []
+    once = receive(state, *listed, now=NOW + 600.0)
+    twice = receive(once.state, *listed, now=NOW + 600.0)
+
+    assert twice == once
+
+
+@given(MESSAGES, st.integers(0, 100))
+def test_nothing_is_bounded_by_an_event_that_has_ended_or_was_opted_out_of(
+    lists: list[list[Event]], after: int
+) -> None:
+    state, now = played(lists), NOW + 600.0 * after
+    for bound in bounds(state, now):
+        one = state.events[bound.key]
+        assert one.refusal is None
+        assert not one.event.test
+        assert one.ended_unix_s is None or bound.end_unix_s <= one.ended_unix_s
+
+
+@given(MESSAGES, some_events())
+def test_an_event_is_answered_for_each_time_it_comes(lists: list[list[Event]], one: Event) -> None:
+    received = receive(played(lists), one, now=NOW + 600.0)
+
+    assert [(answer.event_id, answer.modification) for answer in received.responses] == [(one.id, one.modification)]
+
+
+def test_what_has_long_been_over_is_forgotten() -> None:  # defect 18
+    state = State()
+    for number in range(400):
+        state = receive(
+            state, event(f"e{number}", simple(1, NOW, 60.0), start=NOW, length=60.0), now=NOW + number
+        ).state
+
+    assert len(state.events) == 400
+    assert len(receive(state, now=NOW + 8 * 86400.0).state.events) == 0
+
+
+def test_no_number_of_events_fills_the_disk() -> None:
+    state = State()
+    for number in range(6):
+        many = [event(f"e{number}.{each}", start=NOW - 2 * HOUR) for each in range(500)]
+        state = receive(state, *many, now=NOW + number).state
+
+    assert len(state.events) == events.MOST_HELD
