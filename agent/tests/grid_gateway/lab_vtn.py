@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""openleadr's VTN with mutual TLS, as a program: one VTN a process, for its state is its classes' (defect 17).
+
+Its one argument is a JSON object: vtn_id, port, poll_s, cert, key, ca, tls_minimum. Commands are JSON objects on
+standard input, a line each, and each is answered with a line. `mode` puts something between the VTN and its answers:
+a status, no body, a body that drips, or nothing at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import sys
+from datetime import datetime, timedelta, timezone
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+from openleadr import OpenADRServer, objects, utils
+
+OUT = sys.stdout
+sys.stdout = sys.stderr  # the library prints
+
+
+class Lab:
+    """The VTN, who is registered with it, and what it has seen."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.vens: dict[str, str] = dict(told.get("vens", {}))
+        self.registrations: list[dict[str, Any]] = []
+        self.opts: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self.statuses: list[str] = []
+        self.polls = 0
+        self.requests: list[str] = []
+        self.mode = ""
+        self.server = OpenADRServer(
+            vtn_id=told["vtn_id"],
+            http_port=told["port"],
+            http_host="127.0.0.1",
+            http_cert=told["cert"],
+            http_key=told["key"],
+            http_ca_file=told["ca"],
+            requested_poll_freq=timedelta(seconds=told["poll_s"]),
+            fingerprint_lookup=self.vens.get,
+            verify_message_signatures=False,
+        )
+        versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+        self.server.ssl_context.minimum_version = versions[told.get("tls_minimum", "1.3")]
+        if told.get("tls_maximum"):
+            self.server.ssl_context.maximum_version = versions[told["tls_maximum"]]
+        self.server.add_handler("on_create_party_registration", self.register)
+        self.server.add_handler("on_cancel_party_registration", self.cancel)
+        self.server.add_handler("on_register_report", self.offered)
+        self.server.app.middlewares.append(self.between)
+        self.report_s = told.get("report_s", 0)
+
+    async def register(self, payload: dict[str, Any]) -> tuple[str, str]:
+        ven_id = payload.get("ven_id") or f"ven-{len(self.registrations)}"  # its own parser makes a number of 0001
+        self.vens[ven_id] = payload["fingerprint"]
+        self.registrations.append({"ven_id": ven_id, "ven_name": payload["ven_name"], "asked": payload.get("ven_id")})
+        return ven_id, f"reg-{len(self.registrations)}"
+
+    async def cancel(self, payload: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        self.vens.pop(payload["ven_id"], None)
+        return "oadrCanceledPartyRegistration", {"registration_id": payload["registration_id"]}
+
+    async def offered(self, report: dict[str, Any]) -> list[tuple[Any, ...]] | None:
+        if not self.report_s or report["report_name"] != "METADATA_TELEMETRY_USAGE":
+            return None
+        every = timedelta(seconds=self.report_s)
+        return [(one["r_id"], partial(self.sampled, one["r_id"]), every) for one in report["report_descriptions"]]
+
+    async def sampled(self, data_point: str, values: list[tuple[datetime, float]]) -> None:
+        self.samples += [{"point": data_point, "at": at.timestamp(), "value": value} for at, value in values]
+
+    @web.middleware
+    async def between(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.requests.append(request.path.rsplit("/", 1)[1])
+        body = await request.read()
+        self.polls += b"oadrPoll " in body
+        if b"oadrPayloadResourceStatus" in body:
+            self.statuses.append(body.decode())
+        if self.mode == "empty":
+            return web.Response(text="", content_type="application/xml")
+        if self.mode == "stall":
+            await asyncio.sleep(3600)
+        if self.mode == "lose":  # the VTN has answered, and the answer never arrives
+            await handler(request)
+            assert request.transport is not None
+            request.transport.abort()
+        if self.mode == "drip":
+            dripping = web.StreamResponse(headers={"Content-Type": "application/xml"})
+            await dripping.prepare(request)
+            for _ in range(3600):
+                await dripping.write(b" ")
+                await asyncio.sleep(0.1)
+        if self.mode.isdecimal():
+            return web.Response(status=int(self.mode), text="no")
+        if self.mode.startswith("<"):
+            return web.Response(text=self.mode, content_type="application/xml")
+        found: web.StreamResponse = await handler(request)
+        return found
+
+    def do(self, what: str, **told: Any) -> Any:
+        return getattr(self, f"do_{what}")(**told)
+
+    def do_add(self, ven_id: str, values: list[float], name: str = "SIMPLE", kind: str = "level", **more: Any) -> str:
+        begin = datetime.fromtimestamp(more.pop("start"), timezone.utc)
+        length_s, unit, status = more.pop("length_s"), more.pop("unit", False), more.pop("status", "far")
+        intervals = [
+            objects.Interval(
+                dtstart=begin + timedelta(seconds=length_s * n), duration=timedelta(seconds=length_s), signal_payload=v
+            )
+            for n, v in enumerate(values)
+        ]
+        measurement = objects.Measurement(
+            "powerReal",
+            description="RealPower",
+            unit="W",
+            scale="k",
+            power_attributes=objects.PowerAttributes(50, 230, True),
+        )
+        event_id: str = more.pop("event_id", None) or utils.generate_id()
+        event = objects.Event(
+            event_descriptor=objects.EventDescriptor(
+                event_id=event_id,
+                modification_number=more.pop("modification", 0),
+                event_status=status,
+                created_date_time=datetime.now(timezone.utc),
+                market_context="http://utility.example/shed",
+                priority=more.pop("priority", 0),
+                test_event=more.pop("test", False),
+            ),
+            event_signals=[
+                objects.EventSignal(
+                    intervals=intervals,
+                    signal_name=name,
+                    signal_type=kind,
+                    signal_id="s1",
+                    measurement=measurement if unit else None,
+                )
+            ],
+            active_period=utils.get_active_period_from_intervals(intervals, False),
+            targets=[objects.Target(ven_id=ven_id)],
+            response_required=more.pop("response_required", "always"),
+        )
+        assert not more, more
+        self.server.add_raw_event(ven_id, event, callback=self.opted)
+        return event_id
+
+    def opted(self, ven_id: str, event_id: str, opt_type: str) -> None:
+        self.opts.append(
+            {"ven_id": ven_id, "event_id": event_id, "opt": opt_type, "at": datetime.now(timezone.utc).timestamp()}
+        )
+
+    def do_cancel(self, ven_id: str, event_id: str) -> None:
+        self.server.cancel_event(ven_id, event_id)
+
+    def do_push(self, ven_id: str) -> None:
+        """Have all events sent with the next poll."""
+        self.server.events_updated[ven_id] = True
+
+    def do_forget(self, ven_id: str) -> None:
+        self.vens.pop(ven_id, None)
+
+    def do_mode(self, mode: str) -> None:
+        self.mode = mode
+
+    def do_seen(self) -> dict[str, Any]:
+        names = ("registrations", "opts", "samples", "statuses", "polls", "requests")
+        return {name: getattr(self, name) for name in names}
+
+
+async def main() -> None:
+    lab = Lab(json.loads(sys.argv[1]))
+    await lab.server.run()
+    reader = asyncio.StreamReader(limit=1 << 22)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    print(json.dumps("ready"), file=OUT, flush=True)
+    while line := await reader.readline():
+        told = json.loads(line)
+        print(json.dumps(lab.do(told.pop("do"), **told)), file=OUT, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
