@@ -23,7 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     probe.add_parser(verbs)
     check_config.add_parser(verbs)
     status.add_parsers(verbs)
-    _add_orchestrator(verbs)
+    _add_service(verbs, "orchestrator", "run the service that controls the depot")
+    _add_service(verbs, "grid_gateway", "run the service that speaks OpenADR with the utility")
     options = parser.parse_args(arguments)
     try:
         ended: int = options.run(options)
@@ -32,18 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return ended
 
 
-def _add_orchestrator(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = verbs.add_parser("orchestrator", help="run the service that controls the depot")
+def _add_service(verbs: argparse._SubParsersAction[argparse.ArgumentParser], package: str, about: str) -> None:
+    parser = verbs.add_parser(package.replace("_", "-"), help=about)
     parser.add_argument("--agent-conf", type=Path, default=settings.AGENT_CONF, metavar="F", help="%(default)s")
     parser.add_argument("--limits-conf", type=Path, default=settings.LIMITS_CONF, metavar="F", help="%(default)s")
-    parser.set_defaults(run=_orchestrate)
+    parser.set_defaults(run=_serve, package=package)
 
 
-def _orchestrate(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace) -> int:
     # The matrices here are small: more threads cost more than they save, and the processors are others' too.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    # Control's packages are not there where only devices are asked, and take a second to import.
-    service = importlib.import_module("derms_agent.orchestrator.service")
+    # A service's packages are not there where only devices are asked, and take a second to import.
+    service = importlib.import_module(f"derms_agent.{options.package}.service")
     ended: int = service.run(options)
     return ended
 

@@ -214,6 +214,12 @@ def _read_broker(text: str) -> Broker:
     return Broker(host, port or _MQTT_PORTS[scheme], scheme == "mqtts")
 
 
+def _read_fingerprint(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Fa-f]{20}|[0-9A-Fa-f]{64}", text.replace(":", "")):
+        raise NotOfKind
+    return text
+
+
 def _read_users(text: str) -> tuple[str, ...]:
     users = tuple(user.strip() for user in text.split(","))
     if len({*users}) < len(users) or not all(map(_USER.fullmatch, users)):
@@ -229,6 +235,10 @@ _TELEMETRY = Kind(
     "sqlite:///PATH, or an http://, https:// or postgresql:// URL with a host, without a password", _read_telemetry_url
 )
 _BROKER = Kind("mqtt://HOST or mqtts://HOST, with :PORT where it is another than 1883 or 8883", _read_broker)
+_FINGERPRINT = Kind(
+    "a certificate's SHA-256 in hexadecimal digits, whole or its last ten bytes as OpenADR has it, colons or none",
+    _read_fingerprint,
+)
 _USERS = Kind("user names with commas between them, each once", _read_users, ",".join)
 _YES_NO = _choice({"yes": True, "no": False})
 _ON_OFF = _choice({"on": True, "off": False})
@@ -294,6 +304,19 @@ class AgentConf:
     client_id: str | None = field(
         default=None, metadata=_key("CLIENT_ID", _TEXT, "the VEN's id, as the utility gave it", "the VTN gives one")
     )
+    ven_name: str | None = field(
+        default=None, metadata=_key("VEN_NAME", _TEXT, "the VEN's name, as the utility shows it", "depot file's")
+    )
+    vtn_fingerprint: str | None = field(
+        default=None,
+        metadata=_key("VTN_FINGERPRINT", _FINGERPRINT, "the certificate that the VTN must show", "any of CA_PATH's"),
+    )
+    push_url: str | None = field(
+        default=None,
+        metadata=_key(
+            "PUSH_URL", _HTTPS, "where the VTN reaches this gateway, on a port that it listens on", "it polls"
+        ),
+    )
     cert_path: Path | None = field(
         default=None, metadata=_key("CERT_PATH", _PATH, "the client certificate; with KEY_PATH", "none is shown")
     )
@@ -330,6 +353,14 @@ class AgentConf:
     state_directory: Path = field(
         default=Path("/var/lib/derms/orchestrator"),
         metadata=_key("STATE_DIRECTORY", _PATH, "where ledger, sessions and limits are kept"),
+    )
+    grid_state_directory: Path = field(
+        default=Path("/var/lib/derms/grid-gateway"),
+        metadata=_key("GRID_STATE_DIRECTORY", _PATH, "where the grid gateway keeps events and reports"),
+    )
+    grid_socket: Path = field(
+        default=Path("/run/derms/grid-gateway.sock"),
+        metadata=_key("GRID_SOCKET", _SOCKET, "where the grid gateway listens"),
     )
     socket: Path = field(
         default=Path("/run/derms/orchestrator.sock"), metadata=_key("SOCKET", _SOCKET, "where the orchestrator listens")

@@ -208,7 +208,10 @@ BROKER = st.builds(Broker, st.one_of(HOST, st.just("fd42::1")), st.integers(1, 6
 OWN = {
     "gateway": PRINTABLE,
     "client_id": PRINTABLE,
+    "ven_name": PRINTABLE,
+    "vtn_fingerprint": st.from_regex(r"[0-9A-F]{20}|[0-9a-f]{64}|([0-9A-F]{2}:){9}[0-9A-F]{2}", fullmatch=True),
     "vtn_url": HOST.map(lambda host: f"https://{host}/OpenADR2"),
+    "push_url": HOST.map(lambda host: f"https://{host}:8443"),
     "telemetry_url": HOST.map(lambda host: f"https://{host}:8086/db"),
     "mqtt": BROKER,
     "tls_minimum": st.sampled_from(("1.2", "1.3")),
@@ -322,8 +325,9 @@ def test_the_windows_are_those_of_control() -> None:
 def test_the_keys_are_called_as_agreed() -> None:
     """The names are a contract with roles, manual and people: here they stand apart from the table that makes them."""
     assert " ".join(key.name for key in settings.keys(AgentConf).values()) == (
-        "GATEWAY DEPOT VTN_URL CLIENT_ID CERT_PATH KEY_PATH CA_PATH TLS_MINIMUM MQTT_URL TELEMETRY_URL CONTROL_PEERS "
-        "LED_RED LED_AMBER LED_GREEN ENGINE_LOG STATE_DIRECTORY SOCKET"
+        "GATEWAY DEPOT VTN_URL CLIENT_ID VEN_NAME VTN_FINGERPRINT PUSH_URL CERT_PATH KEY_PATH CA_PATH TLS_MINIMUM "
+        "MQTT_URL TELEMETRY_URL CONTROL_PEERS "
+        "LED_RED LED_AMBER LED_GREEN ENGINE_LOG STATE_DIRECTORY GRID_STATE_DIRECTORY GRID_SOCKET SOCKET"
     )
     assert " ".join(key.name for key in settings.keys(LimitsConf).values()) == (
         "SITE_LIMIT_KVA DEFAULT_LIMIT_KW SOC_RESERVE_PERCENT DEMAND_CAP_KW DEMAND_WINDOWS THERMAL_ENCLOSURE_CUTOFF_C "

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator's socket as the gateway uses it: bounds are put and removed, the grid's link is said to stand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import anyio.to_thread
+
+from derms_agent.grid_gateway import iso8601
+from derms_agent.grid_gateway.events import Bound
+from derms_agent.socket_client import Client, NoService
+from derms_agent.socket_protocol import ProtocolError
+
+ANSWER_S = 2.0
+
+
+class NoControl(Exception):
+    """The orchestrator does not answer, or does not take what it is asked for."""
+
+
+class NotTaken(NoControl):
+    """The orchestrator answers, and cannot make anything of this one ask: the others are well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Honour:
+    """Whether the depot can obey, and why no better."""
+
+    can: bool
+    why: str
+
+
+class Control(Protocol):
+    """Whoever controls the depot. Every method raises NoControl."""
+
+    async def put(self, bound: Bound) -> Honour:
+        """Have a bound obeyed; it is on the disk there when this returns."""
+
+    async def remove(self, name: str) -> None:
+        """Have a bound forgotten; one that is not there is no trouble."""
+
+    async def link(self, valid_for_s: float) -> None:
+        """Say that the grid's link stands, for so long."""
+
+    async def status(self) -> Mapping[str, Any]:
+        """Return the report."""
+
+
+def changes(
+    handed: Mapping[str, Bound], wanted: Iterable[Bound], now_unix_s: float
+) -> tuple[tuple[Bound, ...], tuple[str, ...]]:
+    """Return which bounds are to be put, and which removed after that, so that nothing is let loose in between.
+
+    What is over is neither: whoever has it lets it go by itself.
+    """
+    by_name = {bound.name: bound for bound in wanted}
+    fresh = tuple(bound for name, bound in by_name.items() if handed.get(name) != bound)
+    gone = tuple(name for name, bound in handed.items() if name not in by_name and bound.end_unix_s > now_unix_s)
+    return fresh, gone
+
+
+@dataclass(slots=True, eq=False)
+class ControlLink:
+    """One connection to the orchestrator, made anew where it broke. Its calls block, so they are made in a thread."""
+
+    path: Path
+    _client: Client | None = None
+    _lock: anyio.Lock = field(default_factory=anyio.Lock)
+
+    async def put(self, bound: Bound) -> Honour:
+        """Have a bound obeyed. Raises NoControl."""
+        arguments: dict[str, Any] = {
+            "name": bound.name,
+            "source": bound.source,
+            "rank": bound.rank.name.lower(),
+            "target": bound.target,
+            "high_w": bound.high_w,
+            "start": iso8601.time_text(bound.start_unix_s),
+        }
+        if math.isfinite(bound.end_unix_s):
+            arguments["end"] = iso8601.time_text(bound.end_unix_s)
+        try:
+            answer = await self._ask("limit.put", **arguments)
+        except NotTaken as why:
+            return Honour(False, str(why))
+        return Honour(bool(answer["can_honour"]), str(answer["why"]))
+
+    async def remove(self, name: str) -> None:
+        """Have a bound forgotten. Raises NoControl."""
+        with contextlib.suppress(NotTaken):
+            await self._ask("limit.remove", name=name)
+
+    async def link(self, valid_for_s: float) -> None:
+        """Say that the grid's link stands, for so long. Raises NoControl."""
+        await self._ask("grid.link", valid_for_s=valid_for_s)
+
+    async def status(self) -> Mapping[str, Any]:
+        """Return the report. Raises NoControl."""
+        found: Mapping[str, Any] = await self._ask("status")
+        return found
+
+    async def _ask(self, verb: str, **arguments: Any) -> Any:
+        async with self._lock:
+            return await anyio.to_thread.run_sync(partial(self._asked, verb, arguments), abandon_on_cancel=False)
+
+    def _asked(self, verb: str, arguments: Mapping[str, Any]) -> Any:
+        kept = self._client is not None
+        try:
+            try:
+                return self._connected().ask(verb, **arguments)
+            except NoService:
+                self._close()
+                if not kept:
+                    raise
+                # The orchestrator may have been restarted since: whatever was asked may be asked again.
+                return self._connected().ask(verb, **arguments)
+        except NoService as problem:
+            self._close()
+            raise NoControl(str(problem)) from problem
+        except ProtocolError as refusal:
+            kind = NotTaken if refusal.code == "argument" else NoControl
+            raise kind(f"{verb}: {refusal.code}: {refusal}") from refusal
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._client = Client(self.path, ANSWER_S)
+        return self._client
+
+    def _close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+            self._client = None

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenADR's HTTP push: the VTN sends to the VEN, which listens with mutual TLS. Off unless agent.conf says where.
+
+A message is taken as one that a poll has brought. Its answer goes back as the VTN expects it: an oadrDistributeEvent is
+acknowledged with an oadrResponse, and the oadrCreatedEvent follows as a request of its own; all others are answered
+where they came in. Whoever shows no certificate of the VTN's authority gets no further than the handshake.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import anyio.abc
+from aiohttp import web
+
+from derms_agent.grid_gateway import messages
+from derms_agent.grid_gateway.incoming import (
+    MOST_BYTES,
+    CancelPartyRegistration,
+    Code,
+    DistributeEvent,
+    Malformed,
+    Message,
+    RequestReregistration,
+    parse,
+)
+from derms_agent.grid_gateway.transport import PATH, Endpoint, Trouble, fingerprint_fits
+from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
+
+SERVICES = ("EiEvent", "EiReport", "EiRegisterParty", "EiOpt")
+READ_S = 10.0
+
+logger = logging.getLogger("derms.grid_gateway")
+
+
+def server_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """Return what connections are taken with: the gateway's own certificate, and the VTN's is demanded.
+
+    :raises ValueError: there is no certificate, or no authority that a VTN could be verified by
+    :raises OSError: they cannot be read
+    """
+    if endpoint.certificate is None or endpoint.authorities is None:
+        raise ValueError("push needs CERT_PATH, KEY_PATH and CA_PATH: found none, and nobody is let in unverified")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if endpoint.tls_minimum == "1.3" else ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(endpoint.certificate, endpoint.key)
+    context.load_verify_locations(endpoint.authorities)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+class Receiver:
+    """Takes what the VTN sends, for a VEN; answers that go out as requests are sent in `tasks`."""
+
+    def __init__(self, ven: Ven, tasks: anyio.abc.TaskGroup, path: str = PATH) -> None:
+        self._ven, self._tasks = ven, tasks
+        self.application = web.Application(client_max_size=MOST_BYTES)
+        self.application.add_routes([web.post(f"{path}/{service}", self._received) for service in SERVICES])
+
+    async def _received(self, request: web.Request) -> web.StreamResponse:
+        pinned = self._ven.transport.endpoint.fingerprint
+        tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+        if pinned is not None and not fingerprint_fits(pinned, None if tls is None else tls.getpeercert(True)):
+            return web.Response(status=403, text="the certificate does not have the fingerprint")
+        try:
+            with anyio.fail_after(READ_S):
+                body = await request.read()
+            message = parse(body)
+            return await self._answered(message)
+        except TimeoutError:
+            return web.Response(status=408)
+        except Malformed as why:
+            return web.Response(status=400, text=str(why))
+        except (NotRegistered, Refused) as why:
+            return self._said(Code.NOT_REGISTERED, str(why))
+
+    async def _answered(self, message: Message) -> web.StreamResponse:
+        if isinstance(message, DistributeEvent):
+            # Its own answer may take its time: the VTN hears at once that the events have arrived.
+            self._tasks.start_soon(self._take_events, message)
+            return self._said(Code.OK, "OK", message.request_id)
+        reply = await self._ven.reply_to(message)
+        if isinstance(message, CancelPartyRegistration | RequestReregistration):
+            self._ven.register_anew(cancelled=isinstance(message, CancelPartyRegistration))
+        if reply is None:
+            return self._said(Code.NOT_ALLOWED, f"{type(message).__name__} is nothing for a VEN")
+        return web.Response(body=reply[1], content_type=messages.CONTENT_TYPE)
+
+    async def _take_events(self, message: DistributeEvent) -> None:
+        try:
+            await self._ven.take_and_answer(message)
+        except (Trouble, NotRegistered, Refused, OSError) as why:
+            # The next session asks for all events, and answers them then.
+            logger.warning("Events that were pushed are not answered yet: %s", why)
+            self._ven.wake()
+
+    def _said(self, code: Code, words: str, request_id: str = "") -> web.Response:
+        known = self._ven.registration
+        body = messages.response(request_id, None if known is None else known.ven_id, int(code), words)
+        return web.Response(body=body, content_type=messages.CONTENT_TYPE)
+
+
+@asynccontextmanager
+async def listening(receiver: Receiver, endpoint: Endpoint, host: str | None, port: int) -> AsyncIterator[int]:
+    """Listen, and give the port. Raises OSError or ValueError."""
+    runner = web.AppRunner(receiver.application, access_log=None, handle_signals=False)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=server_context(endpoint))
+        await site.start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()

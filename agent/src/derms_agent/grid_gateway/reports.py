@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the VEN can report, what was asked for, and the samples that were not sent yet; those are on disk.
+
+A sample leaves the disk when the VTN has taken the report that it is in. So a report after an outage holds the history
+of it, and a restart loses nothing. What nobody fetches for too long goes, the oldest first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from derms_agent.grid_gateway.events import Bound
+from derms_agent.grid_gateway.incoming import ReportRequest
+from derms_agent.grid_gateway.messages import GOOD, LAST_KNOWN, DataPoint, Offer, Point, ReportInterval, ResourceStatus
+
+METADATA = "METADATA"
+"""The specifier by which a VTN asks for the METADATA reports once more."""
+MOST_SAMPLES = 200_000
+MOST_IN_A_REPORT = 500
+LEAST_S, MOST_S = 1.0, 86400.0
+NO_VALUE = "No Quality - No Value"
+SITE_POWER, EVSE_POWER, SITE_STATUS = "site-power", "evse-power", "site-status"
+
+_POWER = {"resource": "site", "reading_type": "Direct Read", "unit": "W", "least_s": LEAST_S, "most_s": MOST_S}
+OFFERS = (
+    Offer(
+        "telemetry-usage",
+        "TELEMETRY_USAGE",
+        (
+            DataPoint(id=SITE_POWER, report_type="demand", **_POWER),  # type: ignore[arg-type]
+            DataPoint(id=EVSE_POWER, report_type="demand", **_POWER),  # type: ignore[arg-type]
+        ),
+    ),
+    Offer(
+        "telemetry-status",
+        "TELEMETRY_STATUS",
+        (
+            DataPoint(
+                id=SITE_STATUS,
+                resource="site",
+                report_type="x-resourceStatus",
+                reading_type="x-notApplicable",
+                unit=None,
+                least_s=LEAST_S,
+                most_s=MOST_S,
+            ),
+        ),
+    ),
+)
+
+
+def offer_of(request: ReportRequest) -> Offer | None:
+    """Return what a request is about, or None where this VEN has no such report, or not one of its data points."""
+    for offer in OFFERS:
+        if offer.specifier == request.specifier and {*request.data_points} <= {point.id for point in offer.points}:
+            return offer
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a report is sampled and sent, by a monotonic clock; it starts at `start_s` and ends at `end_s`."""
+
+    request: ReportRequest
+    start_s: float
+    end_s: float
+    sample_s: float
+    send_s: float
+
+    @property
+    def once(self) -> bool:
+        """Whether it is sent once."""
+        return self.request.report_back_s == 0.0
+
+    @property
+    def every_s(self) -> float:
+        """How often a sample is taken."""
+        return max(LEAST_S, self.request.granularity_s or self.request.report_back_s)
+
+
+def begun(request: ReportRequest, now_s: float, now_unix_s: float) -> Schedule:
+    """Return the schedule of a report that was asked for."""
+    start_s = now_s if request.start_unix_s is None else max(now_s, now_s + request.start_unix_s - now_unix_s)
+    end_s = start_s + request.duration_s if request.duration_s and request.report_back_s else math.inf
+    return Schedule(request, start_s, end_s, start_s, start_s + max(0.0, request.report_back_s))
+
+
+def sampled(schedule: Schedule, now_s: float) -> Schedule:
+    """Return the schedule after a sample; one that was late does not make the next ones early."""
+    next_s = schedule.sample_s + schedule.every_s
+    return dataclasses.replace(schedule, sample_s=next_s if next_s > now_s else now_s + schedule.every_s)
+
+
+def sent(schedule: Schedule, now_s: float) -> Schedule:
+    """Return the schedule after a report."""
+    back_s = max(LEAST_S, schedule.request.report_back_s)
+    next_s = schedule.send_s + back_s
+    return dataclasses.replace(schedule, send_s=next_s if next_s > now_s else now_s + back_s)
+
+
+def points(status: Mapping[str, Any] | None, in_force: Iterable[Bound], *, disobeyed: bool) -> Mapping[str, Point]:
+    """Return the value of every data point, from the orchestrator's report; None: it does not answer.
+
+    :param in_force: the grid's bounds of this moment
+    :param disobeyed: the depot draws more than they admit
+    """
+    site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
+    held = [bound for bound in in_force if bound.target == "site"]
+    tightest = min(held, key=lambda bound: bound.high_w, default=None)
+    online = status is not None and status.get("state") not in {"fault", "fallback"}
+    found = {
+        SITE_STATUS: Point(
+            data_point=SITE_STATUS,
+            status=ResourceStatus(
+                online=online,
+                manual_override=disobeyed,
+                setpoint_w=None if tightest is None else tightest.high_w,
+                normal_w=None if tightest is None else tightest.baseline_w,
+            ),
+            quality=GOOD if status is not None else LAST_KNOWN,
+        )
+    }
+    for name, key in ((SITE_POWER, "power_w"), (EVSE_POWER, "evse_power_w")):
+        value = site.get(key)
+        found[name] = (
+            Point(data_point=name, quality=NO_VALUE) if value is None else Point(data_point=name, value=float(value))
+        )
+    return found
+
+
+class Buffer:
+    """The samples on disk. One process has it at a time; its calls block. Every method raises sqlite3.Error."""
+
+    def __init__(self, path: Path, most: int = MOST_SAMPLES) -> None:
+        """Open or make the file; one that is broken is put aside as NAME.broken."""
+        self._most = most
+        try:
+            self._connection = self._opened(path)
+        except sqlite3.DatabaseError as problem:
+            if type(problem) is not sqlite3.DatabaseError:
+                raise
+            path.replace(path.with_name(f"{path.name}.broken"))
+            self._connection = self._opened(path)
+
+    def _opened(self, path: Path) -> sqlite3.Connection:
+        connection = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(
+            "CREATE TABLE IF NOT EXISTS sample (number INTEGER PRIMARY KEY AUTOINCREMENT, request TEXT NOT NULL, "
+            "start_unix_s REAL NOT NULL, duration_s REAL NOT NULL, points TEXT NOT NULL)"
+        )
+        connection.execute("CREATE INDEX IF NOT EXISTS by_request ON sample (request, number)")
+        return connection
+
+    def add(self, request_id: str, interval: ReportInterval) -> None:
+        """Keep a sample for a request."""
+        stored = json.dumps([dataclasses.asdict(point) for point in interval.points], allow_nan=False)
+        with self._connection:
+            self._connection.execute(
+                "INSERT INTO sample (request, start_unix_s, duration_s, points) VALUES (?, ?, ?, ?)",
+                (request_id, interval.start_unix_s, interval.duration_s, stored),
+            )
+            self._connection.execute(
+                "DELETE FROM sample WHERE number <= (SELECT max(number) FROM sample) - ?", (self._most,)
+            )
+
+    def oldest(self, request_id: str) -> tuple[int, tuple[ReportInterval, ...]]:
+        """Return the oldest samples of a request, as many as a report may hold, and the number of the last of them."""
+        rows = self._connection.execute(
+            "SELECT number, start_unix_s, duration_s, points FROM sample WHERE request = ? ORDER BY number LIMIT ?",
+            (request_id, MOST_IN_A_REPORT),
+        ).fetchall()
+        return (rows[-1][0] if rows else 0), tuple(
+            ReportInterval(float(row[1]), float(row[2]), tuple(map(_point, json.loads(row[3])))) for row in rows
+        )
+
+    def taken(self, request_id: str, number: int) -> None:
+        """Forget the samples of a request up to a number."""
+        with self._connection:
+            self._connection.execute("DELETE FROM sample WHERE request = ? AND number <= ?", (request_id, number))
+
+    def keep_only(self, request_ids: Sequence[str]) -> None:
+        """Forget the samples of all other requests."""
+        marks = ", ".join("?" * len(request_ids))
+        with self._connection:
+            # The marks are question marks, as many as there are values.
+            self._connection.execute(f"DELETE FROM sample WHERE request NOT IN ({marks})", tuple(request_ids))  # noqa: S608
+
+    def count(self) -> int:
+        """Return how many samples there are."""
+        return int(self._connection.execute("SELECT count(*) FROM sample").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+
+def _point(stored: Mapping[str, Any]) -> Point:
+    status = stored["status"]
+    return Point(**{**stored, "status": None if status is None else ResourceStatus(**status)})
+
+
+def to_json(requests: Iterable[ReportRequest]) -> dict[str, Any]:
+    """Return what was asked for as plain JSON."""
+    return {"version": 1, "requests": [dataclasses.asdict(request) for request in requests]}
+
+
+def from_json(document: Mapping[str, Any]) -> tuple[ReportRequest, ...]:
+    """Return what `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+    return tuple(
+        ReportRequest(**{**stored, "data_points": tuple(stored["data_points"])}) for stored in document["requests"]
+    )

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`derms-agent grid-gateway`: the service, wired together. docs/openadr.md.
+
+SIGTERM and SIGINT end it: bounds that the orchestrator has been handed stay with it, and the successor takes up from
+what is on the disk. Certificates that are replaced are taken up by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.abc
+
+from derms_agent import __version__, settings
+from derms_agent.document_store import Store
+from derms_agent.engine_log import log_to
+from derms_agent.grid_gateway import messages, push
+from derms_agent.grid_gateway.control_link import ControlLink
+from derms_agent.grid_gateway.reports import Buffer
+from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.transport import PATH, Connected, Endpoint, Transport, Trouble
+from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
+from derms_agent.notify import notify
+from derms_agent.settings import AgentConf, Configuration, Mistakes
+from derms_agent.socket_protocol import VERSION, ProtocolError
+from derms_agent.socket_server import Arguments, Verbs, listening, serve
+
+REFUSED_TO_START = 1
+WATCHDOG_S = 5.0
+LAST_OLD_TLS = "TLSv1.2"
+
+logger = logging.getLogger("derms.grid_gateway")
+
+
+def endpoint_of(agent: AgentConf, credentials: Path | None) -> Endpoint:
+    """Return how the VTN is spoken to; certificates that systemd hands over (LoadCredential=) come first.
+
+    :raises ValueError: agent.conf names no VTN
+    """
+    if agent.vtn_url is None:
+        raise ValueError("agent.conf: VTN_URL: found no such line, expected the utility's OpenADR server")
+    handed = credentials is not None and (credentials / "cert").exists()
+    return Endpoint(
+        url=agent.vtn_url,
+        certificate=credentials / "cert" if handed and credentials is not None else agent.cert_path,
+        key=credentials / "key" if handed and credentials is not None else agent.key_path,
+        authorities=credentials / "ca" if handed and credentials is not None else agent.ca_path,
+        fingerprint=agent.vtn_fingerprint,
+        tls_minimum=agent.tls_minimum,
+    )
+
+
+def rules_of(configuration: Configuration) -> Rules:
+    """Return what the depot file makes of events; the ids come with the registration."""
+    depot = configuration.depot
+    vtn = depot.vtn
+    rules = Rules(ven_id="", vtn_id="", site_limit_w=depot.site.limit_va)
+    if vtn is None:
+        return rules
+    return Rules(
+        ven_id="",
+        vtn_id="",
+        site_limit_w=depot.site.limit_va,
+        levels=vtn.levels,
+        market_contexts=frozenset(vtn.market_contexts),
+        resources=vtn.resources,
+        groups=frozenset(vtn.groups),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Service:
+    """The VEN, and who may ask it what."""
+
+    ven: Ven
+    users: frozenset[str]
+
+    def verbs(self) -> Verbs:
+        """Return what may be asked over the socket."""
+        return Verbs(
+            looking={"version": self._version, "status": self._status, "event.list": self._event_list},
+            changing={
+                "event.sync": self._sync,
+                "registration.cancel": self._cancel_registration,
+                "opt.create": self._create_opt,
+                "opt.cancel": self._cancel_opt,
+            },
+            users=self.users,
+        )
+
+    async def _version(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        return {"version": __version__, "protocol": VERSION}
+
+    async def _status(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        return self.ven.shown()
+
+    async def _event_list(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        return self.ven.shown()["events"]
+
+    async def _sync(self, found: Mapping[str, Any], _user: str) -> object:
+        Arguments(found).end()
+        self.ven.wake()
+        return {}
+
+    async def _cancel_registration(self, found: Mapping[str, Any], user: str) -> object:
+        Arguments(found).end()
+        await self._told(self.ven.cancel_registration())
+        logger.info("The registration was cancelled by %s", user)
+        return {}
+
+    async def _create_opt(self, found: Mapping[str, Any], user: str) -> object:
+        arguments = Arguments(found)
+        opt_id = arguments.text("name")
+        opts = {"in": messages.Opt.IN, "out": messages.Opt.OUT}
+        opt = opts[arguments.one_of("opt", opts, "out")]
+        start_unix_s, duration_s = arguments.time("start"), arguments.number("duration_s", 1.0, 366 * 86400.0)
+        market_context = arguments.optional_text("market_context")
+        arguments.end()
+        if start_unix_s is None or duration_s is None:
+            raise ProtocolError("argument", "found no start, or no duration_s, expected both")
+        opted = messages.Opted(
+            id=opt_id,
+            opt=opt,
+            reason="x-schedule",
+            available=(messages.Window(start_unix_s, duration_s),),
+            market_context=market_context,
+        )
+        await self._told(self.ven.opt(opted))
+        logger.info("Opted %s for a time by %s", opt.value, user)
+        return {"name": opt_id}
+
+    async def _cancel_opt(self, found: Mapping[str, Any], _user: str) -> object:
+        arguments = Arguments(found)
+        opt_id = arguments.text("name")
+        arguments.end()
+        await self._told(self.ven.cancel_opt(opt_id))
+        return {"name": opt_id}
+
+    @staticmethod
+    async def _told(asked: Any) -> None:
+        """Wait for the VTN to be told something. Raises ProtocolError where it was not."""
+        try:
+            await asked
+        except (Trouble, NotRegistered, Refused) as why:
+            raise ProtocolError("vtn", f"{type(why).__name__}: {why}") from why
+
+
+def connected(host: str, made: Connected) -> None:
+    """Log a connection; one of an older TLS each time, as a warning."""
+    if made.tls_version == LAST_OLD_TLS:
+        logger.warning("VTN %s is spoken to over TLS 1.2, for TLS_MINIMUM admits it: ask the operator for 1.3", host)
+    else:
+        logger.info(
+            "Connected to VTN %s over %s; its certificate ends %s", host, made.tls_version, made.certificate_ends
+        )
+
+
+def assemble(configuration: Configuration) -> Service:
+    """Return the service of a configuration, with what its predecessor left; nothing is sent yet. Raises ValueError."""
+    agent = configuration.agent
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    endpoint = endpoint_of(agent, None if credentials is None else Path(credentials))
+    if configuration.depot.vtn is None or not configuration.depot.vtn.levels:
+        logger.warning("The depot file says nothing of vtn.levels: events of SIMPLE are opted out of")
+    named = None if configuration.depot.vtn is None else configuration.depot.vtn.ven_name
+    ven = Ven(
+        identity=Identity(ven_name=agent.ven_name or named or configuration.depot.name, client_id=agent.client_id),
+        transport=Transport(
+            endpoint,
+            connected=lambda made: connected(endpoint.host, made),
+            warned=lambda words: logger.warning("%s", words),
+        ),
+        control=ControlLink(agent.socket),
+        store=Store(agent.grid_state_directory),
+        buffer=Buffer(agent.grid_state_directory / "samples.sqlite"),
+        rules=rules_of(configuration),
+        push_address=agent.push_url,
+        clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+    )
+    if ven.push_address is not None:
+        push.server_context(endpoint)
+    ven.recall()
+    return Service(ven, frozenset(agent.control_peers))
+
+
+async def run_service(service: Service, socket: Path) -> None:
+    """Run until SIGTERM or SIGINT."""
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_obey_signals, tasks.cancel_scope)
+        tasks.start_soon(service.ven.run)
+        tasks.start_soon(_feed_watchdog, service.ven)
+        if service.ven.push_address is not None:
+            tasks.start_soon(_receive_pushes, service.ven, service.ven.push_address)
+        async with listening(socket) as listener:
+            notify("READY=1", "STATUS=speaks to the VTN")
+            await serve(listener, service.verbs())
+    await service.ven.transport.aclose()
+    service.ven.buffer.close()
+    logger.info("Stopped: what the orchestrator was handed stays in force")
+
+
+async def _receive_pushes(ven: Ven, address: str) -> None:
+    """Listen for what the VTN sends, on the port of the address that it was told."""
+    parts = urlsplit(address)
+    async with anyio.create_task_group() as tasks:
+        receiver = push.Receiver(ven, tasks, parts.path.rstrip("/") or PATH)
+        async with push.listening(receiver, ven.transport.endpoint, None, parts.port or 443) as port:
+            logger.info("The VTN may send to port %d", port)
+            await anyio.sleep_forever()
+
+
+async def _feed_watchdog(ven: Ven) -> None:
+    while True:
+        words = ven.trouble or ven.control_trouble or f"polls every {ven.poll_s:g} s"
+        notify("WATCHDOG=1", f"STATUS={words}")
+        await anyio.sleep(WATCHDOG_S)
+
+
+async def _obey_signals(scope: anyio.CancelScope) -> None:
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            notify("STOPPING=1")
+            scope.cancel()
+            return
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the service; return 1 where it refuses to start, with what is wrong on standard error and in the log."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
+    try:
+        configuration = settings.load(options.agent_conf, options.limits_conf)
+        log_to(configuration.agent.engine_log)
+        service = assemble(configuration)
+    except (Mistakes, ValueError, OSError) as problem:
+        for line in str(problem).splitlines():
+            logger.error("Refused to start: %s", line)
+        return REFUSED_TO_START
+    anyio.run(run_service, service, configuration.agent.grid_socket)
+    return 0

@@ -1,0 +1,860 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VEN: it registers, polls, obeys, answers and reports, and begins anew whatever ends it.
+
+Two loops run side by side. One speaks to the VTN: it registers where need be, asks for all events, and then polls at
+the VTN's pace; anything that goes wrong ends the session, and after a pause with full jitter the next begins. The other
+goes on whatever the VTN does: it begins and ends events in their time, freezes baselines, and hands bounds over.
+
+An event is on the disk before the orchestrator is asked; it has the bound on its disk before the VTN has its answer,
+which says what the depot will really do.
+
+Durations are counted on the host's clock since boot, which no step of the wall's clock moves.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import sqlite3
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+import anyio
+
+from derms_agent.document_store import Store
+from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
+from derms_agent.grid_gateway import events, messages, reports, transport
+from derms_agent.grid_gateway.control_link import Control, NoControl, changes
+from derms_agent.grid_gateway.events import Bound, Key, Received, State
+from derms_agent.grid_gateway.incoming import (
+    CanceledPartyRegistration,
+    CancelPartyRegistration,
+    CancelReport,
+    Code,
+    CreatedPartyRegistration,
+    CreateReport,
+    DistributeEvent,
+    Malformed,
+    Message,
+    Opted,
+    RegisteredReport,
+    RegisterReport,
+    ReportRequest,
+    RequestReregistration,
+    Response,
+    UpdatedReport,
+    UpdateReport,
+    parse,
+)
+from derms_agent.grid_gateway.messages import EventResponse, Opt, Report, ReportInterval
+from derms_agent.grid_gateway.reports import Buffer, Schedule
+from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
+
+EVENTS, REGISTRATION, REPORTS = "events.json", "registration.json", "reports.json"
+POLL_S = 10.0
+"""How often a VTN is polled that does not say."""
+SILENT_INTERVALS = 3.0
+"""Without a valid answer for so many polls the link counts as lost."""
+LONGEST_PAUSE_S = 10.0
+HORIZON_S = 48 * 3600.0
+"""How far ahead the orchestrator is handed what to do, in case this process is gone by then."""
+TICK_S = 0.5
+STATUS_EVERY_S = 5.0
+BASELINE_S = 900.0
+MOST_DRAINED = 50
+DISOBEYED_W = 500.0
+SYNC_EVERY_S = 3600.0
+SYNC_AGAIN_POLLS = 10
+"""All events are asked for once an hour, and after so many polls where that failed."""
+_CANCELLED_PAUSE_S = 300.0
+_ENDING_S = 1.0
+"""What ends within so long is over before the orchestrator could do anything about it."""
+_PROVISIONAL_S = 60.0
+
+logger = logging.getLogger("derms.grid_gateway")
+T = TypeVar("T")
+
+
+class NotRegistered(Exception):
+    """The VTN does not know this VEN, or not any more."""
+
+
+class Refused(Exception):
+    """The VTN answers with an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What the VTN gave. `asked_as` is whom it was asked for: with another URL or client id it is worth nothing."""
+
+    asked_as: tuple[str, str]
+    ven_id: str
+    vtn_id: str
+    registration_id: str | None
+    poll_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who the VEN is to the VTN. `client_id`: the id that the utility operator gave it beforehand."""
+
+    ven_name: str
+    client_id: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Ven:
+    """A VEN towards one VTN. `rules` are the depot's; its ids in them are set by the registration."""
+
+    identity: Identity
+    transport: Transport
+    control: Control
+    store: Store
+    buffer: Buffer
+    rules: Rules
+    happened: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _what: None
+    push_address: str | None = None
+    clock: Callable[[], float] = time.monotonic
+    wall: Callable[[], float] = time.time
+    draw: Callable[[], float] = random.SystemRandom().random
+    tick_s: float = TICK_S
+    registration: Registration | None = None
+    state: State = field(default_factory=State)
+    handed: dict[str, Bound] = field(default_factory=dict)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    heard_s: float = 0.0
+    trouble: str | None = None
+    control_trouble: str | None = None
+    _rung: int = 0
+    _anew: bool = False
+    _report: Mapping[str, Any] | None = None
+    _status_s: float = -math.inf
+    _link_s: float = -math.inf
+    _drawn: deque[tuple[float, float]] = field(default_factory=deque)
+    _provisional_w: float | None = None
+    _provisional_s: float = -math.inf
+    _unanswered: set[Key] = field(default_factory=set)
+    _heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    _woken: anyio.Event = field(default_factory=anyio.Event)
+    _busy: anyio.Lock = field(default_factory=anyio.Lock)
+
+    # What outlives the process
+
+    def recall(self) -> None:
+        """Take in what a predecessor left; what cannot be used is put aside and said."""
+        self.state = self._recalled(EVENTS, events.from_json, State())
+        self.registration = self._recalled(REGISTRATION, self._registration_of, None)
+        asked: tuple[ReportRequest, ...] = ()
+        for request in self._recalled(REPORTS, reports.from_json, asked):
+            self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
+        self._adopt_rules()
+
+    def _recalled(self, name: str, read: Callable[[Mapping[str, Any]], T], nothing: T) -> T:
+        document, problem = self.store.load(name)
+        try:
+            if document is not None:
+                return read(document)
+        except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+            problem = self.store.put_aside(name, repr(unusable))
+        if problem is not None:
+            logger.error("What was known of the VTN is lost: %s", problem)
+        return nothing
+
+    def _registration_of(self, document: Mapping[str, Any]) -> Registration | None:
+        url, client_id = document["asked_as"]
+        found = Registration(**{**document, "asked_as": (str(url), str(client_id))})
+        return found if found.asked_as == self._asked_as else None
+
+    @property
+    def _asked_as(self) -> tuple[str, str]:
+        return self.transport.endpoint.url, self.identity.client_id or ""
+
+    def _adopt_rules(self) -> None:
+        if self.registration is not None:
+            self.rules = replace(self.rules, ven_id=self.registration.ven_id, vtn_id=self.registration.vtn_id)
+
+    def _save_events(self) -> None:
+        self.store.save(EVENTS, events.to_json(self.state))
+
+    def _save_registration(self) -> None:
+        self.store.save(REGISTRATION, {} if self.registration is None else asdict(self.registration))
+
+    def _save_reports(self) -> None:
+        self.store.save(REPORTS, reports.to_json(one.request for one in self.schedules.values()))
+        self.buffer.keep_only([*self.schedules])
+
+    # Both loops
+
+    async def run(self) -> None:
+        """Run until cancelled. Nothing that a VTN or an orchestrator does ends it."""
+        self.heard_s = self.clock()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._converse)
+            tasks.start_soon(self._keep_time)
+            tasks.start_soon(self._report_loop)
+
+    @property
+    def poll_s(self) -> float:
+        """How often the VTN is polled."""
+        return POLL_S if self.registration is None else max(0.1, self.registration.poll_s)
+
+    async def _converse(self) -> None:
+        attempt = 0
+        while True:
+            heard_s = self.heard_s
+            pause_s: float | None = None
+            try:
+                await self._session()
+            except Trouble as trouble:
+                self._in_trouble(trouble)
+            except NotRegistered as why:
+                self._rung += 1
+                self._say(f"The VTN does not know this VEN ({why}): registering anew")
+                pause_s = 0.0 if self._rung < len(self._ladder()) else None
+            except Refused as why:
+                self._say(f"The VTN refuses: {why}")
+            except Cancelled as why:
+                self._say(str(why))
+                pause_s = _CANCELLED_PAUSE_S
+            except (OSError, messages.Unsendable) as problem:
+                self._say(f"{type(problem).__name__}: {problem}")
+            attempt = 1 if self.heard_s > heard_s else attempt + 1
+            if pause_s is None:
+                most_s = max(LONGEST_PAUSE_S, 2 * self.poll_s)
+                pause_s = transport.backoff_s(attempt, self.draw(), most_s=most_s)
+            await anyio.sleep(pause_s)
+
+    def _in_trouble(self, trouble: Trouble) -> None:
+        host = f"VTN {self.transport.endpoint.host}"
+        if trouble.kind is Kind.TLS:
+            if self.trouble != str(trouble):
+                tls_handshake_failure(host, str(trouble)).log(logger)
+                self.happened("alarm", {"about": host, "words": f"{Kind.TLS.value}: {trouble}"})
+            self.trouble = str(trouble)
+        else:
+            self._say(f"{host}: {trouble}")
+
+    def _say(self, words: str) -> None:
+        """Log a trouble, once for as long as it lasts."""
+        if self.trouble != words:
+            logger.warning("%s", words)
+        self.trouble = words
+
+    async def take_and_answer(self, message: DistributeEvent) -> None:
+        """Take events that were pushed, and answer them. Raises Trouble, or NotRegistered."""
+        reply = await self.reply_to(message)
+        if reply is not None:
+            await self._reply(*reply)
+
+    def register_anew(self, *, cancelled: bool) -> None:
+        """Do what the VTN has asked for by a push: begin the next session with a registration."""
+        if cancelled:
+            self._forget_registration()
+        self._anew = True
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the VTN asked at once."""
+        self._woken.set()
+
+    # The VTN
+
+    async def _ask(self, service: str, body: bytes) -> Message:
+        """Send a message and return the answer. Raises Trouble, and NotRegistered where the VTN says so."""
+        answer = await self.transport.post(service, body)
+        if not answer.strip():
+            raise Trouble(Kind.BODY, "the VTN answered with nothing")
+        try:
+            message = parse(answer)
+        except Malformed as why:
+            raise Trouble(Kind.BODY, str(why)) from why
+        self._judge(message)
+        self.heard_s = self.clock()
+        if self.trouble is not None:
+            logger.info("VTN %s answers again", self.transport.endpoint.host)
+            self.trouble = None
+        return message
+
+    @staticmethod
+    def _judge(message: Message) -> None:
+        """Raise NotRegistered or Refused where a message says so."""
+        response = message if isinstance(message, Response) else getattr(message, "response", None)
+        if isinstance(response, Response) and not response.ok:
+            if response.code == Code.NOT_REGISTERED:
+                raise NotRegistered(response.description or str(response.code))
+            raise Refused(f"{response.code} {response.description}")
+
+    async def _session(self) -> None:
+        """Speak to the VTN until something goes wrong, which is raised."""
+        await self._register()
+        ven_id = self._known().ven_id
+        # Whatever was missed: a poll whose answer was lost has taken its events along.
+        sync_s = await self._sync(ven_id)
+        while True:
+            began_s = self.clock()
+            if self._anew:
+                self._anew, self._rung = False, 0
+                raise NotRegistered("it asks to register anew")
+            if self.push_address is None:
+                await self._drain(ven_id)
+            else:
+                # A VTN that pushes is not polled: this shows that it is there, and brings what a push has lost.
+                sync_s = await self._sync(ven_id)
+            self._rung = 0
+            await self._answer_late()
+            if self.clock() >= sync_s:
+                sync_s = await self._sync(ven_id)
+            await self._pause(self.poll_s - (self.clock() - began_s))
+
+    async def _sync(self, ven_id: str) -> float:
+        """Ask for all events, and return when to do so again: soon where the VTN fails at it, and polls have to do."""
+        try:
+            message = await self._ask("EiEvent", messages.request_event(_fresh_id(), ven_id))
+        except Trouble as trouble:
+            # openleadr's VTN fails so where it does not know the VEN; the answer to a poll then says it.
+            if trouble.kind not in {Kind.HTTP, Kind.BODY}:
+                raise
+            self._say(f"The VTN gives no list of events: {trouble}")
+            return self.clock() + SYNC_AGAIN_POLLS * self.poll_s
+        await self._take(message)
+        return self.clock() + SYNC_EVERY_S
+
+    async def _pause(self, seconds: float) -> None:
+        with anyio.move_on_after(max(0.0, seconds)):
+            await self._woken.wait()
+        if self._woken.is_set():
+            self._woken = anyio.Event()
+
+    async def _drain(self, ven_id: str) -> None:
+        """Poll, and once more as long as there was something."""
+        for _ in range(MOST_DRAINED):
+            message = await self._ask("OadrPoll", messages.poll(ven_id))
+            if isinstance(message, Response):
+                return
+            await self._take(message)
+
+    def _known(self) -> Registration:
+        if self.registration is None:
+            raise NotRegistered("it was never registered")
+        return self.registration
+
+    # Registration
+
+    def _ladder(self) -> tuple[tuple[str | None, str | None], ...]:
+        """Return with which venID and registrationID to register, one after the other until the VTN goes along."""
+        known = self.registration
+        rungs: list[tuple[str | None, str | None]] = []
+        if known is not None and known.registration_id is not None:
+            rungs.append((known.ven_id, known.registration_id))
+        if self.identity.client_id is not None:
+            rungs.append((self.identity.client_id, None))
+        return (*rungs, (None, None))
+
+    async def _register(self) -> None:
+        """Have a registration. Raises Refused where none is given, whichever way it is asked for."""
+        if self.registration is not None and self._rung == 0:
+            return
+        asked = await self._ask("EiRegisterParty", messages.query_registration(_fresh_id()))
+        if isinstance(asked, CreatedPartyRegistration) and asked.profiles and messages.PROFILE not in asked.profiles:
+            raise Refused(f"found profiles {', '.join(asked.profiles)}, expected {messages.PROFILE}")
+        ladder = self._ladder()
+        begin = max(0, self._rung - 1) % len(ladder)
+        refusal = "it gives no venID"
+        for number, (ven_id, registration_id) in enumerate(ladder[begin:], start=begin + 1):
+            body = messages.create_party_registration(
+                _fresh_id(), self.identity.ven_name, ven_id, registration_id, self.push_address
+            )
+            try:
+                answer = await self._ask("EiRegisterParty", body)
+            except (NotRegistered, Refused) as why:
+                refusal = str(why)
+                continue
+            if isinstance(answer, CreatedPartyRegistration) and answer.ven_id is not None:
+                self._rung = number
+                await self._registered(answer, asked)
+                return
+        self._rung = 1
+        raise Refused(f"it does not register this VEN: {refusal}")
+
+    async def _registered(self, answer: CreatedPartyRegistration, asked: Message) -> None:
+        offered_s = asked.poll_s if isinstance(asked, CreatedPartyRegistration) else None
+        poll_s = answer.poll_s or offered_s or POLL_S
+        ven_id = answer.ven_id or ""
+        self.registration = Registration(self._asked_as, ven_id, answer.vtn_id, answer.registration_id, poll_s)
+        self._adopt_rules()
+        self._save_registration()
+        logger.info("Registered with VTN %s as %s: polling every %g s", answer.vtn_id, ven_id, poll_s)
+        self.happened("registered", {"vtn_id": answer.vtn_id, "ven_id": ven_id, "poll_s": poll_s})
+        await self._offer_reports()
+
+    async def cancel_registration(self) -> None:
+        """Take the VEN away from the VTN. Raises Trouble or Refused."""
+        known = self._known()
+        body = messages.cancel_party_registration(_fresh_id(), known.registration_id or "", known.ven_id)
+        answer = await self._ask("EiRegisterParty", body)
+        if isinstance(answer, CanceledPartyRegistration):
+            self._forget_registration()
+
+    def _forget_registration(self) -> None:
+        self.registration = None
+        self._rung = 0
+        self.schedules.clear()
+        self._save_registration()
+        self._save_reports()
+
+    # What comes
+
+    async def _take(self, message: Message) -> None:
+        """Do what a message of the VTN's asks for, and answer it."""
+        reply = await self.reply_to(message)
+        if reply is not None:
+            await self._reply(*reply)
+        if isinstance(message, CancelPartyRegistration):
+            self._forget_registration()
+            raise Cancelled("The VTN has ended the registration: registering anew after a while")
+        if isinstance(message, RequestReregistration):
+            raise NotRegistered("it asks to register anew")
+
+    async def _reply(self, service: str, body: bytes) -> None:
+        """Send an answer. That the VTN makes nothing of it is said, and ends no session: events go on coming."""
+        try:
+            await self._ask(service, body)
+        except Refused as why:
+            logger.warning("The VTN does not take an answer: %s", why)
+        except Trouble as trouble:
+            if trouble.kind not in {Kind.HTTP, Kind.BODY}:
+                raise
+            # Some answer an oadrResponse with nothing.
+            logger.info("The VTN says nothing to an answer: %s", trouble)
+
+    async def reply_to(self, message: Message) -> tuple[str, bytes] | None:
+        """Do what a message asks for, and return the answer with the service that it goes to; None: there is none."""
+        ven_id = self._known().ven_id
+        if isinstance(message, DistributeEvent):
+            answers = await self.take_events(message)
+            return ("EiEvent", messages.created_event(message.request_id, ven_id, answers)) if answers else None
+        if isinstance(message, CancelPartyRegistration):
+            body = messages.canceled_party_registration(message.request_id, message.registration_id, ven_id)
+            return "EiRegisterParty", body
+        if isinstance(message, RequestReregistration):
+            return "EiRegisterParty", messages.response("", ven_id)
+        about_reports = await self._reply_about_reports(message, ven_id)
+        return None if about_reports is None else ("EiReport", about_reports)
+
+    async def _reply_about_reports(self, message: Message, ven_id: str) -> bytes | None:
+        if isinstance(message, CreateReport):
+            code, why = await self._create_reports(message.requests)
+            return messages.created_report(message.request_id, ven_id, [*self.schedules], code, why)
+        if isinstance(message, CancelReport):
+            await self._cancel_reports(message)
+            return messages.canceled_report(message.request_id, ven_id, [*self.schedules])
+        if isinstance(message, RegisterReport):
+            return messages.registered_report(message.request_id, ven_id)
+        if isinstance(message, UpdateReport):
+            return messages.updated_report(message.request_id, ven_id)
+        return None
+
+    # Events
+
+    async def take_events(self, message: DistributeEvent) -> tuple[EventResponse, ...]:
+        """Keep events, have them obeyed, and return how they are to be answered."""
+        async with self._busy:
+            now_unix_s = self.wall()
+            received = events.receive(self.state, message, self.rules, now_unix_s, self.draw)
+            # An event that is to begin at once has its baseline from now on, whatever becomes of this process.
+            frozen = events.frozen(received.state, now_unix_s, self._baseline(self.clock()))
+            received = replace(received, state=frozen)
+            if received.state != self.state:
+                self._log_events(received, now_unix_s)
+                self.state = received.state
+                self._save_events()
+            await self._hand_over()
+            answers = tuple(self._answer_now(one, message.vtn_id, received) for one in received.responses)
+            if self.control_trouble is None:
+                self._unanswered -= {(message.vtn_id, answer.event_id) for answer in answers}
+            return answers
+
+    def _log_events(self, received: Received, now_unix_s: float) -> None:
+        for key, held in received.state.events.items():
+            if self.state.events.get(key) != held:
+                phase = held.phase(now_unix_s).value
+                why = "" if held.refusal is None else f": opted out, {held.refusal.why}"
+                test = " (a test)" if held.event.test else ""
+                logger.info(
+                    "OpenADR event %s modification %d %s%s%s", key[1], held.event.modification, phase, test, why
+                )
+                self.happened("event", {"event": key[1], "modification": held.event.modification, "phase": phase})
+
+    def _answer_now(self, response: EventResponse, vtn_id: str, received: Received) -> EventResponse:
+        """Return an answer as it is after the depot was asked: what it cannot honour it opts out of."""
+        key = (vtn_id, response.event_id)
+        if response.opt is Opt.OUT or key not in received.accepted:
+            return response
+        refusal = self.state.events[key].refusal
+        if refusal is not None:
+            return replace(response, opt=Opt.OUT, code=int(refusal.code), description=refusal.why)
+        if key in self._unanswered:
+            why = f"the depot's control does not answer: {self.control_trouble}"
+            return replace(response, opt=Opt.OUT, code=int(Code.DEPLOYMENT_ERROR), description=why)
+        return response
+
+    def _wanted(self, now_unix_s: float) -> tuple[Bound, ...]:
+        found = events.bounds(self.state, self.rules, now_unix_s, self._provisional(), now_unix_s + HORIZON_S)
+        return tuple(bound for bound in found if bound.end_unix_s > now_unix_s + _ENDING_S or bound.name in self.handed)
+
+    async def _hand_over(self) -> None:
+        """Have the orchestrator hold what is wanted; opt out of what it cannot honour."""
+        try:
+            while not await self._handed_over():
+                pass
+        except NoControl as why:
+            if self.control_trouble is None:
+                logger.error("The orchestrator cannot be told of events: %s", why)
+            self.control_trouble = str(why)
+            now_unix_s = self.wall()
+            fresh, _ = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
+            self._unanswered |= {bound.key for bound in fresh}
+            return
+        if self.control_trouble is not None:
+            logger.info("The orchestrator is told of events again")
+            self.control_trouble = None
+
+    async def _handed_over(self) -> bool:
+        """Put and remove; return whether that was all, or an event was opted out of, so that more is to be removed."""
+        now_unix_s = self.wall()
+        fresh, gone = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
+        if not fresh and not gone:
+            return True
+        for bound in fresh:
+            honour = await self.control.put(bound)
+            self.handed[bound.name] = bound
+            if not honour.can and bound.end_unix_s > self.wall() + _ENDING_S:
+                logger.warning("OpenADR event %s cannot be honoured: opted out: %s", bound.key[1], honour.why)
+                self.state = events.opted_out(self.state, bound.key, f"the depot cannot obey: {honour.why}")
+                self._unanswered.add(bound.key)
+                self._save_events()
+                return False
+        for name in gone:
+            await self.control.remove(name)
+            del self.handed[name]
+        self.handed = {name: bound for name, bound in self.handed.items() if bound.end_unix_s > now_unix_s}
+        return True
+
+    def _compare(self, report: Mapping[str, Any]) -> None:
+        """Note what the orchestrator has of bounds: what it has lost is put again, what nobody wants is removed."""
+        now_unix_s = self.wall()
+        there = {str(ask["name"]) for ask in report.get("asks") or ()}
+        for name, bound in tuple(self.handed.items()):
+            if name not in there and bound.end_unix_s > now_unix_s + _ENDING_S:
+                del self.handed[name]
+        for name in there - self.handed.keys():
+            if name.startswith(events.PREFIX):
+                self.handed[name] = _unknown(name)
+
+    async def _answer_late(self) -> None:
+        """Tell the VTN of events that the depot now sees otherwise than it said."""
+        if self.control_trouble is not None:
+            return
+        for key in tuple(self._unanswered):
+            held = self.state.events.get(key)
+            if held is not None and held.event.response_required and held.end_unix_s > self.wall():
+                opt = Opt.IN if held.refusal is None else Opt.OUT
+                answer = EventResponse(
+                    event_id=key[1],
+                    modification=held.event.modification,
+                    opt=opt,
+                    description="OK" if held.refusal is None else held.refusal.why,
+                )
+                await self._reply("EiEvent", messages.created_event("", self._known().ven_id, (answer,)))
+            self._unanswered.discard(key)
+
+    # Time
+
+    async def _keep_time(self) -> None:
+        while True:
+            try:
+                await self._tick()
+            except OSError as problem:
+                logger.error("The gateway's state cannot be kept: %s", problem)
+            await anyio.sleep(self.tick_s)
+
+    async def _tick(self) -> None:
+        now_s = self.clock()
+        self._listen(now_s)
+        async with self._busy:
+            await self._look_at_depot(now_s)
+            frozen = events.frozen(self.state, self.wall(), self._baseline(now_s))
+            if frozen != self.state:
+                self.state = frozen
+                self._save_events()
+            await self._hand_over()
+
+    def _listen(self, now_s: float) -> None:
+        about = f"VTN {self.transport.endpoint.host}"
+        timeout_s = SILENT_INTERVALS * self.poll_s
+        self._heartbeats, entries = listen(self._heartbeats, {about: self.heard_s}, {about: timeout_s}, now_s)
+        for entry in entries:
+            entry.log(logger)
+            self.happened("alarm", {"about": about, "words": entry.text})
+
+    @property
+    def link_lost(self) -> bool:
+        """Whether the VTN has been silent for too long."""
+        return self.clock() - self.heard_s > SILENT_INTERVALS * self.poll_s
+
+    async def _look_at_depot(self, now_s: float) -> None:
+        """Tell the orchestrator that the link stands, and look at what the depot draws."""
+        valid_for_s = SILENT_INTERVALS * self.poll_s - (now_s - self.heard_s)
+        try:
+            if self.registration is not None and valid_for_s > 0 and self.heard_s >= self._link_s + self.poll_s / 2:
+                await self.control.link(min(86400.0, valid_for_s))
+                self._link_s = self.heard_s
+            if now_s - self._status_s >= STATUS_EVERY_S:
+                self._status_s = now_s
+                self._report = await self.control.status()
+                self._compare(self._report)
+                self._remember_power(now_s)
+        except NoControl:
+            self._report = None
+
+    def _remember_power(self, now_s: float) -> None:
+        """Keep what the site draws while no event bounds it: that is what a baseline is made of."""
+        power_w = _power_w(self._report)
+        if power_w is not None and not self._in_force():
+            self._drawn.append((now_s, power_w))
+        while self._drawn and self._drawn[0][0] < now_s - BASELINE_S:
+            self._drawn.popleft()
+
+    def _in_force(self) -> tuple[Bound, ...]:
+        now_unix_s = self.wall()
+        return tuple(
+            one
+            for one in self.handed.values()
+            if one.key != _NO_KEY and one.start_unix_s <= now_unix_s < one.end_unix_s
+        )
+
+    def _baseline(self, now_s: float) -> float | None:
+        """Return the mean of what the site drew without an event, over the last minutes; None: that is not known."""
+        drawn = [power_w for at_s, power_w in self._drawn if at_s >= now_s - BASELINE_S]
+        return sum(drawn) / len(drawn) if drawn else None
+
+    def _provisional(self) -> float | None:
+        """Return what stands for a baseline that is still to be frozen; it moves once a minute, not at each sample."""
+        now_s = self.clock()
+        if self._provisional_w is None or now_s - self._provisional_s >= _PROVISIONAL_S:
+            self._provisional_w, self._provisional_s = self._baseline(now_s), now_s
+        return self._provisional_w
+
+    # Reports
+
+    async def _offer_reports(self) -> None:
+        """Say which reports there are, and take those that are asked for at once. Events go on without."""
+        try:
+            await self._offer_and_create()
+        except Refused as why:
+            logger.warning("The VTN takes no reports: %s", why)
+
+    async def _offer_and_create(self) -> None:
+        body = messages.register_report(_fresh_id(), self._known().ven_id, reports.OFFERS, self.wall())
+        answer = await self._ask("EiReport", body)
+        # A registration begins without reports; those before it were for another.
+        self.schedules.clear()
+        if isinstance(answer, RegisteredReport):
+            code, why = await self._create_reports(answer.requests)
+            if answer.requests:
+                pending = [*self.schedules]
+                await self._reply("EiReport", messages.created_report("", self._known().ven_id, pending, code, why))
+        self._save_reports()
+
+    async def _create_reports(self, requests: Iterable[ReportRequest]) -> tuple[int, str]:
+        """Take reports that are asked for, and return the code and words to answer with."""
+        unknown = []
+        for request in requests:
+            if request.specifier == reports.METADATA:
+                body = messages.register_report(_fresh_id(), self._known().ven_id, reports.OFFERS, self.wall())
+                await self._ask("EiReport", body)
+            elif reports.offer_of(request) is None:
+                unknown.append(request.specifier)
+            else:
+                self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
+        self._save_reports()
+        if unknown:
+            return Code.REPORT_NOT_SUPPORTED, f"not supported: {', '.join(unknown)}"
+        return Code.OK, "OK"
+
+    async def _cancel_reports(self, message: CancelReport) -> None:
+        for request_id in message.report_requests:
+            schedule = self.schedules.get(request_id)
+            if schedule is not None and message.to_follow:
+                await self._send_report(schedule)
+            self.schedules.pop(request_id, None)
+        self._save_reports()
+
+    async def _report_loop(self) -> None:
+        while True:
+            for schedule in tuple(self.schedules.values()):
+                await self._try(schedule)
+            await anyio.sleep(self.tick_s)
+
+    async def _try(self, schedule: Schedule) -> None:
+        """Work on a report. What goes wrong the conversation notices as well; samples wait on the disk."""
+        try:
+            await self._work_on(schedule)
+        except (Trouble, NotRegistered, Refused, messages.Unsendable) as why:
+            logger.debug("Report %s waits: %s", schedule.request.id, why)
+        except (OSError, sqlite3.Error) as problem:
+            logger.warning("Report %s: its samples cannot be kept: %s", schedule.request.id, problem)
+
+    async def _work_on(self, schedule: Schedule) -> None:
+        now_s = self.clock()
+        request_id = schedule.request.id
+        if now_s < schedule.sample_s and now_s < schedule.send_s and now_s < schedule.end_s:
+            return
+        if schedule.sample_s <= now_s < schedule.end_s:
+            self._sample(schedule)
+            schedule = self.schedules[request_id] = reports.sampled(schedule, now_s)
+        if now_s >= min(schedule.send_s, schedule.end_s):
+            if not (schedule.once or now_s >= schedule.end_s):
+                self.schedules[request_id] = reports.sent(schedule, now_s)
+            await self._send_report(schedule)
+            if schedule.once or now_s >= schedule.end_s:
+                self.schedules.pop(request_id, None)
+                self._save_reports()
+
+    def _sample(self, schedule: Schedule) -> None:
+        request = schedule.request
+        in_force = self._in_force()
+        power_w = _power_w(self._report)
+        most_w = min((bound.high_w for bound in in_force if bound.target == "site"), default=math.inf)
+        found = reports.points(self._report, in_force, disobeyed=power_w is not None and power_w > most_w + DISOBEYED_W)
+        at_unix_s = self.wall()
+        for name in request.data_points:
+            # One value an interval: there are VTNs, openleadr's among them, that fail at several.
+            self.buffer.add(request.id, ReportInterval(at_unix_s, schedule.every_s, (found[name],)))
+
+    async def _send_report(self, schedule: Schedule) -> None:
+        """Send all samples of a report, those of an outage first; each leaves the disk when it was taken."""
+        request = schedule.request
+        offer = reports.offer_of(request)
+        while offer is not None:
+            number, intervals = self.buffer.oldest(request.id)
+            if not intervals:
+                return
+            report = Report(
+                report_id=offer.specifier,
+                request_id=request.id,
+                specifier=offer.specifier,
+                name=offer.name,
+                created_unix_s=self.wall(),
+                intervals=intervals,
+            )
+            body = messages.update_report(_fresh_id(), self._known().ven_id, (report,))
+            answer = await self._ask("EiReport", body)
+            self.buffer.taken(request.id, number)
+            if isinstance(answer, UpdatedReport) and answer.cancel is not None:
+                for request_id in answer.cancel.report_requests:
+                    self.schedules.pop(request_id, None)
+                self._save_reports()
+                return
+
+    # Opts
+
+    async def opt(self, opted: messages.Opted) -> None:
+        """Tell the VTN when the depot takes part, or does not. Raises Trouble, NotRegistered or Refused."""
+        body = messages.create_opt(_fresh_id(), self._known().ven_id, opted, self.wall())
+        await self._expect_opted(body)
+
+    async def cancel_opt(self, opt_id: str) -> None:
+        """Take that back. Raises Trouble, NotRegistered or Refused."""
+        await self._expect_opted(messages.cancel_opt(_fresh_id(), self._known().ven_id, opt_id))
+
+    async def _expect_opted(self, body: bytes) -> None:
+        answer = await self._ask("EiOpt", body)
+        if not isinstance(answer, Opted):
+            raise Refused(f"found {type(answer).__name__}, expected the answer to an opt")
+
+    # What a person may see
+
+    def shown(self) -> dict[str, Any]:
+        """Return what the VEN is doing, as plain JSON."""
+        now_s, now_unix_s = self.clock(), self.wall()
+        known = self.registration
+        return {
+            "vtn": self.transport.endpoint.url,
+            "registered": known is not None,
+            "ven_id": None if known is None else known.ven_id,
+            "vtn_id": None if known is None else known.vtn_id,
+            "poll_s": self.poll_s,
+            "heard_s_ago": round(now_s - self.heard_s, 1),
+            "link_lost": self.link_lost,
+            "trouble": self.trouble,
+            "control_trouble": self.control_trouble,
+            "clock_off_s": self.transport.clock_off_s,
+            "events": [_event_json(key, held, now_unix_s) for key, held in self.state.events.items()],
+            "bounds": [_bound_json(bound) for bound in self.handed.values() if bound.key != _NO_KEY],
+            "prices": [asdict(price) for price in events.prices(self.state, self.rules, now_unix_s)],
+            "reports": [one.request.id for one in self.schedules.values()],
+            "samples_waiting": self.buffer.count(),
+        }
+
+
+class Cancelled(Exception):
+    """The VTN has ended the registration."""
+
+
+_NO_KEY: Key = ("", "")
+
+
+def _unknown(name: str) -> Bound:
+    """Return what stands for a bound that a predecessor handed over: whatever is wanted now differs from it."""
+    return Bound(name=name, key=_NO_KEY, target="", high_w=0.0, start_unix_s=0.0, end_unix_s=math.inf, source="before")
+
+
+def _fresh_id() -> str:
+    return str(uuid.uuid4())
+
+
+def _power_w(report: Mapping[str, Any] | None) -> float | None:
+    """Return what the site draws: by its meter, or else what its EVSEs say together."""
+    site: Mapping[str, Any] = {} if report is None else report.get("site") or {}
+    for name in ("power_w", "evse_power_w"):
+        if site.get(name) is not None:
+            return float(site[name])
+    return None
+
+
+def _event_json(key: Key, held: events.Held, now_unix_s: float) -> dict[str, Any]:
+    event = held.event
+    return {
+        "vtn_id": key[0],
+        "event": key[1],
+        "modification": event.modification,
+        "phase": held.phase(now_unix_s).value,
+        "start_unix_s": held.start_unix_s,
+        "end_unix_s": held.end_unix_s if math.isfinite(held.end_unix_s) else None,
+        "priority": event.priority,
+        "test": event.test,
+        "market_context": event.market_context,
+        "signals": [{"name": one.name, "type": one.type} for one in event.signals],
+        "opt": (Opt.IN if held.refusal is None else Opt.OUT).value,
+        "why": None if held.refusal is None else held.refusal.why,
+        "baseline_w": held.baseline_w,
+    }
+
+
+def _bound_json(bound: Bound) -> dict[str, Any]:
+    return {
+        "name": bound.name,
+        "event": bound.key[1],
+        "target": bound.target,
+        "high_w": bound.high_w,
+        "start_unix_s": bound.start_unix_s,
+        "end_unix_s": bound.end_unix_s if math.isfinite(bound.end_unix_s) else None,
+        "baseline_w": bound.baseline_w,
+    }
