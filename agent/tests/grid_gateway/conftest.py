@@ -195,7 +195,18 @@ def new_vtn(authority: Authority) -> Iterator[Callable[..., LabVtn]]:
         one.kill()
 
 
+@pytest.fixture(scope="session")
+def lasting_vtn(authority: Authority) -> Iterator[LabVtn]:
+    """Keep a VTN for all tests that may share one: to start it takes seconds of processor time."""
+    kept = LabVtn(authority)
+    yield kept
+    kept.kill()
+
+
 @pytest.fixture
-def vtn(new_vtn: Callable[..., LabVtn]) -> LabVtn:
-    """Start a VTN that wants to be polled each second."""
-    return new_vtn()
+def vtn(lasting_vtn: LabVtn) -> LabVtn:
+    """Return a VTN that wants to be polled each second, and knows nobody."""
+    if lasting_vtn.process is None:
+        return lasting_vtn.start()
+    lasting_vtn.do("reset")
+    return lasting_vtn

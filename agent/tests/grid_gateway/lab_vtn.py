@@ -18,6 +18,7 @@ from typing import Any
 
 from aiohttp import web
 from openleadr import OpenADRServer, objects, utils
+from openleadr.messaging import create_message, validate_xml_schema
 
 OUT = sys.stdout
 sys.stdout = sys.stderr  # the library prints
@@ -28,13 +29,7 @@ class Lab:
 
     def __init__(self, told: dict[str, Any]) -> None:
         self.vens: dict[str, str] = dict(told.get("vens", {}))
-        self.registrations: list[dict[str, Any]] = []
-        self.opts: list[dict[str, Any]] = []
-        self.samples: list[dict[str, Any]] = []
-        self.statuses: list[str] = []
-        self.polls = 0
-        self.requests: list[str] = []
-        self.mode = ""
+        self.begin()
         self.server = OpenADRServer(
             vtn_id=told["vtn_id"],
             http_port=told["port"],
@@ -54,7 +49,26 @@ class Lab:
         self.server.add_handler("on_cancel_party_registration", self.cancel)
         self.server.add_handler("on_register_report", self.offered)
         self.server.app.middlewares.append(self.between)
+        # openleadr's VTN has no EiOpt.
+        self.server.app.add_routes([web.post("/OpenADR2/Simple/2.0b/EiOpt", self.opt)])
         self.report_s = told.get("report_s", 0)
+
+    def begin(self) -> None:
+        self.registrations: list[dict[str, Any]] = []
+        self.opts: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
+        self.statuses: list[str] = []
+        self.schedules: list[str] = []
+        self.polls = 0
+        self.requests: list[str] = []
+        self.mode = ""
+
+    def do_reset(self) -> None:
+        """Forget all."""
+        self.begin()
+        self.vens.clear()
+        for kept in (self.server.events, self.server.events_updated, self.server.registered_reports):
+            kept.clear()
 
     async def register(self, payload: dict[str, Any]) -> tuple[str, str]:
         ven_id = payload.get("ven_id") or f"ven-{len(self.registrations)}"  # its own parser makes a number of 0001
@@ -65,6 +79,19 @@ class Lab:
     async def cancel(self, payload: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         self.vens.pop(payload["ven_id"], None)
         return "oadrCanceledPartyRegistration", {"registration_id": payload["registration_id"]}
+
+    async def opt(self, request: web.Request) -> web.Response:
+        body = (await request.read()).decode()
+        validate_xml_schema(body)
+        opt_id = body.partition("<ei:optID>")[2].partition("<")[0]
+        kind = "Created" if "oadrCreateOpt" in body else "Canceled"
+        self.schedules.append(kind)
+        text = create_message(
+            f"oadr{kind}Opt",
+            response={"response_code": 200, "response_description": "OK", "request_id": "1"},
+            opt_id=opt_id,
+        )
+        return web.Response(text=text, content_type="application/xml")
 
     async def offered(self, report: dict[str, Any]) -> list[tuple[Any, ...]] | None:
         if not self.report_s or report["report_name"] != "METADATA_TELEMETRY_USAGE":
@@ -169,7 +196,7 @@ class Lab:
         self.mode = mode
 
     def do_seen(self) -> dict[str, Any]:
-        names = ("registrations", "opts", "samples", "statuses", "polls", "requests")
+        names = ("registrations", "opts", "samples", "statuses", "polls", "requests", "schedules")
         return {name: getattr(self, name) for name in names}
 
 

@@ -18,6 +18,7 @@ from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from derms_agent.document_store import Store
 from derms_agent.grid_gateway.control_link import Honour, NoControl
 from derms_agent.grid_gateway.events import Bound
+from derms_agent.grid_gateway.messages import Opt, Opted, Window
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
 from derms_agent.grid_gateway.transport import Transport
@@ -89,12 +90,13 @@ class Field:
         """Make a VEN as a process makes it that starts, with what the one before it left."""
         self.ven = Ven(
             identity=Identity(ven_name="A & B", client_id=client_id),
-            transport=Transport(endpoint_of(self.authority, self.vtn.port, **endpoint), total_s=3.0),
+            transport=Transport(endpoint_of(self.authority, self.vtn.port, **endpoint), total_s=1.5),
             control=self.depot,
             store=Store(self.directory),
             buffer=Buffer(self.directory / "samples.sqlite"),
             rules=RULES,
             tick_s=0.05,
+            draw=lambda: 0.1,
         )
         self.ven.recall()
         return self.ven
@@ -250,7 +252,6 @@ async def test_a_vtn_that_is_killed_is_known_and_events_flow_again_when_it_is_ba
         await within(5, lambda: "Heartbeat Timeout" in caplog.text)
         assert time.monotonic() - killed_s < 3 * 1 + 1.5
         assert field_.ven.link_lost
-        await anyio.sleep(2)
         field_.vtn.start()
         await within(2 + 10, lambda: field_.vtn.seen("registrations"))
         field_.add([1])
@@ -296,12 +297,30 @@ async def test_the_ven_may_leave(field_: Field) -> None:
         assert field_.ven.registration is None
 
 
+async def test_times_that_the_depot_opts_out_of(field_: Field) -> None:  # defect 14
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        window = Window(time.time() + 1000, 1000)
+        await field_.ven.opt(Opted(id="works", opt=Opt.OUT, reason="x-schedule", available=(window,)))
+        field_.add([1], start=1500, event_id="during")
+        field_.add([1], start=3000, event_id="after")
+        await within(5, lambda: field_.opts() == {"during": "optOut", "after": "optIn"})
+        ven = field_.ven
+        assert field_.renew().rules.unavailable == (window,)
+        field_.ven = ven
+        await field_.ven.cancel_opt("works")
+        assert field_.ven.rules.unavailable == ()
+
+    assert field_.vtn.seen("schedules") == ["Created", "Canceled"]
+
+
 # Answers that are none: defect 5
 
 
 @pytest.mark.parametrize(
     ("mode", "words"),
-    [("500", "HTTP error: 500"), ("503", "503"), ("empty", "nothing"), ("drip", "within 3 s"), ("stall", "within 3 s"),
+    [("500", "HTTP error: 500"), ("503", "503"), ("empty", "nothing"), ("drip", "within 1.5 s"),
+     ("stall", "within 1.5 s"),
      ("<a/>", "oadrPayload"), ("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", "DOCTYPE")],
 )  # fmt: skip
 async def test_an_answer_that_is_none_ends_nothing(field_: Field, mode: str, words: str) -> None:

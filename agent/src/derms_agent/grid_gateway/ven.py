@@ -56,7 +56,7 @@ from derms_agent.grid_gateway.reports import Buffer, Schedule
 from derms_agent.grid_gateway.signals import Rules
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
 
-EVENTS, REGISTRATION, REPORTS = "events.json", "registration.json", "reports.json"
+EVENTS, REGISTRATION, REPORTS, OPTS = "events.json", "registration.json", "reports.json", "opts.json"
 POLL_S = 10.0
 """How often a VTN is polled that does not say."""
 SILENT_INTERVALS = 3.0
@@ -128,6 +128,7 @@ class Ven:
     state: State = field(default_factory=State)
     handed: dict[str, Bound] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
+    opts: dict[str, messages.Opted] = field(default_factory=dict)
     heard_s: float = 0.0
     trouble: str | None = None
     control_trouble: str | None = None
@@ -153,6 +154,8 @@ class Ven:
         asked: tuple[ReportRequest, ...] = ()
         for request in self._recalled(REPORTS, reports.from_json, asked):
             self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
+        opts: tuple[messages.Opted, ...] = ()
+        self.opts = {one.id: one for one in self._recalled(OPTS, _opts_of, opts)}
         self._adopt_rules()
 
     def _recalled(self, name: str, read: Callable[[Mapping[str, Any]], T], nothing: T) -> T:
@@ -176,6 +179,8 @@ class Ven:
         return self.transport.endpoint.url, self.identity.client_id or ""
 
     def _adopt_rules(self) -> None:
+        away = tuple(window for one in self.opts.values() if one.opt is Opt.OUT for window in one.available)
+        self.rules = replace(self.rules, unavailable=away)
         if self.registration is not None:
             self.rules = replace(self.rules, ven_id=self.registration.ven_id, vtn_id=self.registration.vtn_id)
 
@@ -769,10 +774,23 @@ class Ven:
         """Tell the VTN when the depot takes part, or does not. Raises Trouble, NotRegistered or Refused."""
         body = messages.create_opt(_fresh_id(), self._known().ven_id, opted, self.wall())
         await self._expect_opted(body)
+        self.opts[opted.id] = opted
+        self._keep_opts()
 
     async def cancel_opt(self, opt_id: str) -> None:
         """Take that back. Raises Trouble, NotRegistered or Refused."""
         await self._expect_opted(messages.cancel_opt(_fresh_id(), self._known().ven_id, opt_id))
+        self.opts.pop(opt_id, None)
+        self._keep_opts()
+
+    def _keep_opts(self) -> None:
+        """Store what was opted for and is not over, and go by it."""
+        now_unix_s = self.wall()
+        for one in tuple(self.opts.values()):
+            if all(window.start_unix_s + window.duration_s <= now_unix_s for window in one.available):
+                del self.opts[one.id]
+        self.store.save(OPTS, {"version": 1, "opts": [asdict(one) for one in self.opts.values()]})
+        self._adopt_rules()
 
     async def _expect_opted(self, body: bytes) -> None:
         answer = await self._ask("EiOpt", body)
@@ -799,6 +817,10 @@ class Ven:
             "events": [_event_json(key, held, now_unix_s) for key, held in self.state.events.items()],
             "bounds": [_bound_json(bound) for bound in self.handed.values() if bound.key != _NO_KEY],
             "prices": [asdict(price) for price in events.prices(self.state, self.rules, now_unix_s)],
+            "opts": [
+                {"name": one.id, "opt": one.opt.value, "times": [asdict(window) for window in one.available]}
+                for one in self.opts.values()
+            ],
             "reports": [one.request.id for one in self.schedules.values()],
             "samples_waiting": self.buffer.count(),
         }
@@ -814,6 +836,21 @@ _NO_KEY: Key = ("", "")
 def _unknown(name: str) -> Bound:
     """Return what stands for a bound that a predecessor handed over: whatever is wanted now differs from it."""
     return Bound(name=name, key=_NO_KEY, target="", high_w=0.0, start_unix_s=0.0, end_unix_s=math.inf, source="before")
+
+
+def _opts_of(document: Mapping[str, Any]) -> tuple[messages.Opted, ...]:
+    """Return what was opted for. Raises ValueError, TypeError or KeyError for anything else."""
+    return tuple(
+        messages.Opted(
+            **{
+                **stored,
+                "opt": Opt(stored["opt"]),
+                "available": tuple(messages.Window(**window) for window in stored["available"]),
+                "resources": tuple(stored["resources"]),
+            }
+        )
+        for stored in document["opts"]
+    )
 
 
 def _fresh_id() -> str:
