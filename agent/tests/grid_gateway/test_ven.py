@@ -314,6 +314,22 @@ async def test_times_that_the_depot_opts_out_of(field_: Field) -> None:  # defec
     assert field_.vtn.seen("schedules") == ["Created", "Canceled"]
 
 
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0])
+async def test_a_step_of_the_clock_stops_no_poll(field_: Field, step_s: float) -> None:  # defect 6
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        field_.add([1], length_s=2 * 3600, start=-1800)
+        await within(5, lambda: field_.depot.bounds)
+        kept = dict(field_.depot.bounds)
+        field_.ven.wall = lambda: time.time() + step_s
+        polls = field_.vtn.seen("polls")
+        await within(5, lambda: field_.vtn.seen("polls") >= polls + 2)
+        field_.ven.wall = time.time
+        await within(5, lambda: field_.depot.bounds == kept)
+
+    assert not field_.ven.link_lost
+
+
 # Answers that are none: defect 5
 
 

@@ -63,6 +63,8 @@ class Code(IntEnum):
     NOT_REGISTERED = 463
     DEPLOYMENT_ERROR = 469
 
+    __str__ = int.__repr__  # also on Python 3.10
+
 
 class Malformed(ValueError):
     """A message that cannot be used as a whole; the text says why."""
