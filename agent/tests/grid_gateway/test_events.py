@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derms_agent.grid_gateway import events
@@ -485,6 +485,7 @@ def played(lists: list[list[Event]], luck: float = 0.5) -> State:
     return state
 
 
+@settings(max_examples=50)
 @given(MESSAGES)
 def test_there_is_never_more_than_one_bound_at_a_place(lists: list[list[Event]]) -> None:
     found = bounds(played(lists))
@@ -496,6 +497,7 @@ def test_there_is_never_more_than_one_bound_at_a_place(lists: list[list[Event]])
     assert len({one.name for one in found}) == len(found)
 
 
+@settings(max_examples=50)
 @given(MESSAGES)
 def test_the_state_outlives_the_process(lists: list[list[Event]]) -> None:
     state = played(lists)
@@ -503,6 +505,7 @@ def test_the_state_outlives_the_process(lists: list[list[Event]]) -> None:
     assert events.from_json(json.loads(json.dumps(events.to_json(state), allow_nan=False))) == state
 
 
+@settings(max_examples=50)
 @given(MESSAGES)
 def test_the_same_message_again_changes_nothing(lists: list[list[Event]]) -> None:
     state = played(lists)
@@ -513,6 +516,7 @@ def test_the_same_message_again_changes_nothing(lists: list[list[Event]]) -> Non
     assert twice == once
 
 
+@settings(max_examples=50)
 @given(MESSAGES, st.integers(0, 100))
 def test_nothing_is_bounded_by_an_event_that_has_ended_or_was_opted_out_of(
     lists: list[list[Event]], after: int
@@ -525,6 +529,7 @@ def test_nothing_is_bounded_by_an_event_that_has_ended_or_was_opted_out_of(
         assert one.ended_unix_s is None or bound.end_unix_s <= one.ended_unix_s
 
 
+@settings(max_examples=50)
 @given(MESSAGES, some_events())
 def test_an_event_is_answered_for_each_time_it_comes(lists: list[list[Event]], one: Event) -> None:
     received = receive(played(lists), one, now=NOW + 600.0)

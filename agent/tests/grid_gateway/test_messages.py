@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
@@ -93,6 +93,7 @@ def test_every_message_follows_the_schema_and_is_the_one_that_was_meant(kind: st
     assert etree.QName(root[0][0]).localname == kind.partition(" ")[0]
 
 
+@settings(max_examples=25)
 @given(st.text(max_size=40))
 def test_no_text_breaks_a_message(text: str) -> None:
     for kind, body in all_messages(text).items():

@@ -295,6 +295,13 @@ async def test_the_ven_may_leave(field_: Field) -> None:
         await within(10, lambda: registered(field_))
         await field_.ven.cancel_registration()
         assert field_.ven.registration is None
+        await anyio.sleep(1.5)
+        assert len(field_.vtn.seen("registrations")) == 1
+        ven = field_.ven
+        assert field_.renew().absent
+        field_.ven = ven
+        field_.ven.join()
+        await within(5, lambda: len(field_.vtn.seen("registrations")) == 2)
 
 
 async def test_times_that_the_depot_opts_out_of(field_: Field) -> None:  # defect 14

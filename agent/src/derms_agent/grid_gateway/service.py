@@ -93,6 +93,7 @@ class Service:
             changing={
                 "event.sync": self._sync,
                 "registration.cancel": self._cancel_registration,
+                "registration.create": self._create_registration,
                 "opt.create": self._create_opt,
                 "opt.cancel": self._cancel_opt,
             },
@@ -120,6 +121,12 @@ class Service:
         Arguments(found).end()
         await self._told(self.ven.cancel_registration())
         logger.info("The registration was cancelled by %s", user)
+        return {}
+
+    async def _create_registration(self, found: Mapping[str, Any], user: str) -> object:
+        Arguments(found).end()
+        self.ven.join()
+        logger.info("The registration is wanted by %s", user)
         return {}
 
     async def _create_opt(self, found: Mapping[str, Any], user: str) -> object:

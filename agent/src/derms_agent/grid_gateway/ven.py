@@ -125,6 +125,7 @@ class Ven:
     draw: Callable[[], float] = random.SystemRandom().random
     tick_s: float = TICK_S
     registration: Registration | None = None
+    absent: bool = False
     state: State = field(default_factory=State)
     handed: dict[str, Bound] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
@@ -150,7 +151,8 @@ class Ven:
     def recall(self) -> None:
         """Take in what a predecessor left; what cannot be used is put aside and said."""
         self.state = self._recalled(EVENTS, events.from_json, State())
-        self.registration = self._recalled(REGISTRATION, self._registration_of, None)
+        unknown: tuple[bool, Registration | None] = (False, None)
+        self.absent, self.registration = self._recalled(REGISTRATION, self._registration_of, unknown)
         asked: tuple[ReportRequest, ...] = ()
         for request in self._recalled(REPORTS, reports.from_json, asked):
             self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
@@ -169,10 +171,14 @@ class Ven:
             logger.error("What was known of the VTN is lost: %s", problem)
         return nothing
 
-    def _registration_of(self, document: Mapping[str, Any]) -> Registration | None:
-        url, client_id = document["asked_as"]
-        found = Registration(**{**document, "asked_as": (str(url), str(client_id))})
-        return found if found.asked_as == self._asked_as else None
+    def _registration_of(self, document: Mapping[str, Any]) -> tuple[bool, Registration | None]:
+        """Return whether the VEN is to stay away, and its registration where that is with this VTN."""
+        stored = document["registration"]
+        if stored is None:
+            return bool(document["absent"]), None
+        url, client_id = stored["asked_as"]
+        found = Registration(**{**stored, "asked_as": (str(url), str(client_id))})
+        return bool(document["absent"]), found if found.asked_as == self._asked_as else None
 
     @property
     def _asked_as(self) -> tuple[str, str]:
@@ -188,7 +194,8 @@ class Ven:
         self.store.save(EVENTS, events.to_json(self.state))
 
     def _save_registration(self) -> None:
-        self.store.save(REGISTRATION, {} if self.registration is None else asdict(self.registration))
+        known = None if self.registration is None else asdict(self.registration)
+        self.store.save(REGISTRATION, {"version": 1, "absent": self.absent, "registration": known})
 
     def _save_reports(self) -> None:
         self.store.save(REPORTS, reports.to_json(one.request for one in self.schedules.values()))
@@ -212,6 +219,10 @@ class Ven:
     async def _converse(self) -> None:
         attempt = 0
         while True:
+            if self.absent:
+                self.heard_s = self.clock()
+                await self._pause(self.poll_s)
+                continue
             heard_s = self.heard_s
             pause_s: float | None = None
             try:
@@ -219,6 +230,8 @@ class Ven:
             except Trouble as trouble:
                 self._in_trouble(trouble)
             except NotRegistered as why:
+                if self.absent:
+                    continue
                 self._rung += 1
                 self._say(f"The VTN does not know this VEN ({why}): registering anew")
                 pause_s = 0.0 if self._rung < len(self._ladder()) else None
@@ -301,7 +314,7 @@ class Ven:
         ven_id = self._known().ven_id
         # Whatever was missed: a poll whose answer was lost has taken its events along.
         sync_s = await self._sync(ven_id)
-        while True:
+        while not self.absent:
             began_s = self.clock()
             if self._anew:
                 self._anew, self._rung = False, 0
@@ -399,12 +412,19 @@ class Ven:
         await self._offer_reports()
 
     async def cancel_registration(self) -> None:
-        """Take the VEN away from the VTN. Raises Trouble or Refused."""
+        """Take the VEN away from the VTN, and stay away until `join`. Raises Trouble, NotRegistered or Refused."""
         known = self._known()
         body = messages.cancel_party_registration(_fresh_id(), known.registration_id or "", known.ven_id)
         answer = await self._ask("EiRegisterParty", body)
         if isinstance(answer, CanceledPartyRegistration):
+            self.absent = True
             self._forget_registration()
+
+    def join(self) -> None:
+        """Be registered again, after `cancel_registration`."""
+        self.absent = False
+        self._save_registration()
+        self.wake()
 
     def _forget_registration(self) -> None:
         self.registration = None
@@ -806,6 +826,7 @@ class Ven:
         return {
             "vtn": self.transport.endpoint.url,
             "registered": known is not None,
+            "absent": self.absent,
             "ven_id": None if known is None else known.ven_id,
             "vtn_id": None if known is None else known.vtn_id,
             "poll_s": self.poll_s,
