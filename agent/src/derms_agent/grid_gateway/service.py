@@ -27,12 +27,14 @@ from derms_agent.document_store import Store
 from derms_agent.engine_log import log_to
 from derms_agent.grid_gateway import messages, push
 from derms_agent.grid_gateway.control_link import ControlLink
+from derms_agent.grid_gateway.mirror import Mirror
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
 from derms_agent.grid_gateway.transport import PATH, Connected, Endpoint, Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
+from derms_agent.mqtt import TlsFiles
 from derms_agent.notify import notify
-from derms_agent.settings import AgentConf, Configuration, Mistakes
+from derms_agent.settings import AgentConf, Broker, Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError
 from derms_agent.socket_server import Arguments, Verbs, listening, serve
 
@@ -85,6 +87,9 @@ class Service:
 
     ven: Ven
     users: frozenset[str]
+    mirror: Mirror
+    broker: Broker | None = None
+    broker_tls: TlsFiles | None = None
 
     def verbs(self) -> Verbs:
         """Return what may be asked over the socket."""
@@ -184,7 +189,9 @@ def assemble(configuration: Configuration) -> Service:
     if configuration.depot.vtn is None or not configuration.depot.vtn.levels:
         logger.warning("The depot file says nothing of vtn.levels: events of SIMPLE are opted out of")
     named = None if configuration.depot.vtn is None else configuration.depot.vtn.ven_name
+    mirror = Mirror(configuration.depot.name)
     ven = Ven(
+        happened=mirror.happened,
         identity=Identity(ven_name=agent.ven_name or named or configuration.depot.name, client_id=agent.client_id),
         transport=Transport(
             endpoint,
@@ -201,7 +208,22 @@ def assemble(configuration: Configuration) -> Service:
     if ven.push_address is not None:
         push.server_context(endpoint)
     ven.recall()
-    return Service(ven, frozenset(agent.control_peers))
+    tls = broker_tls(agent, None if credentials is None else Path(credentials))
+    return Service(ven, frozenset(agent.control_peers), mirror, agent.mqtt, tls)
+
+
+def broker_tls(agent: AgentConf, credentials: Path | None) -> TlsFiles | None:
+    """Return what the broker is spoken to with; the VTN's certificates are another authority's.
+
+    :raises ValueError: the broker is spoken to over TLS, and systemd hands no certificate over for it
+    """
+    if agent.mqtt is None or not agent.mqtt.tls:
+        return None
+    if credentials is None or not (credentials / "mqtt-cert").exists():
+        raise ValueError(
+            "MQTT_URL: found no mqtt-cert, mqtt-key and mqtt-ca in the service's credentials, expected them"
+        )
+    return TlsFiles(credentials / "mqtt-cert", credentials / "mqtt-key", credentials / "mqtt-ca")
 
 
 async def run_service(service: Service, socket: Path) -> None:
@@ -210,6 +232,9 @@ async def run_service(service: Service, socket: Path) -> None:
         tasks.start_soon(_obey_signals, tasks.cancel_scope)
         tasks.start_soon(service.ven.run)
         tasks.start_soon(_feed_watchdog, service.ven)
+        if service.broker is not None:
+            outbox = service.ven.store.directory / "outbox.sqlite"
+            tasks.start_soon(service.mirror.run, str(service.broker), service.broker_tls, outbox, service.ven.shown)
         if service.ven.push_address is not None:
             tasks.start_soon(_receive_pushes, service.ven, service.ven.push_address)
         async with listening(socket) as listener:

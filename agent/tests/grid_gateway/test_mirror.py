@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a subscriber of a real broker sees of the gateway."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from derms_agent.grid_gateway.mirror import Mirror
+from derms_agent.mqtt import TlsFiles
+
+if TYPE_CHECKING:
+    from agent.tests.conftest import Broker, Peer
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_state_is_retained_and_events_are_told(
+    broker: Broker, tls: TlsFiles, peer: Callable[[], Peer], tmp_path: Path
+) -> None:
+    shown: dict[str, Any] = dict.fromkeys(
+        ("absent", "ven_id", "vtn_id", "link_lost", "trouble", "control_trouble", "events", "bounds", "prices")
+    )
+    shown |= {"registered": True, "heard_s_ago": 1.0}
+    subscriber = peer()
+    mirror = Mirror("small")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(mirror.run, broker.url, tls, tmp_path / "outbox.sqlite", lambda: shown)
+        mirror.happened("event", {"event": "e1"})
+        until_s = time.monotonic() + 15
+        while not (subscriber.bodies("/grid/small/state") and subscriber.bodies("/grid/small/event")):
+            assert time.monotonic() < until_s
+            await anyio.sleep(0.1)
+        # What only counts up is no change of state.
+        shown["heard_s_ago"] = 2.0
+        await anyio.sleep(1.5)
+        tasks.cancel_scope.cancel()
+
+    (state,) = subscriber.bodies("/grid/small/state")
+    (event,) = subscriber.bodies("/grid/small/event")
+    assert state["registered"] is True
+    assert "heard_s_ago" not in state
+    assert event["event"] == "e1"
