@@ -18,6 +18,7 @@ from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from derms_agent.document_store import Store
 from derms_agent.grid_gateway.control_link import Honour, NoControl
 from derms_agent.grid_gateway.events import Bound
+from derms_agent.grid_gateway.incoming import CreateReport, ReportRequest
 from derms_agent.grid_gateway.messages import Opt, Opted, Window
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
@@ -372,6 +373,32 @@ async def test_an_event_whose_answer_was_lost_on_the_way_is_asked_for_again(fiel
 
 
 # Reports
+
+
+async def test_a_status_is_reported_once_where_it_is_asked_for_once(field_: Field) -> None:  # defect 13
+    once = ReportRequest(
+        id="first", specifier="telemetry-status", granularity_s=0, report_back_s=0, data_points=("site-status",)
+    )
+    unknown = replace(once, id="second", specifier="telemetry-weather")
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        field_.add([1])
+        await within(5, lambda: field_.depot.bounds)
+        reply = await field_.ven.reply_to(CreateReport("r", (once, unknown)))
+        assert reply is not None
+        assert b"461" in reply[1]
+        assert b"first" in reply[1]
+        assert b"second" not in reply[1]
+        await within(8, lambda: field_.vtn.seen("statuses"))
+        await anyio.sleep(1.5)
+        (status,) = field_.vtn.seen("statuses")
+
+    assert "<oadr:oadrOnline>true</oadr:oadrOnline>" in status
+    assert "<oadr:oadrCurrent>60000.0</oadr:oadrCurrent>" in status
+    # 80 kW under a bound of 60 kW.
+    assert "<oadr:oadrManualOverride>true</oadr:oadrManualOverride>" in status
+    assert not field_.ven.schedules
+    assert field_.ven.buffer.count() == 0
 
 
 async def test_a_report_shows_what_was_drawn_and_after_an_outage_what_was_drawn_meanwhile(

@@ -127,14 +127,6 @@ def is_price(signal: Signal) -> bool:
     return (signal.name, signal.type) in _PRICES
 
 
-def needs_baseline(signal: Signal, rules: Rules) -> bool:
-    """Whether what a signal asks for depends on what the site drew before."""
-    if (signal.name, signal.type) in _SIMPLE:
-        shares = (rules.levels.get(int(interval.value)) for interval in signal.intervals)
-        return any(level is not None and level.baseline_percent is not None for level in shares)
-    return signal.type in {"delta", "multiplier", "x-loadControlPercentOffset"}
-
-
 def most_w(signal: Signal, interval: Interval, rules: Rules, baseline_w: float | None) -> float | None:
     """Return what may be drawn in an interval of a signal that can be obeyed, in W; None: it is not bounded."""
     kind, value = (signal.name, signal.type), interval.value
