@@ -15,8 +15,6 @@ from typing import Any
 from derms_agent.depot import circuit_loads, ranges
 from derms_agent.depot.declared import Entry, Found, Layer, evse_layers, expanded, first, merged_settings
 from derms_agent.depot.problem import Path, Problem, Severity, Vaulted, nearest, one_of, shown
-from derms_agent.grid_code import ProfileProblem, parse
-from derms_agent.grid_code.functions import FUNCTIONS
 from derms_agent.model import (
     Bus,
     Circuit,
@@ -444,6 +442,10 @@ class Assembly:
 
     def _der_settings(self, profile: Profile, declared: Found) -> None:
         """Report what is wrong with what a device is to hold by the grid's code."""
+        # Few depots declare any, and a module's run would pay for it with each.
+        from derms_agent.grid_code import ProfileProblem, parse  # noqa: PLC0415
+        from derms_agent.grid_code.functions import FUNCTIONS  # noqa: PLC0415
+
         if not {function.model for function in FUNCTIONS.values()} <= set(profile.models):
             expected = f"none, for the profile {profile.name} is not that of a DER with SunSpec's models 702 to 712"
             self.report(declared.path, "der_settings", expected, at_key=True)

@@ -6,18 +6,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from derms_agent.depot import bus_budget, circuit_loads, schema
 from derms_agent.depot.assembly import Assembly
-from derms_agent.depot.der_loads import too_much
 from derms_agent.depot.document import Data
 from derms_agent.depot.problem import Path, Problem, Severity, Vaulted
 from derms_agent.depot.unattended import TOLERANCE, overloads, rating, unattended_a
-from derms_agent.grid_code import ProfileProblem, parse
-from derms_agent.grid_code.functions import Limits
 from derms_agent.model import Bus, Circuit, Depot, Device, Evse
 from derms_agent.profiles import Profile
+
+if TYPE_CHECKING:
+    from derms_agent.grid_code.functions import Limits
 
 # Where an encrypted value is no mistake; settings are judged by their profile.
 SECRET = ("vtn", "client_id")
@@ -144,6 +144,12 @@ class _Whole:
 
     def _ders(self) -> Iterator[Problem]:
         """Yield the DERs whose declared limits the circuits could not bear."""
+        if all(device.der_settings is None for device in self.parts.devices.values()):
+            return
+        # Few depots declare any, and a module's run would pay for it with each.
+        from derms_agent.depot.der_loads import too_much  # noqa: PLC0415
+        from derms_agent.grid_code import ProfileProblem, parse  # noqa: PLC0415
+
         declared: dict[str, tuple[str, Limits]] = {}
         for name, device in self.parts.devices.items():
             if device.circuit in self.parts.circuits and device.der_settings is not None:
