@@ -77,6 +77,13 @@ options:
     description: The unit that runs the release.
     type: str
     default: derms-orchestrator.service
+  followers:
+    description:
+      - Other units that run the release. Each that is not stopped is restarted once O(unit) is well, and has to start for
+        the release to stay.
+    type: list
+    elements: str
+    default: []
   configuration:
     description: Files that go back together with the release.
     type: list
@@ -375,6 +382,9 @@ class Gateway:
         self.releases = Releases(Path(module.params["directory"]))
         self.configuration = Configuration(module.params["configuration"], self.releases.before)
         self.unit = str(module.params["unit"])
+        self.followers: list[str] = module.params["followers"]
+        # Which of them is not well, where one is not.
+        self.ill = self.unit
         # pip must not be led elsewhere by what root's own settings or the calling environment say.
         self.environment = {"LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": "", "PYTHONHOME": ""}
 
@@ -463,13 +473,32 @@ class Gateway:
         self.module.run_command([self.module.get_bin_path("systemctl", required=True), "reset-failed", self.unit])
         self._systemctl("restart", "--no-block", self.unit)
 
+    def running_followers(self) -> list[str]:
+        """Return the other units that are not stopped."""
+        return [unit for unit in self.followers if self._state(unit).get("ActiveState") != "inactive"]
+
     def ailment(self, version: str) -> str:
+        """Wait until all units run a version; return what one did instead, empty if they are well."""
+        return self.unit_ailment(version) or self.followers_ailment()
+
+    def followers_ailment(self) -> str:
+        """Restart the other units that run, one after the other; return which does not start, empty if each does."""
+        program = self.module.get_bin_path("systemctl", required=True)
+        for unit in self.running_followers():
+            status, _out, error = self.module.run_command([program, "restart", unit])
+            if status != 0:
+                self.ill = unit
+                return f"{unit} does not start: {error.strip()}"
+        return ""
+
+    def unit_ailment(self, version: str) -> str:
         """Wait until the unit answers as a version that is ready; return what it did instead, empty if it is well."""
+        self.ill = self.unit
         program = self.releases.link / "bin" / "derms-agent"
         deadline_s = time.monotonic() + self.module.params["health_timeout_s"]
         said = "nothing"
         while time.monotonic() < deadline_s:
-            state = self._state()
+            state = self._state(self.unit)
             if int(state.get("NRestarts") or 0) >= MOST_RESTARTS or state.get("ActiveState") == "failed":
                 return (
                     f"{self.unit} does not stay up: {state.get('ActiveState')} after {state.get('NRestarts')} restarts"
@@ -485,9 +514,9 @@ class Gateway:
             time.sleep(PAUSE_S)
         return f"no answer as {version} within {self.module.params['health_timeout_s']} s; last: {said}"
 
-    def _state(self) -> dict[str, str]:
-        """Return whether the unit is active, and how often systemd restarted it."""
-        shown = self._systemctl("show", "--property=ActiveState,NRestarts", self.unit)
+    def _state(self, unit: str) -> dict[str, str]:
+        """Return whether a unit is active, and how often systemd restarted it."""
+        shown = self._systemctl("show", "--property=ActiveState,NRestarts", unit)
         return dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
 
     def _answer(self, program: Path) -> str:
@@ -505,9 +534,9 @@ class Gateway:
             return "a status that is not understood"
 
     def journal(self) -> str:
-        """Return the last lines of the unit's journal."""
+        """Return the last lines of the journal of the unit that was not well."""
         program = self.module.get_bin_path("journalctl", required=True)
-        words = ["--namespace=derms", f"--unit={self.unit}", f"--lines={JOURNAL_LINES}", "--no-pager", "--output=cat"]
+        words = ["--namespace=derms", f"--unit={self.ill}", f"--lines={JOURNAL_LINES}", "--no-pager", "--output=cat"]
         _status, out, error = self.module.run_command([program, *words])
         return str((out.strip() or error.strip())[-4000:])
 
@@ -518,7 +547,7 @@ class Gateway:
         before = self.releases.in_service()
         # A link to something that is no release; with what it leads to the unit may run all the same.
         elsewhere = "" if before or not self.releases.link.is_symlink() else self.releases.link_words()
-        ran = bool(elsewhere) and self._state().get("ActiveState") == "active"
+        ran = bool(elsewhere) and self._state(self.unit).get("ActiveState") == "active"
         self.releases.point_to(version)
         self.restart()
         ailment = self.ailment(version)
@@ -607,7 +636,8 @@ def current(gateway: Gateway) -> dict[str, Any]:
     """Put a release in service, or in check mode say that it would be."""
     version = gateway.module.params["version"]
     before = gateway.releases.in_service()
-    differences = [drift(gateway.unit, f"runs {before or 'no release'}", "restarted")]
+    units = [gateway.unit, *gateway.running_followers()]
+    differences = [drift(unit, f"runs {before or 'no release'}", "restarted") for unit in units]
     if not gateway.module.check_mode:
         gateway.put_in_service(version)
     return {
@@ -648,6 +678,7 @@ def argument_spec() -> dict[str, Any]:
         "upload": {"type": "path"},
         "version": {"type": "str"},
         "unit": {"type": "str", "default": "derms-orchestrator.service"},
+        "followers": {"type": "list", "elements": "str", "default": []},
         "configuration": {"type": "list", "elements": "path", "default": []},
         "health_timeout_s": {"type": "int", "default": 60},
     }

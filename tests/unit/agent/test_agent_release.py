@@ -25,9 +25,17 @@ UNIT = "derms-orchestrator.service"
 OLDEST, OLD, NEW = (f"0.1.0+h{digit * 10}.py310" for digit in "123")
 PYTHON = ".".join(str(part) for part in sys.version_info[:2])
 
-# What systemd answers is in the file "states", one answer a line; the last stays.
+# What systemd answers of the unit is in the file "states", one answer a line; the last stays. Of another unit it is in
+# the file of its name: its state, and the status with which it restarts.
+FOLLOWER = "derms-grid-gateway.service"
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>"{here}/calls"
+for unit; do true; done
+if [ -f "{here}/$unit" ]; then
+  [ "$1" != show ] || head -n 1 "{here}/$unit"
+  [ "$1" != restart ] || exit "$(tail -n 1 "{here}/$unit")"
+  exit 0
+fi
 [ "$1" = show ] || exit 0
 head -n 1 "{here}/states" | tr ' ' '\\n'
 [ "$(wc -l <"{here}/states")" -le 1 ] || sed -i 1d "{here}/states"
@@ -129,6 +137,12 @@ def put_in_service(directory: Path, version: str = NEW, *, check: bool = False, 
 def answers(systemd: Path, *states: str) -> None:
     """Have systemctl answer with one state after the other."""
     (systemd / "states").write_text("".join(f"{state}\n" for state in states), encoding="utf-8")
+
+
+def follower(systemd: Path, state: str, *, restarts: bool = True) -> dict[str, Any]:
+    """Have another unit in that state; return what names it to the module."""
+    (systemd / FOLLOWER).write_text(f"ActiveState={state}\n{int(not restarts)}\n", encoding="utf-8")
+    return {"followers": [FOLLOWER]}
 
 
 # --- what is there, and what is wanted --------------------------------------------------------------------------------
@@ -411,6 +425,35 @@ def test_a_link_that_led_elsewhere_leads_there_again(directory: Path, tmp_path: 
     assert conf.read_text(encoding="utf-8") == "OLD\n"
     assert len(calls(systemd, "restart")) == (2 if ran else 1)
     assert len(calls(systemd, "stop")) == (0 if ran else 1)
+
+
+@pytest.mark.parametrize("state", ["active", "activating", "failed"])
+def test_what_else_runs_the_release_is_restarted_once_it_is_well(directory: Path, systemd: Path, state: str) -> None:
+    release(directory, NEW)
+    other = follower(systemd, state)
+    predicted = put_in_service(directory, check=True, **other)
+    assert not calls(systemd, "restart")
+    done = put_in_service(directory, **other)
+    assert calls(systemd, "restart") == [f"restart --no-block {UNIT}", f"restart {FOLLOWER}"]
+    both = [drift(unit, "runs no release", "restarted") for unit in (UNIT, FOLLOWER)]
+    assert predicted["drift"] == done["drift"] == both
+
+
+def test_what_is_stopped_stays_so(directory: Path, systemd: Path) -> None:
+    release(directory, NEW)
+    done = put_in_service(directory, **follower(systemd, "inactive"))
+    assert calls(systemd, "restart") == [f"restart --no-block {UNIT}"]
+    assert done["drift"] == [drift(UNIT, "runs no release", "restarted")]
+
+
+def test_a_release_that_another_unit_does_not_start_with_goes_back(
+    directory: Path, systemd: Path, upgrade: Callable[..., dict[str, Any]]
+) -> None:
+    release(directory, NEW)
+    failed = upgrade(**follower(systemd, "active", restarts=False))
+    assert failed["msg"].startswith(f"{FOLLOWER} does not start: ")
+    assert f"Went back to {OLD}, which is not well either: {FOLLOWER} does not start" in failed["msg"]
+    assert served(directory) == OLD
 
 
 def test_what_is_not_whole_is_not_put_in_service(directory: Path, systemd: Path) -> None:
