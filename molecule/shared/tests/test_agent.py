@@ -77,7 +77,7 @@ def test_it_answers_as_the_release_in_service(root: Any) -> None:
         ("/etc/systemd/system/derms.slice", "644 root:root"),
         (DIRECTORY, "755 root:root"),
         (f"{DIRECTORY}/current/release.json", "644 root:root"),
-        ("/var/log/derms/engine.log", f"640 {USER}:derms"),
+        ("/var/log/derms/engine.log", f"660 {USER}:derms"),
         ("/var/lib/derms/orchestrator", f"700 {USER}:derms"),
     ],
 )

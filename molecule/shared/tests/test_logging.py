@@ -17,7 +17,7 @@ def test_the_group_reads_and_only_root_writes(root: Any) -> None:
 
 def test_a_large_log_is_rotated_and_its_heir_keeps_mode_and_owner(root: Any) -> None:
     owned = root.check_output(f"stat -c '%a %U:%G' {LOG}")
-    assert owned == "640 derms-orchestrator:derms"
+    assert owned == "660 derms-orchestrator:derms"
     root.check_output(f"truncate -s 21M {LOG}")
     try:
         root.check_output("logrotate --state /run/logrotate-test /etc/logrotate.conf")
