@@ -79,8 +79,8 @@ options:
     default: derms-orchestrator.service
   followers:
     description:
-      - Other units that run the release. Each that is not stopped is restarted once O(unit) is well, and has to start for
-        the release to stay.
+      - Other units that run the release. Each that is not stopped is restarted once O(unit) is well, and has to start
+        for the release to stay.
     type: list
     elements: str
     default: []

@@ -9,7 +9,7 @@ import pytest
 from conftest import Gateway
 
 DIRECTORY = "/etc/derms/certs"
-CLIENTS = ("grid-gateway", "orchestrator", "historian")
+CLIENTS = ("grid-gateway", "grid-gateway-mqtt", "orchestrator", "historian")
 SERVERS = ("web", "broker")
 A_MONTH_S = 30 * 86400
 
