@@ -11,6 +11,7 @@ from typing import Any
 from derms_agent.socket_protocol import MOST_BYTES, VERSION, ProtocolError, decode, encode
 
 SOCKET = Path("/run/derms/orchestrator.sock")
+GRID_SOCKET = Path("/run/derms/grid-gateway/ven.sock")
 
 
 class NoService(Exception):
@@ -32,7 +33,8 @@ class Client:
             raise NoService(f"{path}: not allowed: be root, or in the group derms-operators") from problem
         except OSError as problem:
             self._socket.close()
-            raise NoService(f"{path}: {problem.strerror}: is derms-orchestrator.service running?") from problem
+            service = "grid-gateway" if path == GRID_SOCKET else "orchestrator"
+            raise NoService(f"{path}: {problem.strerror}: is derms-{service}.service running?") from problem
 
     def __enter__(self) -> Client:
         return self

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`derms-agent status`, `explain`, `limit`, `session`: what a person asks the running orchestrator.
+"""`derms-agent status`, `explain`, `limit`, `session`: what a person asks the running services.
 
-Needs neither the depot file nor control's packages: only the socket.
+Needs neither the depot file nor control's packages: only the orchestrator's socket, and where there is a grid gateway
+that one's as well.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from derms_agent.socket_client import SOCKET, Client, NoService
+from derms_agent.socket_client import GRID_SOCKET, SOCKET, Client, NoService
 from derms_agent.socket_protocol import ProtocolError
 
 WELL, WRONG, NO_ANSWER = 0, 1, 3
@@ -32,6 +34,7 @@ def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         epilog="Exit status: 0 it answers, 1 it refuses, 3 nothing answers.",
     )
     status.add_argument("--json", action="store_true", help="the whole report, for programs")
+    status.add_argument("--grid-socket", type=Path, default=GRID_SOCKET, metavar="F", help="%(default)s if not given")
     status.add_argument("--watch", action="store_true", help="again every second, until interrupted")
     status.set_defaults(run=_status)
     explain = verbs.add_parser("explain", help="show the limits in force on one EVSE, by rank")
@@ -100,12 +103,28 @@ def _status(options: argparse.Namespace) -> int:
     while True:
         status, report = _answer(options, "status")
         if status == WELL:
+            report = {**report, "grid": _grid(options.grid_socket)}
             shown = json.dumps(report, indent=2) if options.json else "\n".join(screen(report))
             sys.stdout.write(f"{CLEAR if options.watch else ''}{shown}\n")
             sys.stdout.flush()
         if not options.watch:
             return status
         time.sleep(EVERY_S)
+
+
+def _grid(socket: Path) -> Mapping[str, Any] | None:
+    """Return what the grid gateway says of itself, or only why it says nothing; None where there is none.
+
+    Its unit makes the socket's directory: where that is not, it has not been started since the host was.
+    """
+    if not socket.parent.is_dir():
+        return None
+    try:
+        with Client(socket) as client:
+            found: Mapping[str, Any] = client.ask("status")
+            return found
+    except (NoService, ProtocolError) as problem:
+        return {"silent": str(problem)}
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -185,6 +204,9 @@ def screen(report: Mapping[str, Any]) -> list[str]:
         f"ledger    {_kw(site['counted_w'])} is what the EVSEs could draw at the worst",
         f"base load {_kw(site['base_w'])} ({site['base_by']})",
     ]
+    grid = report.get("grid")
+    if grid is not None:
+        lines += grid_lines(grid)
     if report["asks"]:
         lines.append("")
         lines += [_ask(one) for one in report["asks"]]
@@ -192,16 +214,51 @@ def screen(report: Mapping[str, Any]) -> list[str]:
     header = ("EVSE", "state", "draws", "setpoint", "ledger", "delivered", "why")
     lines += ["", *table(header, [_evse(one) for one in report["evses"]])]
     lines.append("")
-    if report["alarms"]:
-        lines += [f"! {one['about']}: {_short(one['words'], 100)} ({one['for_s']:.0f} s)" for one in report["alarms"]]
-    else:
-        lines.append("no alarms")
+    alarms = [f"! {one['about']}: {_short(one['words'], 100)} ({one['for_s']:.0f} s)" for one in report["alarms"]]
+    alarms += [] if grid is None else grid_alarms(grid)
+    lines += alarms or ["no alarms"]
     cycle = report["cycle"]
     lines.append(
         f"cycle {cycle['count']}: {cycle['median_ms']:.1f} ms median, {cycle['p99_ms']:.1f} ms p99 · "
         f"derms-agent {report['version']}"
     )
     return lines
+
+
+def grid_lines(grid: Mapping[str, Any]) -> list[str]:
+    """Return what a person is to know of the link to the utility."""
+    if "silent" in grid:
+        return ["grid      derms-grid-gateway.service does not answer"]
+    if grid["registered"]:
+        who = f"registered with {grid['vtn_id']} as {grid['ven_id']}"
+    else:
+        who = f"not registered with {grid['vtn']}"
+    well = grid["trouble"] is None and not grid["link_lost"]
+    heard = f"{'last answer' if well else 'no valid answer for'} {grid['heard_s_ago']:.0f} s"
+    lines = [f"grid      {who}; {heard}{' ago' if well else ''}, polled every {grid['poll_s']:g} s"]
+    phases = [event["phase"] for event in grid["events"] if event["why"] is None]
+    active, pending = phases.count("active"), phases.count("far") + phases.count("near")
+    if active or pending:
+        lines.append(f"          events: {active} active, {pending} pending")
+    lines += [
+        f"          opted out of {event['event']}: {_short(event['why'], 80)}"
+        for event in grid["events"]
+        if event["why"] is not None and event["phase"] in {"active", "far", "near"}
+    ]
+    return lines
+
+
+def grid_alarms(grid: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with that link."""
+    if "silent" in grid:
+        return [f"! grid gateway: {_short(grid['silent'], 100)}"]
+    host = f"VTN {urlsplit(grid['vtn']).hostname}"
+    alarms = [] if grid["trouble"] is None else [f"! {host}: {_short(grid['trouble'], 120)}"]
+    if grid["link_lost"]:
+        alarms.append(f"! {host}: Heartbeat Timeout: no valid answer for {grid['heard_s_ago']:.0f} s")
+    if grid["control_trouble"] is not None:
+        alarms.append(f"! grid gateway: the orchestrator does not take events: {_short(grid['control_trouble'], 80)}")
+    return alarms
 
 
 def _ask(one: Mapping[str, Any]) -> str:
