@@ -359,7 +359,7 @@ class AgentConf:
         metadata=_key("GRID_STATE_DIRECTORY", _PATH, "where the grid gateway keeps events and reports"),
     )
     grid_socket: Path = field(
-        default=Path("/run/derms/grid-gateway.sock"),
+        default=Path("/run/derms/grid-gateway/ven.sock"),
         metadata=_key("GRID_SOCKET", _SOCKET, "where the grid gateway listens"),
     )
     socket: Path = field(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """openleadr's VTN with mutual TLS, as a program: one VTN a process, for its state is its classes' (defect 17).
 
-Its one argument is a JSON object: vtn_id, port, poll_s, cert, key, ca, tls_minimum. Commands are JSON objects on
+Its one argument is a JSON object: vtn_id, host, port, poll_s, cert, key, ca, tls_minimum. Commands are JSON objects on
 standard input, a line each, and each is answered with a line. `mode` puts something between the VTN and its answers:
 a status, no body, a body that drips, or nothing at all.
 """
@@ -33,7 +33,7 @@ class Lab:
         self.server = OpenADRServer(
             vtn_id=told["vtn_id"],
             http_port=told["port"],
-            http_host="127.0.0.1",
+            http_host=told.get("host", "127.0.0.1"),
             http_cert=told["cert"],
             http_key=told["key"],
             http_ca_file=told["ca"],
