@@ -29,9 +29,9 @@ SILENCE_S = 1.0
 @pytest.fixture(scope="module", autouse=True)
 def without_the_agent(root: Any) -> Iterator[None]:
     """Stop what publishes by itself: these tests tell who may say what by all that is said."""
-    root.check_output("systemctl stop derms-orchestrator")
+    root.check_output("systemctl stop derms-orchestrator derms-grid-gateway")
     yield
-    root.check_output("systemctl start derms-orchestrator")
+    root.check_output("systemctl start derms-orchestrator derms-grid-gateway")
 
 
 @pytest.fixture(scope="module")
