@@ -597,6 +597,12 @@ def read_agent_conf(text: str, path: str) -> AgentConf:
     return _sound(_written_agent_conf(text, path), AgentConf)
 
 
+def engine_log_of(agent_conf: Path) -> Path:
+    """Return which engine.log to write where the configuration as a whole is refused: its own if that can be told."""
+    found: Path = _file(agent_conf, _written_agent_conf).values.get("engine_log", AgentConf(gateway="").engine_log)
+    return found
+
+
 def read_limits_conf(text: str, path: str) -> LimitsConf:
     """Return what a limits.conf says; whether it is within the depot file's limits, `load` tells.
 

@@ -278,6 +278,7 @@ def run(options: argparse.Namespace) -> int:
         log_to(configuration.agent.engine_log)
         service = assemble(configuration)
     except (Mistakes, ValueError, OSError) as problem:
+        log_to(settings.engine_log_of(options.agent_conf))
         for line in str(problem).splitlines():
             logger.error("Refused to start: %s", line)
         return REFUSED_TO_START

@@ -251,10 +251,11 @@ class Ven:
     def _in_trouble(self, trouble: Trouble) -> None:
         host = f"VTN {self.transport.endpoint.host}"
         if trouble.kind is Kind.TLS:
-            if self.trouble != str(trouble):
+            words = f"{Kind.TLS.value}: {trouble}"
+            if self.trouble != words:
                 tls_handshake_failure(host, str(trouble)).log(logger)
-                self.happened("alarm", {"about": host, "words": f"{Kind.TLS.value}: {trouble}"})
-            self.trouble = str(trouble)
+                self.happened("alarm", {"about": host, "words": words})
+            self.trouble = words
         else:
             self._say(f"{host}: {trouble}")
 

@@ -714,7 +714,7 @@ def run(options: argparse.Namespace) -> int:
         log_to(configuration.agent.engine_log)
         service = assemble(configuration, paths)
     except (Mistakes, ValueError) as problem:
-        log_to(_engine_log(options.agent_conf))
+        log_to(settings.engine_log_of(options.agent_conf))
         for line in str(problem).splitlines():
             logger.error("Refused to start: %s", line)
         return REFUSED_TO_START
@@ -722,11 +722,3 @@ def run(options: argparse.Namespace) -> int:
         logger.warning("%s", warning)
     anyio.run(run_service, service)
     return 0
-
-
-def _engine_log(agent_conf: Path) -> Path:
-    """Return which engine.log to write where the configuration as a whole is refused: its own if that can be told."""
-    try:
-        return settings.read_agent_conf(agent_conf.read_text(encoding="utf-8"), str(agent_conf)).engine_log
-    except (OSError, ValueError):
-        return settings.AgentConf(gateway="").engine_log

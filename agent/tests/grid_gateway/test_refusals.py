@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the grid gateway says where it cannot start: in the journal, and in engine.log."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+AGENT = (sys.executable, "-c", "import sys; from derms_agent.cli import main; sys.exit(main())", "grid-gateway")
+DEPOT = """\
+plugin: derms.edge.depot
+depot: small
+site: {limit_kva: 60}
+gateways: {gateway-1: {address: 127.0.0.1}}
+circuits: {main: {voltage_v: 400, rating_a: 100, base_load_a: 1, allocator: gateway-1}}
+buses: {bus: {gateway: gateway-1, transport: tcp, host: 127.0.0.1, port: 1}}
+devices: {charger: {bus: bus, unit_id: 255, profile: keba_p30, circuit: main, evses: {rating_a: 16}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("VTN_URL=http://vtn.example", 'agent.conf:5: VTN_URL: found "http://vtn.example", expected an https:// URL'),
+        ("TLS_MINIMUM=1.1", 'agent.conf:5: TLS_MINIMUM: found "1.1", expected 1.2 or 1.3'),
+        ("# no VTN", "agent.conf: VTN_URL: found no such line, expected the utility's OpenADR server"),
+    ],
+)
+def test_a_mistake_is_named_in_the_journal_and_in_engine_log(tmp_path: Path, line: str, words: str) -> None:
+    depot, conf, limits = (tmp_path / name for name in ("depot.yml", "agent.conf", "limits.conf"))
+    depot.write_text(DEPOT, encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    first = ("GATEWAY=gateway-1", f"DEPOT={depot}", f"GRID_STATE_DIRECTORY={tmp_path}")
+    log = tmp_path / "engine.log"
+    conf.write_text("\n".join((*first, f"ENGINE_LOG={log}", line)) + "\n", encoding="utf-8")
+    done = subprocess.run(
+        [*AGENT, "--agent-conf", conf, "--limits-conf", limits], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"Refused to start: {'' if words.startswith('agent.conf: ') else f'{tmp_path}/'}{words}" in done.stderr
+    assert f"ERROR {done.stderr.splitlines()[-1].removeprefix('ERROR ')}" in log.read_text(encoding="utf-8")
