@@ -232,7 +232,7 @@ def grid_lines(grid: Mapping[str, Any]) -> list[str]:
     if grid["registered"]:
         who = f"registered with {grid['vtn_id']} as {grid['ven_id']}"
     else:
-        who = f"not registered with {grid['vtn']}"
+        who = f"not registered with {grid['vtn']}{', as was asked' if grid['absent'] else ''}"
     well = grid["trouble"] is None and not grid["link_lost"]
     heard = f"{'last answer' if well else 'no valid answer for'} {grid['heard_s_ago']:.0f} s"
     lines = [f"grid      {who}; {heard}{' ago' if well else ''}, polled every {grid['poll_s']:g} s"]

@@ -14,6 +14,7 @@ from derms_agent import status
 WELL: dict[str, Any] = {
     "vtn": "https://vtn.example:8443/OpenADR2/Simple/2.0b",
     "registered": True,
+    "absent": False,
     "ven_id": "ven-7",
     "vtn_id": "utility",
     "poll_s": 10.0,
