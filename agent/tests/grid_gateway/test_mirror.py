@@ -33,7 +33,7 @@ async def test_state_is_retained_and_events_are_told(
         tasks.start_soon(mirror.run, broker.url, tls, tmp_path / "outbox.sqlite", lambda: shown)
         mirror.happened("event", {"event": "e1"})
         until_s = time.monotonic() + 15
-        while not (subscriber.bodies("/grid/small/state") and subscriber.bodies("/grid/small/event")):
+        while not (subscriber.bodies("/grid-gateway/small/state") and subscriber.bodies("/grid-gateway/small/event")):
             assert time.monotonic() < until_s
             await anyio.sleep(0.1)
         # What only counts up is no change of state.
@@ -41,8 +41,27 @@ async def test_state_is_retained_and_events_are_told(
         await anyio.sleep(1.5)
         tasks.cancel_scope.cancel()
 
-    (state,) = subscriber.bodies("/grid/small/state")
-    (event,) = subscriber.bodies("/grid/small/event")
+    (state,) = subscriber.bodies("/grid-gateway/small/state")
+    (event,) = subscriber.bodies("/grid-gateway/small/event")
     assert state["registered"] is True
     assert "heard_s_ago" not in state
     assert event["event"] == "e1"
+
+
+async def test_a_state_beyond_what_the_broker_takes_is_said_and_ends_nothing(
+    broker: Broker, tls: TlsFiles, peer: Callable[[], Peer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown: dict[str, Any] = dict.fromkeys(
+        ("absent", "ven_id", "vtn_id", "link_lost", "control_trouble", "events", "bounds", "prices")
+    )
+    shown |= {"registered": True, "trouble": "x" * 70_000}
+    subscriber = peer()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Mirror("small").run, broker.url, tls, tmp_path / "outbox.sqlite", lambda: shown)
+        with anyio.fail_after(15):
+            while "not published" not in caplog.text:
+                await anyio.sleep(0.05)
+            shown["trouble"] = None
+            while not subscriber.bodies("/grid-gateway/small/state"):
+                await anyio.sleep(0.05)
+        tasks.cancel_scope.cancel()

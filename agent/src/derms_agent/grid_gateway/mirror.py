@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the gateway says over MQTT: `derms/v1/<depot>/grid/<depot>/{state,event}`. Nothing of the safety path is here.
+"""What the gateway says over MQTT, at `derms/v1/<depot>/grid-gateway/<depot>/{state,event}`.
+
+Nothing of the safety path is here. The broker lets it say nothing elsewhere (the role mqtt_broker).
 
 The state is retained: the registration, the link, trouble, and every event with what it bounds. Events are told once.
 """
@@ -8,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import anyio
 from derms_agent.grid_gateway import iso8601
 from derms_agent.mqtt import Outbox, Publisher, StoreError, TlsFiles
 
-GRID = "grid"
+GRID = "grid-gateway"
 CLIENT_ID = "derms-grid-gateway"
 LOOK_S = 1.0
 MOST_WAITING = 1000
@@ -60,10 +63,21 @@ class Mirror:
             found = shown()
             state = {name: found[name] for name in _SHOWN}
             if state != told:
-                await publisher.state(GRID, self._depot, {"at": iso8601.time_text(time.time()), **state})
                 told = state
+                with _said_where_too_long():
+                    await publisher.state(GRID, self._depot, {"at": iso8601.time_text(time.time()), **state})
             await anyio.sleep(LOOK_S)
 
     async def _tell_events(self, publisher: Publisher) -> None:
         async for event in self._waiting:
-            await publisher.event(GRID, self._depot, event)
+            with _said_where_too_long():
+                await publisher.event(GRID, self._depot, event)
+
+
+@contextmanager
+def _said_where_too_long() -> Iterator[None]:
+    """Say of a body that is longer than the broker takes, and go on: a VTN may send any number of events."""
+    try:
+        yield
+    except ValueError as problem:
+        logger.warning("MQTT: not published: %s", problem)
