@@ -253,7 +253,8 @@ def grid_alarms(grid: Mapping[str, Any]) -> list[str]:
     if "silent" in grid:
         return [f"! grid gateway: {_short(grid['silent'], 100)}"]
     host = f"VTN {urlsplit(grid['vtn']).hostname}"
-    alarms = [] if grid["trouble"] is None else [f"! {host}: {_short(grid['trouble'], 120)}"]
+    trouble = grid["trouble"]
+    alarms = [] if trouble is None else [f"! {host}: {_short(trouble.removeprefix(f'{host}: '), 120)}"]
     if grid["link_lost"]:
         alarms.append(f"! {host}: Heartbeat Timeout: no valid answer for {grid['heard_s_ago']:.0f} s")
     if grid["control_trouble"] is not None:

@@ -70,6 +70,11 @@ def test_what_is_wrong_is_an_alarm_with_the_words_that_the_log_has() -> None:
     ]
 
 
+def test_the_vtn_is_named_once() -> None:
+    ill = {**WELL, "trouble": "VTN vtn.example: unreachable: vtn.example:8443 takes no connection"}
+    assert status.grid_alarms(ill) == ["! VTN vtn.example: unreachable: vtn.example:8443 takes no connection"]
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_a_service_that_was_started_and_is_silent_is_an_alarm_and_one_that_never_was_is_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], made: bool
