@@ -17,11 +17,15 @@ _MOST_LINKS = 20
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """What is wrong, and what to do about it. `of_time`: a clock that is off would look the same."""
+    """What is wrong, and what to do about it.
+
+    `of_time`: a clock that is off would look the same. `of_client`: it is about this gateway's certificate.
+    """
 
     what: str
     advice: str
     of_time: bool = False
+    of_client: bool = False
 
     def __str__(self) -> str:
         """Return both as a sentence."""
@@ -41,17 +45,25 @@ FINGERPRINT = Reason(
     "the VTN's certificate does not have VTN_FINGERPRINT", "ask the utility operator for the fingerprint in use"
 )
 NO_CLIENT_CERTIFICATE = Reason(
-    "no client certificate: the VTN asks for one", "put the one that the utility issued at CERT_PATH and KEY_PATH"
+    "no client certificate: the VTN asks for one",
+    "put the one that the utility issued at CERT_PATH and KEY_PATH",
+    of_client=True,
 )
-CLIENT_UNKNOWN_CA = Reason("unknown CA: the VTN does not know the authority of this gateway's certificate", _CLIENT)
+CLIENT_UNKNOWN_CA = Reason(
+    "unknown CA: the VTN does not know the authority of this gateway's certificate", _CLIENT, of_client=True
+)
 CLIENT_EXPIRED = Reason(
-    "expired: the VTN finds this gateway's certificate no longer valid", "renew it: playbook rotate_certificates", True
+    "expired: the VTN finds this gateway's certificate no longer valid",
+    "renew it: playbook rotate_certificates",
+    of_time=True,
+    of_client=True,
 )
-CLIENT_REVOKED = Reason("this gateway's certificate was revoked", "ask the utility for another")
-CLIENT_REFUSED = Reason("the VTN refuses this gateway's certificate", _CLIENT)
+CLIENT_REVOKED = Reason("this gateway's certificate was revoked", "ask the utility for another", of_client=True)
+CLIENT_REFUSED = Reason("the VTN refuses this gateway's certificate", _CLIENT, of_client=True)
 CLOSED = Reason(
     "no client certificate, or one that the VTN refuses: it closes the connection after the handshake, each time",
     _CLIENT,
+    of_client=True,
 )
 PROTOCOL_VERSION = Reason(
     "protocol version: the VTN does not speak TLS in the version that TLS_MINIMUM asks for",
@@ -64,6 +76,12 @@ NO_CIPHER = Reason(
 STALLED = Reason("the VTN takes the connection and does not answer the handshake", "ask the utility operator")
 BROKEN_OFF = Reason("the VTN ends the connection in the midst of the handshake", "ask the utility operator")
 OTHER = Reason("the handshake failed", "ask the utility operator")
+
+
+def unusable(problem: str) -> Reason:
+    """Return the reason of files of this gateway that no connection can be made with."""
+    return Reason(f"this gateway's certificates cannot be used: {problem}", "check CERT_PATH, KEY_PATH and CA_PATH")
+
 
 _VERIFY = {9: NOT_YET, 10: EXPIRED, 2: UNKNOWN_CA, 18: UNKNOWN_CA, 19: UNKNOWN_CA, 20: UNKNOWN_CA, 21: UNKNOWN_CA,
            62: OTHER_HOST, 64: OTHER_HOST}  # fmt: skip

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import anyio
 import anyio.abc
+import anyio.streams.tls
 from aiohttp.client_proto import ResponseHandler
 
 from derms_agent.grid_gateway import tls_trouble
@@ -62,11 +63,17 @@ class Kind(str, Enum):
 
 
 class Trouble(Exception):
-    """A request that had no usable answer."""
+    """A request that had no usable answer. `reason`: of what is wrong with TLS."""
 
-    def __init__(self, kind: Kind, what: str) -> None:
+    def __init__(self, kind: Kind, what: str, reason: tls_trouble.Reason | None = None) -> None:
         super().__init__(what)
         self.kind = kind
+        self.reason = reason
+
+    @classmethod
+    def of_tls(cls, reason: tls_trouble.Reason) -> Trouble:
+        """Return the trouble of a handshake."""
+        return cls(Kind.TLS, str(reason), reason)
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -156,6 +163,31 @@ class _Connector(aiohttp.TCPConnector):
         return made
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a VTN shows in a handshake; `chain`: its certificates in DER, its own first."""
+
+    tls_version: str
+    cipher: str
+    chain: tuple[bytes, ...]
+
+
+def _tls_of(stream: anyio.abc.ByteStream) -> ssl.SSLObject:
+    found: ssl.SSLObject = stream.extra(anyio.streams.tls.TLSAttribute.ssl_object)  # noqa: S610 - anyio's, no database's
+    return found
+
+
+def _shown(tls: ssl.SSLObject) -> Shown:
+    cipher = tls.cipher()
+    # Public from Python 3.13 on; before that it is there all the same, and gives objects.
+    shows: Any = tls if hasattr(tls, "get_unverified_chain") else tls._sslobj  # type: ignore[attr-defined] # noqa: SLF001
+    chain = [
+        one if isinstance(one, bytes) else ssl.PEM_cert_to_DER_cert(one.public_bytes())
+        for one in shows.get_unverified_chain() or ()
+    ]
+    return Shown(tls.version() or "", cipher[0] if cipher else "", tuple(chain))
+
+
 @dataclass(slots=True, eq=False)
 class Transport:
     """The way to one VTN. `connected` is told of each connection; `warned` of what a person should know."""
@@ -181,6 +213,38 @@ class Transport:
             except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
                 await self._drop()
                 raise await self._named(error) from error
+
+    async def shake_hands(self) -> Shown:
+        """Connect, ask nothing, and return what the VTN shows. Raises Trouble.
+
+        With TLS 1.3 the VTN may still refuse this gateway's certificate after that: `post` would find it out.
+        """
+        async with self._lock:
+            await self._current_session()
+            try:
+                with anyio.fail_after(CONNECT_S):
+                    stream = await self._connect(self._context)
+            except TimeoutError as error:
+                raise await self._named(aiohttp.ConnectionTimeoutError()) from error
+            except (*_ENDED, OSError) as error:
+                raise await self._named(error) from error
+            async with stream:
+                tls = _tls_of(stream)
+                self._judge(tls)
+                return _shown(tls)
+
+    async def look(self) -> Shown | None:
+        """Return what the VTN shows to somebody who demands nothing of it; None: no handshake. Nothing is asked."""
+        try:
+            context = context_of(self.endpoint)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            with anyio.fail_after(CONNECT_S):
+                async with await self._connect(context) as stream:
+                    return _shown(_tls_of(stream))
+        except (*_ENDED, OSError, TimeoutError):
+            return None
 
     async def aclose(self) -> None:
         """Close the connection."""
@@ -216,8 +280,7 @@ class Transport:
         except OSError as problem:
             # While files are being replaced a key may not fit its certificate: what is there goes on until they do.
             if self._session is None:
-                what = f"this gateway's certificates cannot be used: {problem.strerror or problem}"
-                raise Trouble(Kind.TLS, f"{what}; check CERT_PATH, KEY_PATH and CA_PATH") from problem
+                raise Trouble.of_tls(tls_trouble.unusable(problem.strerror or str(problem))) from problem
             self.warned(f"The certificates were replaced and cannot be used ({problem}); those before are used on")
             return self._session
         replaced = self._stamps is not None and stamps != self._stamps
@@ -243,7 +306,7 @@ class Transport:
         certificate = None if tls is None else tls.getpeercert(binary_form=True)
         pinned = self.endpoint.fingerprint
         if pinned is not None and not fingerprint_fits(pinned, certificate):
-            raise Trouble(Kind.TLS, str(tls_trouble.FINGERPRINT))
+            raise Trouble.of_tls(tls_trouble.FINGERPRINT)
         shown: Any = {} if tls is None else tls.getpeercert() or {}
         self.connected(Connected("none" if tls is None else tls.version() or "none", shown.get("notAfter")))
 
@@ -288,8 +351,8 @@ class Transport:
         if reason.of_time:
             off_s = await self._clock_off()
             if off_s is not None and abs(off_s) > LONGEST_OFF_S:
-                reason = tls_trouble.off_by(off_s)
-        return Trouble(Kind.TLS, str(reason))
+                reason = replace(tls_trouble.off_by(off_s), of_client=reason.of_client)
+        return Trouble.of_tls(reason)
 
     async def _accepts(self) -> bool:
         """Whether the VTN's port takes connections."""
