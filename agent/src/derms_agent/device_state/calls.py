@@ -22,6 +22,7 @@ CALLS = {
     "der_settings": ("derms_agent.device_state.der.run", "der_settings"),
     "registers": ("derms_agent.device_state.registers", "converged"),
     "registers_info": ("derms_agent.device_state.registers", "gathered"),
+    "ven_events": ("derms_agent.grid_gateway.looking", "events"),
     "vtn_reached": ("derms_agent.grid_gateway.reach", "reached"),
 }
 PATHS = frozenset({"socket", "state_directory", "depot_file"})

@@ -115,7 +115,7 @@ class Service:
 
     async def _event_list(self, found: Mapping[str, Any], _user: str) -> object:
         Arguments(found).end()
-        return self.ven.shown()["events"]
+        return self.ven.shown_events()
 
     async def _sync(self, found: Mapping[str, Any], _user: str) -> object:
         Arguments(found).end()

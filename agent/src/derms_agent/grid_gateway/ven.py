@@ -47,6 +47,7 @@ from derms_agent.grid_gateway.incoming import (
     ReportRequest,
     RequestReregistration,
     Response,
+    Signal,
     UpdatedReport,
     UpdateReport,
     parse,
@@ -820,6 +821,18 @@ class Ven:
 
     # What a person may see
 
+    def shown_events(self) -> list[dict[str, Any]]:
+        """Return every event with the values of its signals and what the depot is held to, as plain JSON."""
+        now_unix_s = self.wall()
+        return [
+            {
+                **_event_json(key, held, now_unix_s),
+                "signals": [_signal_json(one) for one in held.event.signals],
+                "bounds": [_bound_json(bound) for bound in self.handed.values() if bound.key == key],
+            }
+            for key, held in self.state.events.items()
+        ]
+
     def shown(self) -> dict[str, Any]:
         """Return what the VEN is doing, as plain JSON."""
         now_s, now_unix_s = self.clock(), self.wall()
@@ -905,6 +918,14 @@ def _event_json(key: Key, held: events.Held, now_unix_s: float) -> dict[str, Any
         "why": None if held.refusal is None else held.refusal.why,
         "baseline_w": held.baseline_w,
     }
+
+
+def _signal_json(signal: Signal) -> dict[str, Any]:
+    """Return a signal; its values are scaled, so that a power is in W."""
+    scale = 1.0 if signal.unit is None else signal.unit.scale
+    intervals = [{**asdict(one), "value": one.value * scale} for one in signal.intervals]
+    unit = None if signal.unit is None else signal.unit.unit
+    return {"name": signal.name, "type": signal.type, "unit": unit, "intervals": intervals}
 
 
 def _bound_json(bound: Bound) -> dict[str, Any]:
