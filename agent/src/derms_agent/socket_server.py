@@ -13,7 +13,7 @@ import os
 import pwd
 import socket
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -145,6 +145,31 @@ class Arguments:
             self._take(name)
             return None
         return self.text(name)
+
+    def optional_texts(self, name: str, among: Collection[str] | None = None) -> tuple[str, ...] | None:
+        """Return a list of texts, or None where there is none. Raises ProtocolError."""
+        value = self._take(name)
+        if value is None:
+            return None
+        expected = "texts" if among is None else f"some of {', '.join(among)}"
+        if not isinstance(value, list):
+            raise _wrong(name, value, f"a list of {expected}")
+        for one in value:
+            if not isinstance(one, str) or not one or (among is not None and one not in among):
+                raise _wrong(name, one, expected)
+        return tuple(dict.fromkeys(value))
+
+    def optional_texts_by_name(self, name: str, among: Collection[str]) -> dict[str, str] | None:
+        """Return texts of a few by their names, or None where there are none. Raises ProtocolError."""
+        value = self._take(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict) or not all(value):
+            raise _wrong(name, value, "texts by name")
+        for one in value.values():
+            if not isinstance(one, str) or one not in among:
+                raise _wrong(name, one, f"one of {', '.join(sorted(among))}")
+        return dict(value)
 
     def one_of(self, name: str, among: Mapping[str, Any], default: str) -> str:
         """Return a name that must be among others. Raises ProtocolError."""

@@ -23,6 +23,7 @@ CALLS = {
     "registers": ("derms_agent.device_state.registers", "converged"),
     "registers_info": ("derms_agent.device_state.registers", "gathered"),
     "ven_events": ("derms_agent.grid_gateway.looking", "events"),
+    "ven_declared": ("derms_agent.grid_gateway.declared", "converged"),
     "vtn_reached": ("derms_agent.grid_gateway.reach", "reached"),
 }
 PATHS = frozenset({"socket", "state_directory", "depot_file"})

@@ -30,6 +30,7 @@ from derms_agent.grid_gateway.control_link import ControlLink
 from derms_agent.grid_gateway.mirror import Mirror
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.terms import REPORTS, Terms
 from derms_agent.grid_gateway.transport import PATH, Connected, Endpoint, Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
 from derms_agent.mqtt import TlsFiles
@@ -90,6 +91,7 @@ class Service:
     mirror: Mirror
     broker: Broker | None = None
     broker_tls: TlsFiles | None = None
+    places: frozenset[str] = frozenset()
 
     def verbs(self) -> Verbs:
         """Return what may be asked over the socket."""
@@ -99,6 +101,7 @@ class Service:
                 "event.sync": self._sync,
                 "registration.cancel": self._cancel_registration,
                 "registration.create": self._create_registration,
+                "terms.put": self._put_terms,
                 "opt.create": self._create_opt,
                 "opt.cancel": self._cancel_opt,
             },
@@ -111,7 +114,7 @@ class Service:
 
     async def _status(self, found: Mapping[str, Any], _user: str) -> object:
         Arguments(found).end()
-        return self.ven.shown()
+        return {**self.ven.shown(), "places": sorted(self.places)}
 
     async def _event_list(self, found: Mapping[str, Any], _user: str) -> object:
         Arguments(found).end()
@@ -132,6 +135,18 @@ class Service:
         Arguments(found).end()
         self.ven.join()
         logger.info("The registration is wanted by %s", user)
+        return {}
+
+    async def _put_terms(self, found: Mapping[str, Any], user: str) -> object:
+        arguments = Arguments(found)
+        wanted = Terms(
+            reports=arguments.optional_texts("reports", REPORTS),
+            market_contexts=arguments.optional_texts("market_contexts"),
+            resources=arguments.optional_texts_by_name("resources", self.places),
+        )
+        arguments.end()
+        await self._told(self.ven.agree(wanted))
+        logger.info("The terms of the VEN were put by %s", user)
         return {}
 
     async def _create_opt(self, found: Mapping[str, Any], user: str) -> object:
@@ -167,7 +182,7 @@ class Service:
         """Wait for the VTN to be told something. Raises ProtocolError where it was not."""
         try:
             await asked
-        except (Trouble, NotRegistered, Refused) as why:
+        except (Trouble, NotRegistered, Refused, messages.Unsendable) as why:
             raise ProtocolError("vtn", f"{type(why).__name__}: {why}") from why
 
 
@@ -209,7 +224,9 @@ def assemble(configuration: Configuration) -> Service:
         push.server_context(endpoint)
     ven.recall()
     tls = broker_tls(agent, None if credentials is None else Path(credentials))
-    return Service(ven, frozenset(agent.control_peers), mirror, agent.mqtt, tls)
+    depot = configuration.depot
+    places = frozenset({"site", *depot.circuits, *(evse.name for evse in depot.evses())})
+    return Service(ven, frozenset(agent.control_peers), mirror, agent.mqtt, tls, places)
 
 
 def broker_tls(agent: AgentConf, credentials: Path | None) -> TlsFiles | None:

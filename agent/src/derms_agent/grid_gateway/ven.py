@@ -13,6 +13,7 @@ Durations are counted on the host's clock since boot, which no step of the wall'
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -28,7 +29,7 @@ import anyio
 
 from derms_agent.document_store import Store
 from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
-from derms_agent.grid_gateway import events, messages, reports, transport
+from derms_agent.grid_gateway import events, messages, reports, terms, transport
 from derms_agent.grid_gateway.control_link import Control, NoControl, changes
 from derms_agent.grid_gateway.events import Bound, Key, Received, State
 from derms_agent.grid_gateway.incoming import (
@@ -55,9 +56,11 @@ from derms_agent.grid_gateway.incoming import (
 from derms_agent.grid_gateway.messages import EventResponse, Opt, Report, ReportInterval
 from derms_agent.grid_gateway.reports import Buffer, Schedule
 from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
 
 EVENTS, REGISTRATION, REPORTS, OPTS = "events.json", "registration.json", "reports.json", "opts.json"
+TERMS = "terms.json"
 POLL_S = 10.0
 """How often a VTN is polled that does not say."""
 SILENT_INTERVALS = 3.0
@@ -127,6 +130,7 @@ class Ven:
     tick_s: float = TICK_S
     registration: Registration | None = None
     absent: bool = False
+    terms: Terms = field(default_factory=Terms)
     state: State = field(default_factory=State)
     handed: dict[str, Bound] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
@@ -134,6 +138,7 @@ class Ven:
     heard_s: float = 0.0
     trouble: str | None = None
     control_trouble: str | None = None
+    _by_file: Rules = field(init=False)
     _rung: int = 0
     _anew: bool = False
     _report: Mapping[str, Any] | None = None
@@ -147,6 +152,9 @@ class Ven:
     _woken: anyio.Event = field(default_factory=anyio.Event)
     _busy: anyio.Lock = field(default_factory=anyio.Lock)
 
+    def __post_init__(self) -> None:
+        self._by_file = self.rules
+
     # What outlives the process
 
     def recall(self) -> None:
@@ -159,6 +167,7 @@ class Ven:
             self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
         opts: tuple[messages.Opted, ...] = ()
         self.opts = {one.id: one for one in self._recalled(OPTS, _opts_of, opts)}
+        self.terms = self._recalled(TERMS, terms.from_json, Terms())
         self._adopt_rules()
 
     def _recalled(self, name: str, read: Callable[[Mapping[str, Any]], T], nothing: T) -> T:
@@ -187,7 +196,7 @@ class Ven:
 
     def _adopt_rules(self) -> None:
         away = tuple(window for one in self.opts.values() if one.opt is Opt.OUT for window in one.available)
-        self.rules = replace(self.rules, unavailable=away)
+        self.rules = replace(self.terms.applied(self._by_file), unavailable=away)
         if self.registration is not None:
             self.rules = replace(self.rules, ven_id=self.registration.ven_id, vtn_id=self.registration.vtn_id)
 
@@ -414,13 +423,17 @@ class Ven:
         await self._offer_reports()
 
     async def cancel_registration(self) -> None:
-        """Take the VEN away from the VTN, and stay away until `join`. Raises Trouble, NotRegistered or Refused."""
-        known = self._known()
-        body = messages.cancel_party_registration(_fresh_id(), known.registration_id or "", known.ven_id)
-        answer = await self._ask("EiRegisterParty", body)
-        if isinstance(answer, CanceledPartyRegistration):
-            self.absent = True
-            self._forget_registration()
+        """Take the VEN away from the VTN, and stay away until `join`. Raises Trouble or Refused."""
+        known = self.registration
+        if known is not None:
+            body = messages.cancel_party_registration(_fresh_id(), known.registration_id or "", known.ven_id)
+            # One that the VTN does not know is as good as cancelled.
+            with contextlib.suppress(NotRegistered):
+                answer = await self._ask("EiRegisterParty", body)
+                if not isinstance(answer, CanceledPartyRegistration):
+                    raise Refused(f"found {type(answer).__name__}, expected oadrCanceledPartyRegistration")
+        self.absent = True
+        self._forget_registration()
 
     def join(self) -> None:
         """Be registered again, after `cancel_registration`."""
@@ -678,6 +691,23 @@ class Ven:
             self._provisional_w, self._provisional_s = self._baseline(now_s), now_s
         return self._provisional_w
 
+    # Terms
+
+    async def agree(self, wanted: Terms) -> None:
+        """Go by other terms from now on, and offer the VTN the reports that they name.
+
+        Raises Trouble, NotRegistered, Refused or Unsendable, and then goes by those before.
+        """
+        before, self.terms = self.terms, wanted
+        if self.registration is not None and wanted.offers != before.offers:
+            try:
+                await self._offer_and_create()
+            except (Trouble, NotRegistered, Refused, messages.Unsendable):
+                self.terms = before
+                raise
+        self.store.save(TERMS, terms.to_json(wanted))
+        self._adopt_rules()
+
     # Reports
 
     async def _offer_reports(self) -> None:
@@ -688,7 +718,7 @@ class Ven:
             logger.warning("The VTN takes no reports: %s", why)
 
     async def _offer_and_create(self) -> None:
-        body = messages.register_report(_fresh_id(), self._known().ven_id, reports.OFFERS, self.wall())
+        body = messages.register_report(_fresh_id(), self._known().ven_id, self.terms.offers, self.wall())
         answer = await self._ask("EiReport", body)
         # A registration begins without reports; those before it were for another.
         self.schedules.clear()
@@ -704,9 +734,9 @@ class Ven:
         unknown = []
         for request in requests:
             if request.specifier == reports.METADATA:
-                body = messages.register_report(_fresh_id(), self._known().ven_id, reports.OFFERS, self.wall())
+                body = messages.register_report(_fresh_id(), self._known().ven_id, self.terms.offers, self.wall())
                 await self._ask("EiReport", body)
-            elif reports.offer_of(request) is None:
+            elif reports.offer_of(request) not in self.terms.offers:
                 unknown.append(request.specifier)
             else:
                 self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
@@ -853,9 +883,16 @@ class Ven:
             "bounds": [_bound_json(bound) for bound in self.handed.values() if bound.key != _NO_KEY],
             "prices": [asdict(price) for price in events.prices(self.state, self.rules, now_unix_s)],
             "opts": [
-                {"name": one.id, "opt": one.opt.value, "times": [asdict(window) for window in one.available]}
+                {
+                    "name": one.id,
+                    "opt": one.opt.value,
+                    "times": [asdict(window) for window in one.available],
+                    "market_context": one.market_context,
+                }
                 for one in self.opts.values()
             ],
+            "terms": terms.shown(self.terms, self._by_file),
+            "terms_by_file": terms.shown(Terms(), self._by_file),
             "reports": [one.request.id for one in self.schedules.values()],
             "samples_waiting": self.buffer.count(),
         }
