@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
+from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
 
 from derms_agent.document_store import Store
 from derms_agent.grid_gateway.control_link import Honour, NoControl
@@ -22,7 +23,8 @@ from derms_agent.grid_gateway.incoming import CreateReport, ReportRequest
 from derms_agent.grid_gateway.messages import Opt, Opted, Window
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
-from derms_agent.grid_gateway.transport import Transport
+from derms_agent.grid_gateway.terms import Terms
+from derms_agent.grid_gateway.transport import Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, Ven
 from derms_agent.model import GridLevel
 
@@ -303,6 +305,46 @@ async def test_the_ven_may_leave(field_: Field) -> None:
         field_.ven = ven
         field_.ven.join()
         await within(5, lambda: len(field_.vtn.seen("registrations")) == 2)
+
+
+async def test_a_ven_that_the_vtn_has_forgotten_may_leave_as_well(field_: Field) -> None:
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        field_.vtn.do("mode", mode=payload(f"<oadr:oadrResponse>{eiresponse(463)}</oadr:oadrResponse>"))
+        await field_.ven.cancel_registration()
+        assert field_.ven.absent
+        # So may one that was never registered: there is nobody to be told.
+        await field_.ven.cancel_registration()
+        assert field_.renew().absent
+
+
+async def test_other_terms_are_offered_kept_and_left_as_they_were_where_the_vtn_is_not_told(field_: Field) -> None:
+    terms = Terms(reports=("TELEMETRY_STATUS",), market_contexts=("http://utility.example/other",))
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        field_.vtn.do("mode", mode="500")
+        with pytest.raises(Trouble, match="500"):
+            await field_.ven.agree(terms)
+        assert (field_.ven.terms, field_.ven.rules.market_contexts) == (Terms(), frozenset())
+        field_.vtn.do("mode", mode="")
+        await field_.ven.agree(terms)
+        # A report that is not offered is none that may be asked for.
+        request = ReportRequest(
+            id="r1", specifier="telemetry-usage", granularity_s=1.0, report_back_s=1.0, data_points=("site-power",)
+        )
+        answer = await field_.ven.reply_to(CreateReport(request_id="q", requests=(request,)))
+        assert answer is not None
+        assert b"not supported: telemetry-usage" in answer[1]
+        # Events are judged by them, from the next one on.
+        await within(5, lambda: field_.ven.trouble is None)
+        field_.add([1], event_id="theirs")
+        await within(5, lambda: field_.opts() == {"theirs": "optOut"})
+        ven = field_.ven
+        assert field_.renew().terms == terms
+        assert field_.ven.rules.market_contexts == {"http://utility.example/other"}
+        field_.ven = ven
+        await field_.ven.agree(Terms())
+        assert field_.ven.rules.market_contexts == RULES.market_contexts
 
 
 async def test_times_that_the_depot_opts_out_of(field_: Field) -> None:  # defect 14

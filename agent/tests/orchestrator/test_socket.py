@@ -90,6 +90,35 @@ def test_an_argument_that_is_not_known_is_named_with_the_nearest() -> None:
         arguments.end()
 
 
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        ({"lists": "a"}, "lists: found 'a', expected a list of some of a, b"),
+        ({"lists": ["c"]}, "lists: found 'c', expected some of a, b"),
+        ({"lists": [["a"]]}, "lists: found ['a'], expected some of a, b"),
+        ({"names": ["a"]}, "names: found ['a'], expected texts by name"),
+        ({"names": {"": "a"}}, "names: found {'': 'a'}, expected texts by name"),
+        ({"names": {"x": "c"}}, "names: found 'c', expected one of a, b"),
+        ({"names": {"x": {}}}, "names: found {}, expected one of a, b"),
+    ],
+)
+def test_texts_that_are_none(found: Mapping[str, Any], words: str) -> None:
+    arguments = Arguments(found)
+    take = arguments.optional_texts if "lists" in found else arguments.optional_texts_by_name
+    with pytest.raises(ProtocolError) as refusal:
+        take(next(iter(found)), ("a", "b"))
+    assert str(refusal.value) == words
+
+
+def test_texts_are_taken_once_each_and_may_be_missing() -> None:
+    arguments = Arguments({"lists": ["b", "a", "b"], "names": {"x": "a"}, "none": None})
+    assert arguments.optional_texts("lists") == ("b", "a")
+    assert arguments.optional_texts_by_name("names", ("a", "b")) == {"x": "a"}
+    assert arguments.optional_texts("none") is None
+    assert arguments.optional_texts_by_name("nothing", ()) is None
+    arguments.end()
+
+
 def test_an_ask_has_what_was_asked_for_and_who_asked() -> None:
     ask = ask_of({"name": "less", "high_w": 5, "duration_s": 60}, "root", TARGETS, NOW_UNIX_S)
     assert (ask.id, ask.source, ask.rank, ask.target, ask.put_by) == (

@@ -116,6 +116,10 @@ def refuses_what_cannot_be(play: Play, running: Gateway) -> None:
         "opts[0].duration_s: found 0, expected 1 to 3.16224e+07": {
             "opts": [{"name": "a", "start": "2026-12-24T18:00:00Z", "duration_s": 0}]
         },
+        "opts[0].name: found '', expected a printable text of 1 to 200 characters": {
+            "opts": [{"name": "", "start": "2026-12-24T18:00:00Z", "duration_s": 60}]
+        },
+        "market_contexts[0]: found '', expected a printable text of 1 to 200 characters": {"market_contexts": [""]},
         "opts: found a twice, expected each name once": {
             "opts": [{"name": "a", "start": "2026-12-24T18:00:00Z", "duration_s": 60}] * 2
         },

@@ -25,6 +25,7 @@ ANSWER_S = 60.0
 _LOOK_S = 0.2
 _SAME_S = 0.001
 _LONGEST_S = 366 * 86400.0
+_LONGEST_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +202,8 @@ def converged(
     """
     declared = Declared(
         state=state,
-        reports=None if reports is None else tuple(reports),
-        market_contexts=None if market_contexts is None else tuple(market_contexts),
+        reports=None if reports is None else tuple(dict.fromkeys(reports)),
+        market_contexts=_contexts(market_contexts),
         resources=resources,
         opts=None if opts is None else tuple(_opt_time(number, one) for number, one in enumerate(opts)),
     )
@@ -285,6 +286,13 @@ def _ended(client: Client, result: dict[str, Any], problem: str) -> dict[str, An
     return {**result, "problem": problem}
 
 
+def _contexts(said: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return each market context once. Raises Unusable."""
+    if said is None:
+        return None
+    return tuple(dict.fromkeys(_text(f"market_contexts[{number}]", one) for number, one in enumerate(said)))
+
+
 def _opt_time(number: int, said: Mapping[str, Any]) -> OptTime:
     """Return a time that is declared. Raises Unusable."""
     where = f"opts[{number}]"
@@ -292,18 +300,25 @@ def _opt_time(number: int, said: Mapping[str, Any]) -> OptTime:
         start = datetime.fromisoformat(str(said["start"]).replace("Z", "+00:00"))
     except ValueError:
         start = None
-    if start is None or start.tzinfo is None:
+    if start is None or start.tzinfo is None or not 0.0 <= start.timestamp() <= iso8601.LATEST_UNIX_S:
         raise Unusable(f"{where}.start: found {said['start']}, expected a time with its zone, as 2026-12-24T18:00:00Z")
-    duration_s = float(said["duration_s"])
+    duration_s, context = float(said["duration_s"]), said.get("market_context")
     if not 1.0 <= duration_s <= _LONGEST_S:
         raise Unusable(f"{where}.duration_s: found {duration_s:g}, expected 1 to {_LONGEST_S:g}")
     return OptTime(
-        name=said["name"],
+        name=_text(f"{where}.name", said["name"]),
         opt=said["opt"],
         start_unix_s=start.timestamp(),
         duration_s=duration_s,
-        market_context=said.get("market_context"),
+        market_context=None if context is None else _text(f"{where}.market_context", context),
     )
+
+
+def _text(where: str, found: str) -> str:
+    """Return a text as the socket takes them. Raises Unusable."""
+    if not found or len(found) > _LONGEST_TEXT or not found.isprintable():
+        raise Unusable(f"{where}: found {found!r}, expected a printable text of 1 to {_LONGEST_TEXT} characters")
+    return found
 
 
 def _distinct(opts: Sequence[OptTime]) -> None:
