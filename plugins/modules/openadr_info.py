@@ -166,7 +166,8 @@ notes:
   type: list
   elements: str
   returned: always
-  sample: ["VTN vtn.example:443: tcp failed: Connection refused; check the port in VTN_URL, and the firewall"]
+  sample:
+    - "VTN vtn.example:443: tcp failed: Connection refused; check the port in VTN_URL, and the firewalls on the way"
 not_verified:
   description: What is unknown because there is no agent, where the task does not fail for that.
   type: list
