@@ -236,6 +236,9 @@ def grid_lines(grid: Mapping[str, Any]) -> list[str]:
     well = grid["trouble"] is None and not grid["link_lost"]
     heard = f"{'last answer' if well else 'no valid answer for'} {grid['heard_s_ago']:.0f} s"
     lines = [f"grid      {who}; {heard}{' ago' if well else ''}, polled every {grid['poll_s']:g} s"]
+    others = [name.replace("_", " ") for name, term in grid["terms"].items() if term != grid["terms_by_file"][name]]
+    if others:
+        lines.append(f"          not as the depot file has it, but as was asked: {', '.join(others)}")
     phases = [event["phase"] for event in grid["events"] if event["why"] is None]
     active, pending = phases.count("active"), phases.count("far") + phases.count("near")
     if active or pending:

@@ -11,6 +11,7 @@ import pytest
 
 from derms_agent import status
 
+TERMS: dict[str, Any] = {"reports": ["TELEMETRY_USAGE"], "market_contexts": [], "resources": {}}
 WELL: dict[str, Any] = {
     "vtn": "https://vtn.example:8443/OpenADR2/Simple/2.0b",
     "registered": True,
@@ -23,6 +24,8 @@ WELL: dict[str, Any] = {
     "trouble": None,
     "control_trouble": None,
     "events": [],
+    "terms": TERMS,
+    "terms_by_file": TERMS,
 }
 
 
@@ -48,6 +51,13 @@ def test_events_are_counted_and_a_refusal_says_why() -> None:
     assert status.grid_lines({**WELL, "events": events})[1:] == [
         "          events: 1 active, 1 pending",
         "          opted out of e3: the depot cannot obey: base load",
+    ]
+
+
+def test_terms_that_are_not_the_depot_files_are_named() -> None:
+    terms = {**TERMS, "market_contexts": ["http://utility.example/shed"], "resources": {"R1": "main"}}
+    assert status.grid_lines({**WELL, "terms": terms})[1:] == [
+        "          not as the depot file has it, but as was asked: market contexts, resources"
     ]
 
 
