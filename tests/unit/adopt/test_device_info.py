@@ -83,7 +83,7 @@ def test_an_agent_of_another_interface_is_unknown(
     monkeypatch.setattr(device_state, "INTERFACE", 0)
     result = play(device_info, check=True, depot=running_depot.document)
     assert {device["detail"] for device in result["devices"]} == {
-        "the agent's interface is version 0, the collection's 1"
+        "the agent's interface is version 0, the collection's 2"
     }
 
 
