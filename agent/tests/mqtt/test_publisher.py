@@ -82,7 +82,7 @@ async def test_events_and_telemetry_of_an_outage_arrive_in_order_after_it(
             await publisher.event("charger", "c1", {"id": str(second)})
         broker.start()
         seen = await to_thread.run_sync(peer)
-        await until(lambda: len(seen.messages) >= 30_600 and not publisher._outbox.waiting)
+        await until(lambda: len(seen.messages) >= 30_600 and not publisher._outbox.waiting, within_s=180.0)
     assert [body["n"] for body in seen.bodies("c1/telemetry")] == list(range(30_000))
     assert [body["id"] for body in seen.bodies("c1/event")] == [str(second) for second in range(600)]
 

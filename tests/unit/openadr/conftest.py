@@ -16,7 +16,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from agent.tests.grid_gateway.conftest import LabVtn, authority, lasting_vtn, new_vtn, stranger, vtn
-from agent.tests.grid_gateway.test_service import START_S, Gateway, within
+from agent.tests.grid_gateway.test_grid_service import START_S, Gateway, within
 
 __all__ = ["authority", "lasting_vtn", "new_vtn", "stranger", "vtn"]
 

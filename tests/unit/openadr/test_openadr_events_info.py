@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from ansible_collections.derms.edge.plugins.modules import openadr_events_info
 
-from agent.tests.grid_gateway.test_service import Gateway, within
+from agent.tests.grid_gateway.test_grid_service import Gateway, within
 
 if TYPE_CHECKING:
     from tests.unit.openadr.conftest import Play
