@@ -12,10 +12,17 @@ from typing import Any
 
 import pytest
 
+import derms_agent
 from derms_agent.device_state import INTERFACE
 from derms_agent.device_state.__main__ import NICENESS
 from derms_agent.device_state.calls import CALLS
 
+AS_RELEASED = f"""\
+import runpy, sys
+sys.path.append({str(Path(derms_agent.__file__).parents[1])!r})
+runpy.run_module("derms_agent.device_state", run_name="__main__")
+"""
+"""`-m derms_agent.device_state`, wherever these tests have the package from: -I heeds no PYTHONPATH."""
 GIVING_WAY = """\
 import os
 from derms_agent.device_state.__main__ import give_way
@@ -31,7 +38,7 @@ def asked(
     paths = {"socket": str(directory / "socket"), "state_directory": str(directory)}
     given = {"document": document, "gateway": gateway, "check": True, "deadline_s": 0.0, **paths}
     request = {"interface": interface, "call": "settings", "arguments": given}
-    command = [sys.executable, "-I", "-m", "derms_agent.device_state"]
+    command = [sys.executable, "-I", "-c", AS_RELEASED]
     done = subprocess.run(command, input=json.dumps(request), cwd=directory, check=True, capture_output=True, text=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
