@@ -35,14 +35,8 @@ options:
     elements: str
     default: []
 extends_documentation_fragment:
+  - derms.edge.only_reads
   - derms.edge.device_state
-attributes:
-  check_mode:
-    description: It only reads, and does the same in check mode.
-    support: full
-  diff_mode:
-    description: It changes nothing that a diff could show.
-    support: none
 seealso:
   - module: derms.edge.device_settings
   - module: derms.edge.device_scan

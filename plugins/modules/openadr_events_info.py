@@ -17,15 +17,9 @@ description:
   - What is over or cancelled is not returned.
   - A grid gateway that does not answer is a failure, and in check mode in RV(not_verified) alone.
 extends_documentation_fragment:
+  - derms.edge.only_reads
   - derms.edge.grid_gateway
   - derms.edge.grid_gateway.socket
-attributes:
-  check_mode:
-    description: It only reads, and does the same in check mode.
-    support: full
-  diff_mode:
-    description: It changes nothing that a diff could show.
-    support: none
 seealso:
   - module: derms.edge.openadr_info
   - module: derms.edge.openadr_ven

@@ -51,14 +51,8 @@ options:
     type: float
     default: 10
 extends_documentation_fragment:
+  - derms.edge.only_reads
   - derms.edge.grid_gateway
-attributes:
-  check_mode:
-    description: It only reads, and does the same in check mode.
-    support: full
-  diff_mode:
-    description: It changes nothing that a diff could show.
-    support: none
 seealso:
   - module: derms.edge.openadr_events_info
   - module: derms.edge.openadr_ven
