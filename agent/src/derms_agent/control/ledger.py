@@ -509,7 +509,7 @@ def issued(entry: Entry, write: int, amount: Amount, now_s: float) -> Entry:
     """Return the entry with the claim of a write that is about to leave."""
     claim = Claim(span=span_of(amount), cause=Cause.SETPOINT, since_s=now_s, write=write)
     unproven_s = now_s if entry.unproven_s is None else entry.unproven_s
-    return Entry(Claims((*entry.claims, claim)), *entry[1:-1], unproven_s)
+    return entry._replace(claims=Claims((*entry.claims, claim)), unproven_s=unproven_s)
 
 
 def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
@@ -536,7 +536,7 @@ def advanced(entry: Entry, station: Station, now_s: float) -> Entry:
     stale = entry.measured_s is not None and now_s - entry.measured_s > station.fresh_s
     if stale and entry.overrun and not _open(entry, Cause.LOST_SIGHT):
         added.append(_timeless(station.rating, Cause.LOST_SIGHT, now_s))
-    return Entry(Claims((*entry.claims, *added)), *entry[1:]) if added else entry
+    return entry._replace(claims=Claims((*entry.claims, *added))) if added else entry
 
 
 def fresh(entry: Entry, station: Station, now_s: float) -> bool:
@@ -616,7 +616,7 @@ def _with(entry: Entry, claims: Iterable[Claim]) -> Entry:
         )
     if len(kept) == len(entry.claims) and all(map(operator.is_, kept, entry.claims)):
         return entry
-    return Entry(Claims(kept), *entry[1:])
+    return entry._replace(claims=Claims(kept))
 
 
 def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901, PLR0911, PLR0912 - a table
@@ -693,9 +693,9 @@ def _acknowledged(entry: Entry, station: Station, event: Acknowledged) -> Entry:
     if entry.heard_s is None or issued_s > entry.heard_s:
         entry = _heard(entry, station, issued_s, event.answered_s)
     if station.refreshed_by is Refresh.WRITE or station.refreshed_by is Refresh.REQUEST:
-        entry = Entry(entry.claims, entry.heard_s, _latest(entry.refreshed_s, issued_s), *entry[3:-1], None)
+        entry = entry._replace(refreshed_s=_latest(entry.refreshed_s, issued_s), unproven_s=None)
     else:
-        entry = Entry(entry.claims, *entry[1:-1], None)
+        entry = entry._replace(unproven_s=None)
     watched = _watched(entry, station, event.answered_s)
     claims = []
     for claim in entry.claims:
