@@ -12,7 +12,7 @@ import pytest
 
 from derms_agent.device_state import access
 from derms_agent.device_state.access import Agent
-from derms_agent.orchestrator.api import Verbs, serve
+from derms_agent.socket_server import Verbs, serve
 
 pytestmark = pytest.mark.anyio
 

@@ -14,12 +14,13 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from derms_agent.document_store import Store
 from derms_agent.model import Proof, ProofKind, Rank, Setpoint
 from derms_agent.orchestrator import engine
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.engine import Engine
-from derms_agent.orchestrator.store import JOURNAL, Store
+from derms_agent.orchestrator.store import JOURNAL
 from derms_agent.profiles.profile import Profile
 
 if TYPE_CHECKING:

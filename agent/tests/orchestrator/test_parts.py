@@ -20,13 +20,14 @@ from derms_agent.control import demand, droop, limits
 from derms_agent.control.allocate import Allocation
 from derms_agent.control.cycle import EvseImage
 from derms_agent.control.plan import Plan
+from derms_agent.document_store import Store
 from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session, Value
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask, from_json, limits_of, placed, to_json
 from derms_agent.orchestrator.handover import Memory
 from derms_agent.orchestrator.image import EvseReading, evse_readings, meter_sample
 from derms_agent.orchestrator.sessions import LONGEST_GAP_S, Metering, followed
-from derms_agent.orchestrator.store import JOURNAL, LEDGER, Store
+from derms_agent.orchestrator.store import JOURNAL, LEDGER
 
 if TYPE_CHECKING:
     from derms_agent.orchestrator.site import Site

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from derms_agent.model import Rank
 from derms_agent.notify import notify
-from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
+from derms_agent.orchestrator.api import ask_of
 from derms_agent.orchestrator.asks import from_json, placed, to_json
 from derms_agent.orchestrator.report import ask_json
 from derms_agent.socket_client import Client, NoService
 from derms_agent.socket_protocol import ProtocolError, answered, decode, encode, refused
+from derms_agent.socket_server import Arguments, Verbs
 
 NOW_UNIX_S = 1_795_000_000.0
 TARGETS = {"site": None, "main": None, "charger-1": None}

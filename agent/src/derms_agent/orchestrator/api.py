@@ -11,9 +11,7 @@ from derms_agent.control import limits
 from derms_agent.orchestrator.asks import RANKS, Ask
 from derms_agent.profiles.profile import nearest
 from derms_agent.socket_protocol import ProtocolError
-from derms_agent.socket_server import Arguments, Verbs, serve
-
-__all__ = ["Arguments", "Verbs", "ask_of", "serve"]
+from derms_agent.socket_server import Arguments
 
 _MOST_W = 1e9
 

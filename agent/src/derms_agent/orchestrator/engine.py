@@ -26,13 +26,14 @@ from derms_agent.control import journal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome
 from derms_agent.control.guard import Purpose, Write
+from derms_agent.document_store import Store
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Begun, ModbusDevice
 from derms_agent.model import Evse, Reading, Setpoint
 from derms_agent.orchestrator import planning
 from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.site import Site
-from derms_agent.orchestrator.store import JOURNAL, LEDGER, Store
+from derms_agent.orchestrator.store import JOURNAL, LEDGER
 from derms_agent.profiles.profile import Profile, Quantity
 
 PERIOD_S = 1.0

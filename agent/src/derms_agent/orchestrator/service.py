@@ -31,6 +31,7 @@ from derms_agent import __version__, settings
 from derms_agent.control import demand, droop, journal, limits, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
+from derms_agent.document_store import Store, boot_id
 from derms_agent.drivers.bus_lock import Locked, buses_locked
 from derms_agent.drivers.errors import BusError, NotAllowed, Refused
 from derms_agent.drivers.factory import open_buses, open_devices
@@ -41,19 +42,19 @@ from derms_agent.engine_log import Heartbeats, listen, log_to
 from derms_agent.model import Device, OperatingState
 from derms_agent.mqtt import Outbox, Publisher, StoreError
 from derms_agent.notify import notify
-from derms_agent.orchestrator import api, asks, handover
-from derms_agent.orchestrator.api import Arguments, Verbs, ask_of
+from derms_agent.orchestrator import asks, handover
+from derms_agent.orchestrator.api import ask_of
 from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, tls_files
 from derms_agent.orchestrator.controller import Controller, Policy, Told
 from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, fallback_written, foreseen, site_of, tree_of
-from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, MEMORY, SESSIONS, Store, boot_id
+from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, MEMORY, SESSIONS
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
-from derms_agent.socket_server import listening
+from derms_agent.socket_server import Arguments, Verbs, listening, serve
 
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
@@ -643,7 +644,7 @@ async def _run_with_buses(service: Service) -> None:
         tasks.start_soon(_broadcast, service)
         async with listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
-            await api.serve(listener, service.verbs())
+            await serve(listener, service.verbs())
     await service.save_sessions()
     await service.save_memory()
     logger.info("Stopped at %s: setpoints stay in force as leases", stamp(time.time()))

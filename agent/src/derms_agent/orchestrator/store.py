@@ -7,9 +7,5 @@ of its writes leaves: that takes a third of the time of a whole ledger.
 
 from __future__ import annotations
 
-from derms_agent.document_store import Store, boot_id
-
-__all__ = ["ASKS", "JOURNAL", "LEDGER", "MEMORY", "SESSIONS", "Store", "boot_id"]
-
 LEDGER, ASKS, SESSIONS, MEMORY = "ledger.json", "asks.json", "sessions.json", "memory.json"
 JOURNAL = "ledger.journal"
