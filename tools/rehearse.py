@@ -243,21 +243,24 @@ class Devices:
 
     def next_writes(self) -> list[int]:
         """Return the number that the next write will have, in each field."""
-        return [self._written(field, 0)[1] for field in self.fields]
+        return [max((page["next"] for page in _pages(field, 0)), default=0) for field in self.fields]
 
     def written(self, since: Sequence[int]) -> Writes:
         """Count what devices were written, in each field from the write of that number on."""
-        pairs = zip(self.fields, since, strict=True)
-        counted = Counter(of_control for field, number in pairs for of_control in self._written(field, number)[0])
+        counted = Counter(
+            is_control(write, self.profiles)
+            for field, number in zip(self.fields, since, strict=True)
+            for page in _pages(field, number)
+            for write in page["writes"]
+        )
         return Writes(control=counted[True], other=counted[False])
 
-    def _written(self, field: Field, since: int) -> tuple[list[bool], int]:
-        """Return of each write from that number on whether it is control's, and the number of the next one."""
-        of_control: list[bool] = []
-        while (answer := field.send({"writes": since}))["writes"]:
-            of_control += [is_control(write, self.profiles) for write in answer["writes"]]
-            since = answer["next"]
-        return of_control, since
+
+def _pages(field: Field, since: int) -> Iterator[Mapping[str, Any]]:
+    """Yield a twin's answers with all writes from that number on, as many as it holds at a time."""
+    while (answer := field.send({"writes": since}))["writes"]:
+        yield answer
+        since = answer["next"]
 
 
 def converge(title: str, inventory: Path, options: Sequence[str], work: Path, devices: Devices) -> Recap:

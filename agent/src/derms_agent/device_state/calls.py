@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What modules ask: a call by its name with its arguments in, its result out, all of it of JSON's types.
 
-A request is `{"interface": 1, "call": "settings", "arguments": {…}}`, and its answer `{"interface": 1, "result": …}`,
-`{"interface": 1, "unusable": "…"}` where it cannot be done, or `{"interface": 2}` alone from another version of this.
+A request is `{"interface": N, "call": "settings", "arguments": {…}}`, and its answer `{"interface": N, "result": …}`,
+`{"interface": N, "unusable": "…"}` where it cannot be done, or `{"interface": M}` alone from another version of this.
 """
 
 from __future__ import annotations
