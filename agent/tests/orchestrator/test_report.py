@@ -103,6 +103,18 @@ def test_a_limit_that_was_put_holds_the_depot_while_its_decreases_settle(chargin
         assert (found["state"], "root: less" in found["reason"]) == ("limited", True)
 
 
+def test_what_has_to_be_counted_still_holds_the_depot_though_less_is_told(charging: Play) -> None:
+    """Told to come down to 20 kW, and at once allowed 80 again: what was drawn before leaves no room to rise yet."""
+    charging.controller.put(Ask(id="l", source="root: less", rank=Rank.OPERATOR, high_w=20_000.0))
+    charging.step(2)
+    charging.controller.put(Ask(id="l", source="root: more", rank=Rank.OPERATOR, high_w=80_000.0))
+    for _ in range(3):
+        outcome = charging.step()
+        assert charging.told_w() < 60_000
+        found = reported(charging, outcome)
+        assert (found["state"], "root: more" in found["reason"]) == ("limited", True)
+
+
 def test_an_explanation_names_the_limits_by_rank_and_what_the_ledger_counts(charging: Play) -> None:
     charging.controller.put(Ask(id="e", source="event", rank=Rank.GRID, high_w=80_000.0, end_s=charging.now_s + 50))
     outcome = charging.step()
