@@ -10,53 +10,41 @@ from __future__ import annotations
 
 import asyncio
 import json
-import ssl
 import sys
 from datetime import datetime, timedelta, timezone
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from openleadr import OpenADRServer, objects, utils
+from openleadr import objects, utils
 from openleadr.messaging import create_message, validate_xml_schema
+
+from derms_agent.twin.vtn import Settings, Vtn
 
 OUT = sys.stdout
 sys.stdout = sys.stderr  # the library prints
 
 
-class Lab:
-    """The VTN, who is registered with it, and what it has seen."""
+class Lab(Vtn):
+    """The twin's VTN, with what tests have it do to its answers, and what it has seen."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        self.vens: dict[str, str] = dict(told.get("vens", {}))
-        self.begin()
-        self.server = OpenADRServer(
-            vtn_id=told["vtn_id"],
-            http_port=told["port"],
-            http_host=told.get("host", "127.0.0.1"),
-            http_cert=told["cert"],
-            http_key=told["key"],
-            http_ca_file=told["ca"],
-            requested_poll_freq=timedelta(seconds=told["poll_s"]),
-            fingerprint_lookup=self.vens.get,
-            verify_message_signatures=False,
+        names = ("vtn_id", "host", "port", "poll_s", "tls_minimum", "tls_maximum", "report_s")
+        settings = Settings(
+            certificate=Path(told["cert"]),
+            key=Path(told["key"]),
+            authorities=Path(told["ca"]),
+            **{name: told[name] for name in names if name in told},
         )
-        versions = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-        self.server.ssl_context.minimum_version = versions[told.get("tls_minimum", "1.3")]
-        if told.get("tls_maximum"):
-            self.server.ssl_context.maximum_version = versions[told["tls_maximum"]]
-        self.server.add_handler("on_create_party_registration", self.register)
-        self.server.add_handler("on_cancel_party_registration", self.cancel)
-        self.server.add_handler("on_register_report", self.offered)
+        super().__init__(settings)
+        self.vens |= told.get("vens", {})
+        self.begin()
         self.server.app.middlewares.append(self.between)
         # openleadr's VTN has no EiOpt.
         self.server.app.add_routes([web.post("/OpenADR2/Simple/2.0b/EiOpt", self.opt)])
-        self.report_s = told.get("report_s", 0)
 
     def begin(self) -> None:
-        self.registrations: list[dict[str, Any]] = []
-        self.opts: list[dict[str, Any]] = []
-        self.samples: list[dict[str, Any]] = []
+        self.forget()
         self.statuses: list[str] = []
         self.schedules: list[str] = []
         self.polls = 0
@@ -70,16 +58,6 @@ class Lab:
         for kept in (self.server.events, self.server.events_updated, self.server.registered_reports):
             kept.clear()
 
-    async def register(self, payload: dict[str, Any]) -> tuple[str, str]:
-        ven_id = payload.get("ven_id") or f"ven-{len(self.registrations)}"  # its own parser makes a number of 0001
-        self.vens[ven_id] = payload["fingerprint"]
-        self.registrations.append({"ven_id": ven_id, "ven_name": payload["ven_name"], "asked": payload.get("ven_id")})
-        return ven_id, f"reg-{len(self.registrations)}"
-
-    async def cancel(self, payload: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        self.vens.pop(payload["ven_id"], None)
-        return "oadrCanceledPartyRegistration", {"registration_id": payload["registration_id"]}
-
     async def opt(self, request: web.Request) -> web.Response:
         body = (await request.read()).decode()
         validate_xml_schema(body)
@@ -92,15 +70,6 @@ class Lab:
             opt_id=opt_id,
         )
         return web.Response(text=text, content_type="application/xml")
-
-    async def offered(self, report: dict[str, Any]) -> list[tuple[Any, ...]] | None:
-        if not self.report_s or report["report_name"] != "METADATA_TELEMETRY_USAGE":
-            return None
-        every = timedelta(seconds=self.report_s)
-        return [(one["r_id"], partial(self.sampled, one["r_id"]), every) for one in report["report_descriptions"]]
-
-    async def sampled(self, data_point: str, values: list[tuple[datetime, float]]) -> None:
-        self.samples += [{"point": data_point, "at": at.timestamp(), "value": value} for at, value in values]
 
     @web.middleware
     async def between(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -177,11 +146,6 @@ class Lab:
         self.server.add_raw_event(ven_id, event, callback=self.opted)
         return event_id
 
-    def opted(self, ven_id: str, event_id: str, opt_type: str) -> None:
-        self.opts.append(
-            {"ven_id": ven_id, "event_id": event_id, "opt": opt_type, "at": datetime.now(timezone.utc).timestamp()}
-        )
-
     def do_cancel(self, ven_id: str, event_id: str) -> None:
         self.server.cancel_event(ven_id, event_id)
 
@@ -196,8 +160,8 @@ class Lab:
         self.mode = mode
 
     def do_seen(self) -> dict[str, Any]:
-        names = ("registrations", "opts", "samples", "statuses", "polls", "requests", "schedules")
-        return {name: getattr(self, name) for name in names}
+        names = ("registrations", "opts", "statuses", "polls", "requests", "schedules")
+        return {name: getattr(self, name) for name in names} | {"samples": list(self.samples)}
 
 
 async def main() -> None:

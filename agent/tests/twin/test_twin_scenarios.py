@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,10 +173,10 @@ async def test_the_socket_is_the_owners_and_is_taken_over_from_the_dead_only(
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     twin = Twin(make_depot("keba_p30"))
-    async with control.serving(twin, path):
+    async with control.serving(partial(control.answer, twin), path):
         assert path.stat().st_mode & 0o777 == 0o600
         with pytest.raises(OSError, match="in use"):
-            async with control.serving(twin, path):
+            async with control.serving(partial(control.answer, twin), path):
                 pass
         import anyio  # noqa: PLC0415 - only here
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import json
 import resource
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["send"]:
             return _send(given[1:])
+        if given[:1] == ["vtn"]:
+            return _vtn(given[1:])
         return _run(_parser().parse_args(given))
     except (
         CannotStart,
@@ -52,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="derms-twin",
         description="Serve a simulated depot: every device of a depot file, over Modbus/TCP. "
-        "`derms-twin send SOCKET JSON` talks to a running one.",
+        "`derms-twin send SOCKET JSON` talks to a running one, `derms-twin vtn` plays the depot's utility.",
     )
     parser.add_argument("depot", type=Path, help="a depot file, or an inventory directory with one")
     parser.add_argument("--depot", dest="name", help="which depot, where the directory has several files")
@@ -85,6 +89,16 @@ def _send(arguments: Sequence[str]) -> int:
         ) from None
     _print(answer)
     return 0 if answer and json.loads(answer)["ok"] else _FAILED
+
+
+def _vtn(arguments: Sequence[str]) -> int:
+    # Only who plays a utility has a VTN's packages.
+    try:
+        vtn = importlib.import_module("derms_agent.twin.vtn")
+    except ModuleNotFoundError as error:
+        raise CannotStart(f"found no package {error.name}, expected openleadr's (make setup-dev)") from None
+    ended: int = vtn.main(arguments)
+    return ended
 
 
 def _run(given: argparse.Namespace) -> int:
@@ -151,7 +165,7 @@ async def _serve(twin: server.Twin, given: argparse.Namespace, listen: server.Li
         addresses = await twin.serve(latency_s=given.latency_ms / 1000, listen=listen)
         if given.control is not None:
             try:
-                await stack.enter_async_context(control.serving(twin, given.control))
+                await stack.enter_async_context(control.serving(partial(control.answer, twin), given.control))
             except OSError as error:
                 raise CannotStart(f"{given.control}: {error.strerror}; expected a path for a new socket") from None
         _announce(twin.depot, addresses, given)

@@ -15,7 +15,7 @@ import asyncio
 import errno
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -119,14 +119,17 @@ def writes(twin: Rehearsal, since: int) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def serving(twin: Rehearsal, path: Path) -> AsyncIterator[None]:
-    """Answer at a Unix socket that only its owner may open. Raises OSError, if somebody else already answers there."""
+async def serving(answers: Callable[[str], dict[str, Any]], path: Path) -> AsyncIterator[None]:
+    """Answer at a Unix socket that only its owner may open. Raises OSError, if somebody else already answers there.
+
+    :param answers: returns the answer to a line
+    """
     _remove_if_dead(path)
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while line := await reader.readline():
-                writer.write(json.dumps(answer(twin, line.decode("utf-8", "replace"))).encode() + b"\n")
+                writer.write(json.dumps(answers(line.decode("utf-8", "replace"))).encode() + b"\n")
                 await writer.drain()
         except (ConnectionError, ValueError):
             # The other side left, or sent a line without an end.
