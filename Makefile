@@ -14,13 +14,13 @@ setup: ## Make .venv with what the control node needs
 setup-dev: ## … and with what tests and lint need
 	@tools/setup requirements-dev.txt
 
-demo: setup ## Raise the demo depot's gateway and converge it
+demo: setup-dev ## Raise the demo depot's gateway, converge it, and have it shed load for its utility
 	@tools/demo up
 
 demo-watch: ## Show the demo depot live, until interrupted
 	@tools/demo watch
 
-picture: setup ## Draw what the standing demo shows into docs/demo.svg, which the README begins with
+picture: setup-dev ## Draw what the standing demo shows into docs/demo.svg, which the README begins with
 	@tools/demo picture
 
 demo-down: ## Take the demo depot down
