@@ -188,6 +188,9 @@ if TYPE_CHECKING:
 # What a finished release holds, written last: a directory without it is one whose building was cut off.
 MARKER = "release.json"
 VERSION = re.compile(r"\d+(\.\d+)*\+h[0-9a-f]+\.py\d+")
+LOCKED_PIP = re.compile(r"^pip==\S+ --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+)$", re.MULTILINE)
+# As compileall takes it, of paths.
+NOT_COMPILED = "/(pip|tests)/"
 KEPT_RELEASES = 2
 # So many restarts of its own, and a unit will not come up any more.
 MOST_RESTARTS = 4
@@ -423,6 +426,19 @@ class Gateway:
             beside.chmod(0o644)
             beside.replace(self.releases.wheels / path.name)
 
+    def installer(self, requirements: str) -> Path:
+        """Return the wheel of pip among those of a release, seen to be the locked one: it runs out of its wheel.
+
+        A pip of the gateway's own would be another one on each distribution, and one more package to keep.
+        """
+        locked = LOCKED_PIP.search(requirements)
+        if locked is None:
+            raise RefusalError("the release's wheels have no pip among them, which would install the others")
+        wheel = self.releases.wheels / locked["file"]
+        if file_sha256(wheel).hex() != locked["sha256"]:
+            raise RefusalError(f"{wheel} does not have the hash that the lock names")
+        return wheel
+
     def build(self, version: str, requirements: str) -> None:
         """Build a release from the wheels that are here, by their hashes; a directory that is not whole is replaced."""
         release = self.releases.directory / version
@@ -430,18 +446,22 @@ class Gateway:
             shutil.rmtree(release)
         old_mask = os.umask(0o022)
         try:
-            self._run(
-                self.module.get_bin_path(self.module.params["interpreter"], required=True), "-m", "venv", str(release)
-            )
+            pip = self.installer(requirements)
+            interpreter = self.module.get_bin_path(self.module.params["interpreter"], required=True)
+            self._run(interpreter, "-m", "venv", "--without-pip", str(release))
             listed = release / "requirements.txt"
             listed.write_text(requirements, encoding="utf-8")
             self._run(
-                *(str(release / "bin" / "python"), "-m", "pip", "--isolated", "--disable-pip-version-check", "install"),
-                *("--quiet", "--no-cache-dir", "--no-compile", "--no-index", f"--find-links={self.releases.wheels}"),
-                *("--require-hashes", "--only-binary=:all:", f"--requirement={listed}"),
+                *(str(release / "bin" / "python"), "-I", f"{pip}/pip", "--isolated", "--disable-pip-version-check"),
+                *("install", "--quiet", "--no-cache-dir", "--no-compile", "--no-index"),
+                *(f"--find-links={self.releases.wheels}", "--require-hashes", "--only-binary=:all:"),
+                f"--requirement={listed}",
             )
-            # Half of the installation; pip would do it on one processor.
-            self._run(str(release / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", str(release / "lib"))
+            # Half of the installation; pip would do it on one processor, and with what a service never imports.
+            self._run(
+                *(str(release / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", "-x", NOT_COMPILED),
+                str(release / "lib"),
+            )
             said = self._run(str(release / "bin" / "derms-agent"), "--version").strip()
             if not said.endswith(f" {version}"):
                 raise RefusalError(f"the release that was built says {said!r}, expected version {version}")

@@ -29,7 +29,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
 # The oldest C library among the targets is RHEL 9's, glibc 2.34; 2.17 is the first that aarch64 wheels are built for.
 GLIBC_MINORS = range(34, 16, -1)
-EXTRAS = ("control", "service", "grid_gateway")
+EXTRAS = ("control", "service", "grid_gateway", "release")
 # 1980-01-01, the first day that a ZIP archive can name: the wheel holds nothing of when it was built.
 SOURCE_DATE_EPOCH = "315532800"
 # What this control node's Python runs to make a release, by the package that has it.

@@ -338,22 +338,6 @@ syslog_daemon = /var/log/messages
     # Its standard library is that of the base's own Python.
     Rpm("python3.11", version="3.11.2", copies={"usr/bin/python3.11": "usr/libexec/platform-python3.11"}),
     Rpm(
-        "python3.11-pip",
-        debs=(
-            "python3-pip",
-            "python3-distutils",
-            "python3-lib2to3",
-            "python3-pip-whl",
-            "python3-pkg-resources",
-            "python3-setuptools",
-            "python3-setuptools-whl",
-            "python3-wheel",
-            "python3.11-venv",
-        ),
-        drops=("usr/bin/pip3", "usr/bin/pip"),
-        requires=("python3.11",),
-    ),
-    Rpm(
         "rsyslog",
         debs=("rsyslog",),
         drops=(*INIT_SCRIPTS, "etc/logcheck"),

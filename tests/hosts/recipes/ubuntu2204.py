@@ -31,7 +31,6 @@ OFFERED = (
     "nftables",
     "openssl",
     "python3-systemd",
-    "python3-venv",
     "rsyslog",
     "sshpass",
     "ufw",

@@ -10,8 +10,10 @@ import platform
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,18 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
         '__version__ = "0.1.0"\n\ndef main():\n    print("derms-agent", __version__)\n', encoding="utf-8"
     )
     made, path = built_wheel(source, NEW, tmp_path_factory.mktemp("cache"))
-    return f"{made.lock_line}\n", path
+    return made.lock_line + "\n" + pip_wheel(path.parent), path
+
+
+def pip_wheel(directory: Path) -> str:
+    """Make a wheel of the pip that runs here; return how a lock names it."""
+    pip = distribution("pip")
+    wheel = directory / f"pip-{pip.version}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in pip.files or ():
+            if file.parts[0] not in ("..", "__pycache__") and file.suffix != ".pyc" and file.name != "INSTALLER":
+                archive.write(str(file.locate()), str(file))
+    return f"pip=={pip.version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}  # {wheel.name}\n"
 
 
 def store(directory: Path, wheel: Path) -> dict[str, Any]:
@@ -258,7 +271,8 @@ def test_wheels_that_were_sent_are_kept_for_all_to_read(directory: Path, wheel: 
     kept = directory / "wheels" / wheel[1].name
     assert (kept.read_bytes(), kept.stat().st_mode & 0o777) == (wheel[1].read_bytes(), 0o644)
     known = install(directory)["wheels"]
-    assert known == {wheel[1].name: hashlib.sha256(wheel[1].read_bytes()).hexdigest()}
+    assert known[wheel[1].name] == hashlib.sha256(wheel[1].read_bytes()).hexdigest()
+    assert sorted(known) == sorted(path.name for path in wheel[1].parent.glob("*.whl"))
 
 
 def test_a_release_is_built_from_the_wheels_alone_and_found_whole(directory: Path, wheel: tuple[str, Path]) -> None:
@@ -275,9 +289,18 @@ def test_a_release_is_built_from_the_wheels_alone_and_found_whole(directory: Pat
 
 def test_a_wheel_that_is_not_the_locked_one_leaves_no_release(directory: Path, wheel: tuple[str, Path]) -> None:
     store(directory, wheel[1])
-    failed = install(directory, requirements=re.sub("sha256:[0-9a-f]+", f"sha256:{'0' * 64}", wheel[0]))
+    failed = install(directory, requirements=re.sub("sha256:[0-9a-f]+", f"sha256:{'0' * 64}", wheel[0], count=1))
     assert "HASHES" in failed["msg"]
     assert not (directory / NEW).exists()
+
+
+def test_a_pip_that_is_not_the_locked_one_is_not_run(directory: Path, wheel: tuple[str, Path]) -> None:
+    store(directory, wheel[1])
+    pip = next((directory / "wheels").glob("pip-*.whl"))
+    pip.write_bytes(pip.read_bytes() + b"more")
+    assert install(directory, requirements=wheel[0])["msg"] == f"{pip} does not have the hash that the lock names"
+    assert not (directory / NEW).exists()
+    assert "no pip among them" in install(directory, requirements=wheel[0].splitlines()[0])["msg"]
 
 
 # --- in service -------------------------------------------------------------------------------------------------------
