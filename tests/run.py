@@ -24,6 +24,8 @@ BIN = Path(sys.prefix) / "bin"
 LOGS = ROOT / "build" / "test"
 CANNOT_RUN = 3
 
+# In the order in which conftest.py leaves them.
+LONGEST_FIRST = ("--dist", "loadfile", "--no-loadscope-reorder")
 SOAK = "tests/e2e/test_dry_runs_amid_bans.py"
 DAY = ("--log-cli-level=INFO", "agent/tests/orchestrator/test_memory.py")
 EXPLORE = ("-q", "-m", "hypothesis", "--hypothesis-profile=explore")
@@ -72,7 +74,7 @@ PARTS = (
     Part(
         "e2e",
         "hosts",
-        (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", "--dist", "loadfile", "--durations=20", "tests/e2e"),),
+        (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", *LONGEST_FIRST, "--durations=20", "tests/e2e"),),
     ),
     # No host, but it waits for much, and that lane ends sooner.
     Part("sanity", "hosts", (("tests/check_sanity",),)),

@@ -21,7 +21,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 import pytest
-from hypothesis import settings
+from hypothesis import is_hypothesis_test, settings
 from paho.mqtt.enums import CallbackAPIVersion
 
 from derms_agent.mqtt import TlsFiles
@@ -32,6 +32,7 @@ settings.register_profile("derms", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("derms")
 
+FEW_EXAMPLES = 5
 WAITS_LONGEST = "test_service.py"
 """The tests of the service as a program wait, one after the other, for what takes its time in a depot."""
 
@@ -55,9 +56,25 @@ persistence_location {state}/
 STARTS_WITHIN_S = 10.0
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Have an option for a further Python: there a property asks whether its code runs, for its logic was tried."""
+    parser.addoption("--few-examples", action="store_true", help=f"at most {FEW_EXAMPLES} examples of a property")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with what waits longest, so that all else runs beside it."""
     items.sort(key=lambda item: item.path.name != WAITS_LONGEST)
+    if config.getoption("few_examples"):
+        for item in items:
+            limit_examples(item)
+
+
+def limit_examples(item: pytest.Item) -> None:
+    """Let a property test draw few examples, whatever it says itself; Hypothesis has no public way to."""
+    if isinstance(item, pytest.Function) and is_hypothesis_test(item.obj):
+        test = getattr(item.obj, "__func__", item.obj)
+        own = getattr(test, "_hypothesis_internal_use_settings", None) or settings()
+        test._hypothesis_internal_use_settings = settings(own, max_examples=min(own.max_examples, FEW_EXAMPLES))
 
 
 @pytest.fixture

@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 CANNOT_RUN = 3
 HOSTS = (sys.executable, "-m", "tests.hosts")
 LONGEST_RUN_S = 600
+LONGEST_FIRST = ("test_dry_runs_amid_bans.py", "test_bad_input.py", "test_upgrade.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that none of them is left for one worker alone at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FIRST)
 
 
 @dataclass(frozen=True)
