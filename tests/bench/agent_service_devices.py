@@ -17,7 +17,7 @@ import time
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
-from derms_agent.serial_line import transaction_s
+from derms_agent.serial_line import silence_s, transaction_s
 from pymodbus.framer import FramerRTU
 
 NETWORK = "127.80"
@@ -125,6 +125,7 @@ class Place(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._host = ""
+        self._free_at_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport over."""
@@ -143,9 +144,12 @@ class Place(asyncio.Protocol):
         charger = depot.at(self._host, data[0])
         function, count = data[1], int.from_bytes(data[4:6], "big")
         reply_bytes = 5 + 2 * count if function not in {WRITE_ONE, WRITE_SEVERAL} else 8
-        line_s = transaction_s(depot.baud_rate, len(data), reply_bytes)
-        due_s = came_s + line_s
-        self._loop.call_later(line_s - TIMER_ERROR_S, self._answer, charger, data[1:-2], data[:1], came_s, due_s)
+        # The reply's last character comes before the silence that ends it, and the line is free only after that.
+        begins_s = max(came_s, self._free_at_s)
+        self._free_at_s = begins_s + transaction_s(depot.baud_rate, len(data), reply_bytes)
+        due_s = self._free_at_s - silence_s(depot.baud_rate)
+        wait_s = due_s - came_s - TIMER_ERROR_S
+        self._loop.call_later(wait_s, self._answer, charger, data[1:-2], data[:1], came_s, due_s)
 
     def _answer(self, charger: Charger, request: bytes, head: bytes, came_s: float, due_s: float) -> None:
         """Execute and answer, on time: asyncio's timers are late, which the replies of a line would add up."""
