@@ -471,20 +471,42 @@ def to_json(state: State) -> dict[str, Any]:
     """Return the state as plain JSON."""
     return {
         "version": VERSION,
-        "events": [
-            {
-                "vtn_id": key[0],
-                "event": dataclasses.asdict(held.event),
-                "fraction": held.fraction,
-                "received_unix_s": held.received_unix_s,
-                "refusal": None if held.refusal is None else {"code": int(held.refusal.code), "why": held.refusal.why},
-                "ended_unix_s": held.ended_unix_s,
-                "implied": held.implied,
-                "baseline_w": held.baseline_w,
-            }
-            for key, held in state.events.items()
-        ],
+        "events": [_held_json(key, held) for key, held in state.events.items()],
     }
+
+
+def _held_json(key: Key, held: Held) -> dict[str, Any]:
+    return {
+        "vtn_id": key[0],
+        "event": dataclasses.asdict(held.event),
+        "fraction": held.fraction,
+        "received_unix_s": held.received_unix_s,
+        "refusal": None if held.refusal is None else {"code": int(held.refusal.code), "why": held.refusal.why},
+        "ended_unix_s": held.ended_unix_s,
+        "implied": held.implied,
+        "baseline_w": held.baseline_w,
+    }
+
+
+def changed(before: State, after: State) -> dict[str, Any]:
+    """Return what makes one state of another, as plain JSON."""
+    return {
+        "events": [_held_json(key, held) for key, held in after.events.items() if before.events.get(key) is not held],
+        "gone": [list(key) for key in before.events if key not in after.events],
+    }
+
+
+def replayed(document: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what `to_json` gave with what `changed` gave since, in its order; records that it has do no harm.
+
+    Raises ValueError, TypeError or KeyError for anything else.
+    """
+    known = {(one["vtn_id"], one["event"]["id"]): one for one in document["events"]}
+    for record in records:
+        known |= {(one["vtn_id"], one["event"]["id"]): one for one in record["events"]}
+        for vtn_id, event_id in record["gone"]:
+            known.pop((vtn_id, event_id), None)
+    return {**document, "events": [*known.values()]}
 
 
 def from_json(document: Mapping[str, Any]) -> State:

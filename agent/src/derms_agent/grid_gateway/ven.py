@@ -31,6 +31,7 @@ from derms_agent.document_store import Store
 from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
 from derms_agent.grid_gateway import events, messages, reports, terms, transport
 from derms_agent.grid_gateway.control_link import Control, NoControl, changes
+from derms_agent.grid_gateway.event_store import EventStore
 from derms_agent.grid_gateway.events import Bound, Key, Received, State
 from derms_agent.grid_gateway.incoming import (
     CanceledPartyRegistration,
@@ -59,8 +60,7 @@ from derms_agent.grid_gateway.signals import Rules
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
 
-EVENTS, REGISTRATION, REPORTS, OPTS = "events.json", "registration.json", "reports.json", "opts.json"
-TERMS = "terms.json"
+REGISTRATION, REPORTS, OPTS, TERMS = "registration.json", "reports.json", "opts.json", "terms.json"
 POLL_S = 10.0
 """How often a VTN is polled that does not say."""
 SILENT_INTERVALS = 3.0
@@ -139,6 +139,7 @@ class Ven:
     trouble: str | None = None
     control_trouble: str | None = None
     _by_file: Rules = field(init=False)
+    _events: EventStore = field(init=False)
     _rung: int = 0
     _anew: bool = False
     _report: Mapping[str, Any] | None = None
@@ -154,12 +155,14 @@ class Ven:
 
     def __post_init__(self) -> None:
         self._by_file = self.rules
+        self._events = EventStore(self.store)
 
     # What outlives the process
 
     def recall(self) -> None:
         """Take in what a predecessor left; what cannot be used is put aside and said."""
-        self.state = self._recalled(EVENTS, events.from_json, State())
+        self.state, problem = self._events.load()
+        self._say_lost(problem)
         unknown: tuple[bool, Registration | None] = (False, None)
         self.absent, self.registration = self._recalled(REGISTRATION, self._registration_of, unknown)
         asked: tuple[ReportRequest, ...] = ()
@@ -177,9 +180,13 @@ class Ven:
                 return read(document)
         except (ValueError, TypeError, KeyError, AttributeError) as unusable:
             problem = self.store.put_aside(name, repr(unusable))
+        self._say_lost(problem)
+        return nothing
+
+    @staticmethod
+    def _say_lost(problem: str | None) -> None:
         if problem is not None:
             logger.error("What was known of the VTN is lost: %s", problem)
-        return nothing
 
     def _registration_of(self, document: Mapping[str, Any]) -> tuple[bool, Registration | None]:
         """Return whether the VEN is to stay away, and its registration where that is with this VTN."""
@@ -199,9 +206,6 @@ class Ven:
         self.rules = replace(self.terms.applied(self._by_file), unavailable=away)
         if self.registration is not None:
             self.rules = replace(self.rules, ven_id=self.registration.ven_id, vtn_id=self.registration.vtn_id)
-
-    def _save_events(self) -> None:
-        self.store.save(EVENTS, events.to_json(self.state))
 
     def _save_registration(self) -> None:
         known = None if self.registration is None else asdict(self.registration)
@@ -510,19 +514,20 @@ class Ven:
             # An event that is to begin at once has its baseline from now on, whatever becomes of this process.
             frozen = events.frozen(received.state, now_unix_s, self._baseline(self.clock()))
             received = replace(received, state=frozen)
-            if received.state != self.state:
-                self._log_events(received, now_unix_s)
-                self.state = received.state
-                self._save_events()
+            before, self.state = self.state, received.state
+            if before != self.state:
+                self._events.save(self.state)
             await self._hand_over()
+            self._log_events(before, self.state, now_unix_s)
             answers = tuple(self._answer_now(one, message.vtn_id, received) for one in received.responses)
             if self.control_trouble is None:
                 self._unanswered -= {(message.vtn_id, answer.event_id) for answer in answers}
             return answers
 
-    def _log_events(self, received: Received, now_unix_s: float) -> None:
-        for key, held in received.state.events.items():
-            if self.state.events.get(key) != held:
+    def _log_events(self, before: State, after: State, now_unix_s: float) -> None:
+        """Say what has come; what it has to do with is on its way by then."""
+        for key, held in after.events.items():
+            if before.events.get(key) != held:
                 phase = held.phase(now_unix_s).value
                 why = "" if held.refusal is None else f": opted out, {held.refusal.why}"
                 test = " (a test)" if held.event.test else ""
@@ -578,7 +583,7 @@ class Ven:
                 logger.warning("OpenADR event %s cannot be honoured: opted out: %s", bound.key[1], honour.why)
                 self.state = events.opted_out(self.state, bound.key, f"the depot cannot obey: {honour.why}")
                 self._unanswered.add(bound.key)
-                self._save_events()
+                self._events.save(self.state)
                 return False
         for name in gone:
             await self.control.remove(name)
@@ -617,11 +622,16 @@ class Ven:
     # Time
 
     async def _keep_time(self) -> None:
+        said = ""
         while True:
+            words = ""
             try:
                 await self._tick()
             except OSError as problem:
-                logger.error("The gateway's state cannot be kept: %s", problem)
+                words = str(problem)
+                if words != said:
+                    logger.error("The gateway's state cannot be kept: %s", words)
+            said = words
             await anyio.sleep(self.tick_s)
 
     async def _tick(self) -> None:
@@ -632,8 +642,9 @@ class Ven:
             frozen = events.frozen(self.state, self.wall(), self._baseline(now_s))
             if frozen != self.state:
                 self.state = frozen
-                self._save_events()
+                self._events.save(self.state)
             await self._hand_over()
+            self._events.shorten(self.state)
 
     def _listen(self, now_s: float) -> None:
         about = f"VTN {self.transport.endpoint.host}"
