@@ -80,6 +80,7 @@ _CANCELLED_PAUSE_S = 300.0
 _ENDING_S = 1.0
 """What ends within so long is over before the orchestrator could do anything about it."""
 _PROVISIONAL_S = 60.0
+_JUST_AFTER_S = 0.002
 
 logger = logging.getLogger("derms.grid_gateway")
 T = TypeVar("T")
@@ -632,7 +633,12 @@ class Ven:
                 if words != said:
                     logger.error("The gateway's state cannot be kept: %s", words)
             said = words
-            await anyio.sleep(self.tick_s)
+            await anyio.sleep(self._tick_pause_s())
+
+    def _tick_pause_s(self) -> float:
+        """Return how long time may be left alone: no longer than until the VTN has been silent for too long."""
+        left_s = self.heard_s + SILENT_INTERVALS * self.poll_s - self.clock()
+        return min(self.tick_s, left_s + _JUST_AFTER_S) if left_s > 0 else self.tick_s
 
     async def _tick(self) -> None:
         now_s = self.clock()
