@@ -17,6 +17,7 @@ from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
 
 from derms_agent.document_store import Store
+from derms_agent.grid_gateway import ven as ven_module
 from derms_agent.grid_gateway.control_link import Honour, NoControl
 from derms_agent.grid_gateway.events import Bound
 from derms_agent.grid_gateway.incoming import CreateReport, ReportRequest
@@ -44,6 +45,7 @@ class Depot:
     least_w: float = -1e9
     power_w: float | None = 80_000.0
     down: bool = False
+    report_may_leave: anyio.Event | None = None
     link_s: list[float] = field(default_factory=list)
 
     def _reach(self) -> None:
@@ -66,11 +68,14 @@ class Depot:
 
     async def status(self) -> Mapping[str, Any]:
         self._reach()
-        return {
+        report = {
             "state": "normal",
             "site": {"power_w": self.power_w, "evse_power_w": 70_000.0},
             "asks": [{"name": name} for name in self.bounds],
         }
+        if self.report_may_leave is not None:
+            await self.report_may_leave.wait()
+        return report
 
     def high_w(self) -> list[float]:
         return [bound.high_w for bound in self.bounds.values()]
@@ -195,6 +200,22 @@ async def test_an_event_that_comes_while_control_is_away_is_kept_and_answered_wh
         await within(5, lambda: not field_.ven._unanswered)
 
     assert field_.ven.control_trouble is None
+
+
+async def test_an_event_waits_for_no_report_and_none_of_before_it_counts(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ven_module, "STATUS_EVERY_S", 0.0)
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        field_.depot.report_may_leave = anyio.Event()
+        await anyio.sleep(0.3)  # one is under way by now
+        field_.add([1])
+        await within(5, lambda: field_.depot.put_at)
+        field_.depot.report_may_leave.set()
+        await anyio.sleep(0.5)
+
+    assert len(field_.depot.put_at) == 1
 
 
 async def test_control_that_has_forgotten_is_told_again(field_: Field) -> None:

@@ -67,13 +67,11 @@ def changes(
     return fresh, gone
 
 
-@dataclass(slots=True, eq=False)
 class ControlLink:
-    """One connection to the orchestrator, made anew where it broke. Its calls block, so they are made in a thread."""
+    """The orchestrator, over two connections: what is looked up there keeps no bound waiting."""
 
-    path: Path
-    _client: Client | None = None
-    _lock: anyio.Lock = field(default_factory=anyio.Lock)
+    def __init__(self, path: Path) -> None:
+        self._orders, self._looks = _Connection(path), _Connection(path)
 
     async def put(self, bound: Bound) -> Honour:
         """Have a bound obeyed. Raises NoControl."""
@@ -88,7 +86,7 @@ class ControlLink:
         if math.isfinite(bound.end_unix_s):
             arguments["end"] = iso8601.time_text(bound.end_unix_s)
         try:
-            answer = await self._ask("limit.put", **arguments)
+            answer = await self._orders.ask("limit.put", **arguments)
         except NotTaken as why:
             return Honour(False, str(why))
         return Honour(bool(answer["can_honour"]), str(answer["why"]))
@@ -96,18 +94,28 @@ class ControlLink:
     async def remove(self, name: str) -> None:
         """Have a bound forgotten. Raises NoControl."""
         with contextlib.suppress(NotTaken):
-            await self._ask("limit.remove", name=name)
+            await self._orders.ask("limit.remove", name=name)
 
     async def link(self, valid_for_s: float) -> None:
         """Say that the grid's link stands, for so long. Raises NoControl."""
-        await self._ask("grid.link", valid_for_s=valid_for_s)
+        await self._looks.ask("grid.link", valid_for_s=valid_for_s)
 
     async def status(self) -> Mapping[str, Any]:
         """Return the report. Raises NoControl."""
-        found: Mapping[str, Any] = await self._ask("status")
+        found: Mapping[str, Any] = await self._looks.ask("status")
         return found
 
-    async def _ask(self, verb: str, **arguments: Any) -> Any:
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    """A connection to the orchestrator, made anew where it broke. Its calls block, so they are made in a thread."""
+
+    path: Path
+    _client: Client | None = None
+    _lock: anyio.Lock = field(default_factory=anyio.Lock)
+
+    async def ask(self, verb: str, **arguments: Any) -> Any:
+        """Return the result of a verb. Raises NoControl."""
         async with self._lock:
             return await anyio.to_thread.run_sync(partial(self._asked, verb, arguments), abandon_on_cancel=False)
 

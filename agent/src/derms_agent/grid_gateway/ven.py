@@ -643,8 +643,8 @@ class Ven:
     async def _tick(self) -> None:
         now_s = self.clock()
         self._listen(now_s)
+        await self._look_at_depot(now_s)
         async with self._busy:
-            await self._look_at_depot(now_s)
             frozen = events.frozen(self.state, self.wall(), self._baseline(now_s))
             if frozen != self.state:
                 self.state = frozen
@@ -674,9 +674,13 @@ class Ven:
                 self._link_s = self.heard_s
             if now_s - self._status_s >= STATUS_EVERY_S:
                 self._status_s = now_s
+                handed = dict(self.handed)
                 self._report = await self.control.status()
-                self._compare(self._report)
                 self._remember_power(now_s)
+                async with self._busy:
+                    # An event that came meanwhile was not kept waiting: the report may be of before it.
+                    if self.handed == handed:
+                        self._compare(self._report)
         except NoControl:
             self._report = None
 
