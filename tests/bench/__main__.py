@@ -22,6 +22,7 @@ from tests.bench import (
     devices,
     host,
     inventory,
+    openadr,
 )
 from tests.bench.figures import Figure, print_table, write_json
 
@@ -38,6 +39,7 @@ BENCHMARKS = {
     **control_guarded.BENCHMARKS,
     **control_stability.BENCHMARKS,
     **devices.BENCHMARKS,
+    **openadr.BENCHMARKS,
 }
 
 

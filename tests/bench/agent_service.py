@@ -92,15 +92,14 @@ class Chargers:
         return found
 
     def wait_until_lowered(
-        self, living: set[int], since_s: float, longest_s: float = LONGEST_EVENT_S
+        self, living: set[int], since_s: float, longest_s: float = LONGEST_EVENT_S, least_s: float = EVENT_S
     ) -> dict[int, float]:
         """Return when each first acknowledged a lower limit, once all that are not silent did.
 
         :raises SystemExit: they do not in time
         """
-        time.sleep(
-            max(0.0, since_s + EVENT_S - time.monotonic())
-        )  # asking sooner would take time from what is measured
+        # Asking sooner would take time from what is measured.
+        time.sleep(max(0.0, since_s + least_s - time.monotonic()))
         while living - set(lowered := self.lowered(since_s)):
             if time.monotonic() > since_s + longest_s:
                 left = sorted(living - set(lowered))
@@ -126,11 +125,19 @@ def chargers(places: int, units: int = 1, **arguments: Any) -> Iterator[Chargers
             process.terminate()
 
 
-class Orchestrator:
-    """The real service, started from files as in service, and what it takes."""
+class Service:
+    """One of the agent's real services, started from files as in service, and what it takes."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        name: str = "orchestrator",
+        socket: str = "socket",
+        program: Sequence[str | Path] = (AGENT,),
+    ) -> None:
         self._directory = directory
+        self._name, self._program = name, program
+        self._socket = directory / socket
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self, release: Path | None = None) -> float:
@@ -139,7 +146,7 @@ class Orchestrator:
         :raises SystemExit: it does not come up
         """
         began_s = time.monotonic()
-        path = self._directory / "notify"
+        path = self._directory / f"{self._name}.notify"
         path.unlink(missing_ok=True)
         told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         told.bind(str(path))
@@ -151,13 +158,13 @@ class Orchestrator:
             environment["PYTHONPATH"] = str(release)
         with (self._directory / "journal").open("ab") as journal:
             self.process = subprocess.Popen(
-                [AGENT, "orchestrator", *files],
+                [*self._program, self._name, *files],
                 env=environment,
                 stdout=journal,
                 stderr=journal,
             )
         if not ready.wait(START_S):
-            sys.exit(f"the orchestrator is not ready:\n{(self._directory / 'journal').read_text()[-2000:]}")
+            sys.exit(f"the {self._name} is not ready:\n{(self._directory / 'journal').read_text()[-2000:]}")
         return time.monotonic() - began_s
 
     def stop(self) -> None:
@@ -169,7 +176,7 @@ class Orchestrator:
 
     def client(self) -> Client:
         """Return a connection to its socket."""
-        return Client(self._directory / "socket")
+        return Client(self._socket)
 
     def cpu_s(self) -> float:
         """Return its processor time, user and system, in s."""
@@ -247,8 +254,8 @@ def depot_file(
     )
 
 
-def configured(directory: Path, depot: str) -> Orchestrator:
-    """Return the service of a depot file, with all its files in one directory."""
+def configured(directory: Path, depot: str, **more: object) -> Service:
+    """Return the service of a depot file, with all its files in one directory; `more` goes into agent.conf."""
     (directory / "state").mkdir()
     (directory / "depot.yml").write_text(depot, encoding="utf-8")
     (directory / "limits.conf").write_text("", encoding="utf-8")
@@ -259,13 +266,14 @@ def configured(directory: Path, depot: str) -> Orchestrator:
         "ENGINE_LOG": directory / "engine.log",
         "STATE_DIRECTORY": directory / "state",
         "SOCKET": directory / "socket",
+        **more,
     }
     (directory / "agent.conf").write_text("".join(f"{k}={v}\n" for k, v in agent.items()), encoding="utf-8")
-    return Orchestrator(directory)
+    return Service(directory)
 
 
 @contextmanager
-def in_service(places: int, units: int = 1, baud_rate: int | None = None) -> Iterator[tuple[Orchestrator, Chargers]]:
+def in_service(places: int, units: int = 1, baud_rate: int | None = None) -> Iterator[tuple[Service, Chargers]]:
     """Raise a depot with its chargers at 16 A, under control."""
     with tempfile.TemporaryDirectory() as name, chargers(places, units, baud_rate=baud_rate) as depot:
         orchestrator = configured(Path(name), depot_file(depot.port, places, units, baud_rate))
@@ -277,7 +285,7 @@ def in_service(places: int, units: int = 1, baud_rate: int | None = None) -> Ite
             orchestrator.stop()
 
 
-def settle(orchestrator: Orchestrator, depot: Chargers) -> None:
+def settle(orchestrator: Service, depot: Chargers) -> None:
     """Wait until every EVSE is under control at 16 A.
 
     :raises SystemExit: it does not come to that
@@ -329,7 +337,7 @@ class Events:
     cpu_s: list[float]
 
 
-def events(orchestrator: Orchestrator, depot: Chargers, times: int, silent_share: int | None) -> Events:
+def events(orchestrator: Service, depot: Chargers, times: int, silent_share: int | None) -> Events:
     """Shed and release, so many times.
 
     :raises SystemExit: a charger that was not silent was not lowered
@@ -546,7 +554,7 @@ def upgrade() -> list[Figure]:
     ]
 
 
-def charge(orchestrator: Orchestrator, field: small_depot.Field) -> None:
+def charge(orchestrator: Service, field: small_depot.Field) -> None:
     """Plug vehicles in, let them share less than they want, and wait until nothing moves any more.
 
     :raises SystemExit: it does not come to that

@@ -36,7 +36,7 @@ from tests.bench.agent_service import (
     BAUD_RATE,
     UNITS,
     Chargers,
-    Orchestrator,
+    Service,
     chargers,
     configured,
     depot_file,
@@ -254,7 +254,7 @@ class Run:
     place: Gateway
     inventory: Path
     depot: Chargers
-    orchestrator: Orchestrator
+    orchestrator: Service
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,7 @@ class LabVtn:
     poll_s: int = 1
     vtn_id: str = "00123"
     more: dict[str, Any] = field(default_factory=dict)
+    program: tuple[str | Path, ...] = (LAB,)
     process: subprocess.Popen[bytes] | None = None
     _errors: BinaryIO = field(default_factory=tempfile.TemporaryFile)
 
@@ -142,7 +143,7 @@ class LabVtn:
             "key": str(directory / "vtn.key"), "ca": str(self.authority.path), **self.more,
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, LAB, json.dumps(told)],
+            [sys.executable, *self.program, json.dumps(told)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env={**os.environ, "TZ": "UTC"},
         )  # fmt: skip
         assert self._line(STARTS_WITHIN_S) == "ready"

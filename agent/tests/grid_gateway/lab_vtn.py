@@ -164,8 +164,8 @@ class Lab(Vtn):
         return {name: getattr(self, name) for name in names} | {"samples": list(self.samples)}
 
 
-async def main() -> None:
-    lab = Lab(json.loads(sys.argv[1]))
+async def main(kind: type[Lab] = Lab) -> None:
+    lab = kind(json.loads(sys.argv[1]))
     await lab.server.run()
     reader = asyncio.StreamReader(limit=1 << 22)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
