@@ -186,6 +186,39 @@ async def test_whoever_asked_is_answered_before_decreases_are_worked_out(
     assert order == ["answered", "worked out"]
 
 
+async def test_no_cycle_begins_while_whoever_asked_is_answered(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "HOLD_S", 2 * engine.PERIOD_S)
+    async with at_work(charging, tmp_path) as bench:
+        bench.field.answers.set()
+        cycles = bench.engine.cycles
+        with bench.engine.asked():
+            bench.engine.controller.put(Ask(id="half", source="test", rank=Rank.GRID, high_w=HALF_W))
+            await anyio.sleep(1.2 * engine.PERIOD_S)  # as long as a slow disk may take
+            assert bench.engine.cycles == cycles
+        await bench.until(lambda: bool(bench.field.told), SOON_S)
+
+
+async def test_a_disk_that_never_answers_puts_a_cycle_off_for_a_moment_only(charging: Play, tmp_path: Path) -> None:
+    async with at_work(charging, tmp_path) as bench:
+        cycles = bench.engine.cycles
+
+        async def ask_for_ever() -> None:
+            with bench.engine.asked():
+                await anyio.sleep_forever()
+
+        async def ask_again_and_again() -> None:
+            while True:
+                tasks.start_soon(ask_for_ever)
+                await anyio.sleep(engine.HOLD_S / 2)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_again_and_again)
+            await bench.until(lambda: bench.engine.cycles > cycles, SOON_S)
+            tasks.cancel_scope.cancel()
+
+
 async def test_the_next_cycle_waits_for_decreases_and_no_longer(
     charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

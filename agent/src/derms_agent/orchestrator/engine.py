@@ -12,7 +12,8 @@ import gc
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,8 @@ CALMEST_S = 0.1
 """Readings alone wake the cycle no more often than this; an ask always does."""
 HOLD_S = 0.5
 """For how long decreases hold the next cycle back while they are under way: it would take the time that they need."""
+BREATH_S = 0.001
+"""How long a cycle pauses between its long parts: whoever has asked for something meanwhile has a turn."""
 LEASE_S = 10.0
 """For how long a device's heartbeat goes on, and a setpoint is valid, once no cycle renews it."""
 SHED_S = 2.0
@@ -108,6 +111,18 @@ class Engine:
         self._urgent = True
         self._wake.set()
 
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Begin no cycle while somebody who asked for decreases is answered, for `HOLD_S` at the most; then work."""
+        if not self._under_way:  # else those who ask one after the other could put a cycle off for ever
+            self._held_until_s = self.clock() + HOLD_S
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self.wake()
+
     def work_soon(self) -> None:
         """Have a cycle at the next calm moment: something has changed."""
         self._changed = True
@@ -144,7 +159,7 @@ class Engine:
     async def _due(self, due_s: float, calm_until_s: float) -> None:
         """Wait until something is asked, or it is time for a cycle: by the clock, or for a change.
 
-        Neither holds while decreases are under way; a change alone has to wait for a calm moment.
+        Neither holds while decreases are asked for or under way; a change alone has to wait for a calm moment.
         """
         while not self._urgent:
             now_s = self.clock()
@@ -172,9 +187,11 @@ class Engine:
         self.cycle_times_s.append(self.clock() - now_s)
         await self._let_out(tasks, outcome.writes, now_s)
         self._renew()
+        await anyio.sleep(BREATH_S)
         if now_s - self._stored_s >= CHECKPOINT_S:
             await self.save_ledger()
             gc.collect()  # which does not run by itself: it would in the middle of a shed
+            await anyio.sleep(BREATH_S)
         seen = frozenset(self.controller.sessions)
         if seen != self._sessions_seen:
             self._sessions_seen = seen

@@ -240,10 +240,8 @@ class Service:
             raise ProtocolError("argument", "end: found a time that is over, expected one to come")
         self.controller.put(ask)
         honour = self.controller.honour(ask, now_s)
-        try:
+        with self.engine.asked():  # the answer leaves, and then the decreases; whatever the disk says, they do
             await self.save_asks()
-        finally:
-            self.engine.wake()  # the answer leaves, and then the decreases; whatever the disk says, they do
         logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
         self._happened("limit put", **ask_json(ask, now_s))
         return {
