@@ -50,9 +50,19 @@ class Base(Enum):
 
 @dataclass(slots=True)
 class Disk:
-    """What outlives the process."""
+    """What outlives the process: the ledger, the boot in which it was stored, and when.
 
-    ledger: str | None = None
+    It becomes JSON and back where a successor reads it: a ledger never changes once it is made.
+    """
+
+    stored: tuple[book.Ledger, str, float] | None = None
+
+    def document(self) -> dict[str, Any] | None:
+        """Return the ledger as a successor reads it."""
+        if self.stored is None:
+            return None
+        found: dict[str, Any] = json.loads(json.dumps(book.to_json(*self.stored)))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +121,11 @@ class Agent:
         self.cycle = Cycle(
             circuits=Circuits(scene.depot.circuits, stations), combine=limits.Combining(), allocate=self._allocate
         )
-        if self.disk.ledger is None:
+        document = self.disk.document()
+        if document is None:
             ledger = book.started(stations, self.now_s)
         else:
-            ledger = book.from_json(json.loads(self.disk.ledger), stations, self.boot_id, self.now_s)
+            ledger = book.from_json(document, stations, self.boot_id, self.now_s)
         self.state = State(ledger)
         self._evses = tuple(
             replace(evse, phases=tuple(Phase)) if evse.name in scene.hidden else evse for evse in scene.depot.evses()
@@ -147,8 +158,8 @@ class Agent:
         )
         outcome = self.cycle.run(self.state, inputs)
         self.state = outcome.state
-        if outcome.writes or self.disk.ledger is None:
-            self.disk.ledger = json.dumps(book.to_json(self.state.ledger, self.boot_id, now_s))
+        if outcome.writes or self.disk.stored is None:
+            self.disk.stored = self.state.ledger, self.boot_id, now_s
         return outcome.writes
 
     def spans(self, now_s: float) -> Mapping[str, tuple[book.Span, book.Span, book.Span]]:
