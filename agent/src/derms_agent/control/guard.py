@@ -433,7 +433,9 @@ class _Admitting:
         box = self._ahead(np.flatnonzero(heeding), self.box, grown=False)
         tried: set[tuple[int, str]] = set()
         while True:
-            found = self.circuits.over(self.circuits.reach(box, self.back), self.bounds)
+            # In steady state what is ahead is what is: then its rows are known.
+            same = box.is_same(self.box)
+            found = self.over if same else self.circuits.over(self.circuits.reach(box, self.back), self.bounds)
             row = next((row for row, excess in found.items() if (row, excess.side) not in tried), None)
             if row is None:
                 return not found

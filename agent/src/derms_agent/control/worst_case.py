@@ -177,6 +177,10 @@ class Box(NamedTuple):
             np.maximum(self.reactive_high, other.reactive_high),
         )
 
+    def is_same(self, other: Box) -> bool:
+        """Whether both contain the same."""
+        return all(np.array_equal(one, two) for one, two in zip(self, other, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Capped:
@@ -393,8 +397,7 @@ class Circuits:
     def reach(self, box: Box, back: Box) -> Reach:
         """Return what the EVSEs may add up to, as they are and with what they fall back to (`back`)."""
         now, hull = self.sums(box), box.hull(back)
-        same = all(np.array_equal(one, other) for one, other in zip(box, hull, strict=True))
-        return Reach(now, now.copy() if same else self.sums(hull))
+        return Reach(now, now.copy() if box.is_same(hull) else self.sums(hull))
 
     def base_sums(self, base: Mapping[str, BaseLoad]) -> list[Sums]:
         """Return what the base load may add up to in each term of each row."""
