@@ -337,7 +337,7 @@ def derate(
         return Derating(left, f"{sensor.name}: {lost}, so no more than before"), replace(learnt, window=None)
     left = share(sensor, learnt.estimate, reading.celsius, ambient_c)
     reason = f"{sensor.name} {reading.celsius:.1f} degC, cut-off {sensor.cut_off_c:g} degC"
-    return Derating(left, reason), replace(learnt, last_share=left)
+    return Derating(left, reason), learnt if learnt.last_share == left else replace(learnt, last_share=left)
 
 
 def _lost(sensor: Sensor, reading: Temperature | None, now_s: float) -> str | None:

@@ -226,9 +226,8 @@ class Controller:
             for key in [key for key in self._learnt if key.startswith(f"{name} ")]:
                 del self._learnt[key]
         else:
-            self.sessions[name] = replace(
-                _informed(session, self.told.get(name)), power_w=self._taken_w(name, seen.image)
-            )
+            informed, power_w = _informed(session, self.told.get(name)), self._taken_w(name, seen.image)
+            self.sessions[name] = informed if informed.power_w == power_w else replace(informed, power_w=power_w)
         if seen.image.current_a is not None:
             high_a = seen.image.current_a
             low_a = high_a if self._shows_currents(name) else per_phase(DC_EFFICIENCY * current for current in high_a)

@@ -38,10 +38,12 @@ def followed(
         session = Session(evse=evse, started_at_s=now_s)
         last = None
     delivered_wh = session.delivered_wh + (0.0 if last is None else _counted_wh(last, metering))
-    session = replace(session, delivered_wh=max(delivered_wh, 0.0))
+    soc_percent, soc_read_at_s = session.soc_percent, session.soc_read_at_s
     if reading.soc_percent is not None:
-        session = replace(session, soc_percent=reading.soc_percent, soc_read_at_s=reading.image.sent_s)
-    return session, metering
+        soc_percent, soc_read_at_s = reading.soc_percent, reading.image.sent_s
+    return replace(
+        session, delivered_wh=max(delivered_wh, 0.0), soc_percent=soc_percent, soc_read_at_s=soc_read_at_s
+    ), metering
 
 
 def _counted_wh(last: Metering, this: Metering) -> float:
