@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IEEE 1547-2018's default settings by category, as data; `categories.yml` says where each value is from."""
+"""IEEE 1547-2018's default settings by category, as data; `categories.yml` says which public source has each value."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,11 +17,11 @@ ABNORMAL = ("i", "ii", "iii")
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """One function's default settings, the clause that has them, and whether they were read second hand."""
+    """One function's default settings, the clause that has them, and the `sources` in which the same was found."""
 
     settings: Mapping[str, object]
     clause: str
-    origin: str
+    verified_by: Sequence[str]
 
 
 @cache
@@ -29,6 +29,11 @@ def _document() -> Mapping[str, Any]:
     text = resources.files(__package__).joinpath("categories.yml").read_text(encoding="utf-8")
     document: Mapping[str, Any] = yaml.safe_load(text)
     return document
+
+
+def sources() -> Mapping[str, str]:
+    """Return the public sources that defaults were verified by: their names in `verified_by`, and where they are."""
+    return dict(_document()["sources"])
 
 
 def defaults(normal: str | None, abnormal: str | None) -> dict[str, Default]:

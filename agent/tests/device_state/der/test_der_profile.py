@@ -104,10 +104,11 @@ def test_every_category_is_a_profile_of_its_own(normal: str | None, abnormal: st
     assert ("volt_var" in names, "low_voltage_trip" in names) == (normal is not None, abnormal is not None)
 
 
-def test_every_default_says_where_it_is_from() -> None:
+def test_every_default_says_which_public_source_has_the_same() -> None:
     for normal, abnormal in product(categories.NORMAL, categories.ABNORMAL):
         for name, default in categories.defaults(normal, abnormal).items():
-            assert default.origin in {"second_hand", "from_memory"}, name
+            assert default.verified_by, name
+            assert set(default.verified_by) <= categories.sources().keys(), name
             assert default.clause, name
 
 
