@@ -15,7 +15,9 @@ description:
   - Reads the identity, the state and all settings of every device on a gateway's buses, and writes nothing. One task
     does it for all devices of a gateway.
   - RV(gathered) has what was read in the depot file's own form, to be pasted into it. Settings are in engineering
-    units, by the profile's names. What cannot be declared as it was read is in comments, with the reason.
+    units, by the profile's names; of a DER with SunSpec's models 702 to 712 its settings by IEEE 1547-2018 are there
+    as C(der_settings), so that a dry run of M(derms.edge.der_settings) finds no drift. What cannot be declared as it
+    was read is in comments, with the reason; so are limits that the DER's circuit does not bear.
   - A device that shows another serial number than the depot file declares is V(refused). Another firmware, and a
     controller that lacks a SunSpec model which IEEE 1547-2018 needs, are in RV(notes).
   - Settings that hold secrets are not read.
@@ -39,6 +41,7 @@ extends_documentation_fragment:
   - derms.edge.device_state
 seealso:
   - module: derms.edge.device_settings
+  - module: derms.edge.der_settings
   - module: derms.edge.device_scan
 """
 
@@ -95,6 +98,12 @@ devices:
       description: All settings that it shows, in the setting's unit; with several connectors, by C(name/connector).
       type: dict
       sample: {failsafe_current: 6.0, failsafe_timeout: 30}
+    der_settings:
+      description: >-
+        What a DER holds by IEEE 1547-2018, by function, as M(derms.edge.der_settings) takes it: what can be declared of
+        it, without what only control writes. Empty for anything else.
+      type: dict
+      sample: {volt_var: {dept_ref: va_max_pct, response_s: 5.0, points: [[92, 44], [108, -44]], enabled: true}}
     ieee1547:
       description: >-
         For a DER controller, whether it is C(capable) of IEEE 1547-2018, and the C(missing) SunSpec models of 701 to
@@ -189,7 +198,7 @@ def unread(depot: dict[str, Any], gateway: str, why: str) -> dict[str, Any]:
             "status": "unknown",
             "changed": False,
             **{key: device.get(key) for key in ("bus", "unit_id", "profile")},
-            **{key: {} for key in ("identity", "state", "settings", "gathered")},
+            **{key: {} for key in ("identity", "state", "settings", "der_settings", "gathered")},
             "ieee1547": None,
             "detail": why,
             "note": "",

@@ -79,8 +79,10 @@ async def test_each_kind_of_device_is_pasted_back_as_it_is_held(played: Played) 
             assert declared.items() <= again.devices[name].settings.items()
         for name, device in field.depot.devices.items():
             assert set(again.devices[name].settings) == set(PROFILES[name].settings)
+            der_settings = plain(found[name])["der_settings"] or None
+            assert (der_settings is not None) == (name == "sunspec_der")
             assert replace(again.devices[name], settings={}, serial_number=None, firmware=None) == replace(
-                device, settings={}
+                device, settings={}, der_settings=der_settings
             )
             shown = {point: str(value) for point, value in found[name].identity.items()}
             assert again.devices[name].serial_number == shown.get("serial_number")

@@ -80,6 +80,12 @@ async def test_each_kind_of_device_is_found_for_what_it_is(played: Played) -> No
                 name: value for name, value in DECLARED.get(device.profile, {}).items() if name != "failsafe_persist"
             }
             assert shown.items() <= found.settings.items()
+            assert (found.der_settings is not None) == (device.profile == "sunspec_der")
+        (der,) = (one for one in again.devices.values() if one.profile == "sunspec_der")
+        assert der.der_settings is not None
+        assert der.der_settings["volt_var"]["points"] == [[92, 44], [98, 0], [102, 0], [108, -44]]
+        assert "limits" not in der.der_settings
+        assert "# der_settings: limits: found " in made.text
         assert field.writes() == []
 
 

@@ -21,7 +21,17 @@ BUS_DEFAULTS = {
     if field.default is not dataclasses.MISSING
 }
 """What a bus is where a depot file does not say."""
-DEVICE_FIELDS = ("bus", "unit_id", "profile", "circuit", "serial_number", "firmware", "settings", "evses")
+DEVICE_FIELDS = (
+    "bus",
+    "unit_id",
+    "profile",
+    "circuit",
+    "serial_number",
+    "firmware",
+    "settings",
+    "der_settings",
+    "evses",
+)
 """What is declared of a device, in the order in which it is written."""
 SHARED = ("unit_id", "circuit", "firmware", "evses")
 """Fields of devices that `profile_defaults` may hold as a whole; their settings it may hold one by one."""

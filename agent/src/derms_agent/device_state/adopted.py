@@ -8,7 +8,7 @@ Those are left out and named, and the file is refused as a depot file until some
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from derms_agent import profiles as built_in
@@ -16,6 +16,7 @@ from derms_agent.depot import examine
 from derms_agent.depot.plain import BUS_DEFAULTS, DEVICE_FIELDS, PLUGIN, devices_in
 from derms_agent.depot.problem import Problem
 from derms_agent.device_state.declaration import Declaration, Line, as_yaml, commented, section
+from derms_agent.device_state.der.held import borne
 from derms_agent.device_state.scan import Found
 from derms_agent.model import Depot, DeviceKind
 from derms_agent.profiles.point import Point
@@ -64,6 +65,10 @@ def entry(found: Found, depot: Depot, circuit: str | None, rating_a: float | Non
         return {**result, "outcome": outcome, "remarks": [what]}
     if not gathered.answered:
         return {**result, "outcome": "silent", "remarks": [f"as it was declared: {gathered.detail}"]}
+    fed_by, assumed = _circuit(found, depot, circuit)
+    if gathered.der is not None:
+        (der,) = borne(depot.circuits, {gathered.device.name: (fed_by, gathered.der)}).values()
+        gathered = replace(gathered, der=der)
     declaration = gathered.declaration()
     result |= {"identity": dict(gathered.identity), "settings": dict(gathered.settings)}
     remarks = [*declaration.remarks, *filter(None, (gathered.detail, gathered.note))]
@@ -71,7 +76,7 @@ def entry(found: Found, depot: Depot, circuit: str | None, rating_a: float | Non
         remarks.append(f"it answers to {', '.join(map(str, found.also))} as well")
     if found.declared is not None and found.declared.profile == found.profile:
         return {**result, "outcome": "declared", "declared": {name: dict(declaration.document)}, "remarks": remarks}
-    document, lacking = _completed(found, declaration, depot, circuit, rating_a)
+    document, lacking = _completed(found, declaration, fed_by, rating_a)
     if found.declared is not None:
         remarks.insert(0, f"declared as {found.declared.profile}, which it is not")
     if profile.kind is DeviceKind.METER:
@@ -80,7 +85,7 @@ def entry(found: Found, depot: Depot, circuit: str | None, rating_a: float | Non
         **result,
         "outcome": "found",
         "declared": {name: document},
-        "remarks": [f"found by what it shows: {', '.join(found.fits[0].evidence)}", *remarks, *lacking],
+        "remarks": [f"found by what it shows: {', '.join(found.fits[0].evidence)}", *remarks, *assumed, *lacking],
     }
 
 
@@ -90,20 +95,25 @@ def _name(found: Found) -> str | None:
     return None if found.declared is None else found.declared.name
 
 
+def _circuit(found: Found, depot: Depot, given: str | None) -> tuple[str | None, list[str]]:
+    """Return the circuit that feeds a device, as far as it is known, and what of it nobody said."""
+    known = given if found.declared is None else found.declared.circuit
+    if known is None and len(depot.circuits) == 1:
+        (known,) = depot.circuits
+        return known, [f"circuit: {known}, for no other is declared"]
+    return known, []
+
+
 def _completed(
-    found: Found, declaration: Declaration, depot: Depot, circuit: str | None, rating_a: float | None
+    found: Found, declaration: Declaration, circuit: str | None, rating_a: float | None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return a found device's declaration with its circuit and rating, and what is not known of them."""
     remarks: list[str] = []
     document = {key: value for key, value in declaration.document.items() if key not in {"circuit", "evses"}}
     evses = () if found.gathered is None else found.gathered.device.evses
     charger = bool(evses)
-    known = circuit if found.declared is None else found.declared.circuit
-    if known is None and len(depot.circuits) == 1:
-        (known,) = depot.circuits
-        remarks.append(f"circuit: {known}, for no other is declared")
-    if known is not None:
-        document["circuit"] = known
+    if circuit is not None:
+        document["circuit"] = circuit
     elif charger:
         remarks.append("circuit: not known; say which one feeds it")
     rating = found.rating_a or rating_a

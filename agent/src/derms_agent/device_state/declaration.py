@@ -14,6 +14,7 @@ from derms_agent.depot.assembly import refused_by
 from derms_agent.depot.plain import device_document
 from derms_agent.depot.problem import Vaulted
 from derms_agent.depot.ranges import has_range
+from derms_agent.device_state.der.held import Held
 from derms_agent.drivers.register_map import stem
 from derms_agent.model import Device, Meter, Value
 from derms_agent.one_line import one_line
@@ -74,11 +75,16 @@ def section(name: str, parts: Iterable[str]) -> str:
 
 
 def declaration(
-    device: Device, profile: Profile, identity: Mapping[str, Value], settings: Mapping[str, Value]
+    device: Device,
+    profile: Profile,
+    identity: Mapping[str, Value],
+    settings: Mapping[str, Value],
+    der: Held | None = None,
 ) -> Declaration:
     """Return a device's declaration with what was read from it in place of what was declared.
 
-    `settings` are by the names of values: those that each connector has for itself end in its number.
+    `settings` are by the names of values: those that each connector has for itself end in its number. `der` is what a
+    DER holds by the grid's code, None for anything else.
     """
     declared, remarks = _settings(device, profile, settings)
     numbers = {}
@@ -86,9 +92,11 @@ def declaration(
         numbers[point] = _identifier(identity.get(point))
         if point in identity and numbers[point] is None:
             remarks.append(f"{point}: {identity[point]}, which cannot be declared")
-    document = device_document(
-        replace(device, settings=declared, serial_number=numbers["serial_number"], firmware=numbers["firmware"])
-    )
+    read = replace(device, settings=declared, serial_number=numbers["serial_number"], firmware=numbers["firmware"])
+    if der is not None:
+        read = replace(read, der_settings=der.settings or None)
+        remarks += der.remarks
+    document = device_document(read)
     return Declaration(device.name, _compact(document), tuple(remarks))
 
 
@@ -113,6 +121,11 @@ def _compact(document: Mapping[str, Any]) -> dict[str, Any]:
         written["evses"] = evses["1"] if list(evses) == ["1"] else evses
     if "settings" in document:
         written["settings"] = Line((name, _short(value)) for name, value in document["settings"].items())
+    if "der_settings" in document:
+        functions = document["der_settings"].items()
+        written["der_settings"] = {
+            name: Line((key, _short(value)) for key, value in own.items()) for name, own in functions
+        }
     return written
 
 
@@ -143,7 +156,9 @@ def _settings(device: Device, profile: Profile, found: Mapping[str, Value]) -> t
 
 
 def _short(value: Any) -> Any:
-    """Return a whole number without its fraction, and anything else as it is."""
+    """Return a whole number without its fraction, be it in a list, and anything else as it is."""
+    if isinstance(value, list | tuple):
+        return [_short(each) for each in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -14,6 +14,7 @@ from derms_agent.device_state import identity as identities
 from derms_agent.device_state.access import Access
 from derms_agent.device_state.capability import Capability
 from derms_agent.device_state.declaration import Declaration, commented, declaration, meter, section
+from derms_agent.device_state.der.held import Held, borne, held
 from derms_agent.device_state.each import each
 from derms_agent.device_state.results import Status, of_failure
 from derms_agent.drivers.configured_device import ConfiguredDevice
@@ -28,7 +29,7 @@ from derms_agent.model import Depot, Device, Value
 class Gathered:
     """What was read from one device; `note` is what blocks nothing. Values that it does not have are not there.
 
-    `state` is what control polls. `capability` is that of a DER's controller, None for anything else.
+    `state` is what control polls. `capability` and `der` are those of a DER's controller, None for anything else.
     """
 
     device: Device
@@ -39,6 +40,7 @@ class Gathered:
     state: Mapping[str, Value] = field(default_factory=dict)
     settings: Mapping[str, Value] = field(default_factory=dict)
     capability: Capability | None = None
+    der: Held | None = None
 
     @property
     def answered(self) -> bool:
@@ -47,7 +49,7 @@ class Gathered:
 
     def declaration(self) -> Declaration:
         """Return the device as a depot file would declare it, by what was read."""
-        return declaration(self.device, built_in.load(self.device.profile), self.identity, self.settings)
+        return declaration(self.device, built_in.load(self.device.profile), self.identity, self.settings, self.der)
 
 
 async def gather(
@@ -65,6 +67,8 @@ async def gather(
         return await read(driver)
 
     found = await each(drivers, lambda driver: driver.device.bus, asked)
+    ders = borne(depot.circuits, {name: (one.device.circuit, one.der) for name, one in found.items() if one.der})
+    found = {name: replace(one, der=ders.get(name)) for name, one in found.items()}
     return [
         found[device.name]
         if device.name in found
@@ -82,13 +86,15 @@ async def read(driver: ConfiguredDevice) -> Gathered:
     except BusError as failure:
         result = of_failure(device.name, failure)
         return Gathered(device=device, status=result.status, detail=result.detail)
+    can = identities.capability(driver)
     gathered = Gathered(
         device=device,
         status=Status.OK,
         identity={name: value for name, value in found.items() if stem(name) in IDENTITY},
         state={name: value for name, value in found.items() if stem(name) in profile.poll},
         settings={name: value for name, value in found.items() if stem(name) in profile.settings},
-        capability=identities.capability(driver),
+        capability=can,
+        der=None if can is None or driver.found is None else held(driver.found, profile, device.der_settings),
     )
     if not gathered.answered:
         return replace(gathered, status=Status.REFUSED, detail=f"it shows nothing that a {profile.title} has")
@@ -136,6 +142,7 @@ def plain(result: Gathered) -> dict[str, Any]:
         "identity": dict(result.identity),
         "state": dict(result.state),
         "settings": dict(result.settings),
+        "der_settings": {} if result.der is None else {name: dict(own) for name, own in result.der.settings.items()},
         "ieee1547": None
         if result.capability is None
         else {"capable": result.capability.ieee_1547_2018, "missing": list(result.capability.missing)},

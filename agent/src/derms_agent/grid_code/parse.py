@@ -81,6 +81,18 @@ def parse(device: str, declared: object, of: Profile | None = None) -> DerProfil
     return DerProfile(**functions)  # type: ignore[arg-type]
 
 
+def controls_own(of: Profile) -> dict[tuple[str, str], str]:
+    """Return the settings, by function and key, that nobody but control writes, each with its point's name."""
+    points = (of.sunspec_points[name] for name in of.control_points if name in of.sunspec_points)
+    own = {(point.model, point.point): point.name for point in points}
+    return {
+        (name, key): own[function.model, setting.path]
+        for name, function in FUNCTIONS.items()
+        for key, setting in settings_of(function).items()
+        if not isinstance(setting, Curve) and (function.model, setting.path) in own
+    }
+
+
 class _Reader:
     """Takes values for what they should be, and gathers what is wrong with them."""
 
@@ -133,14 +145,11 @@ class _Reader:
 
     def expect_not_controls(self, functions: Mapping[str, Function], of: Profile) -> None:
         """Report settings that lie where nobody but control writes."""
-        points = (of.sunspec_points[name] for name in of.control_points if name in of.sunspec_points)
-        own = {(point.model, point.point): point.name for point in points}
-        for name, function in functions.items():
-            for key, setting in settings_of(function).items():
-                point = None if isinstance(setting, Curve) else own.get((function.model, setting.path))
-                if point is not None and getattr(function, key) is not None:
-                    expected = f"none: control owns {point} of a device with the profile {of.name}"
-                    self._report((name, key), getattr(function, key), expected)
+        for (name, key), point in controls_own(of).items():
+            value = getattr(functions.get(name), key, None)
+            if value is not None:
+                expected = f"none: control owns {point} of a device with the profile {of.name}"
+                self._report((name, key), value, expected)
 
     def expect_one(self, enabled: Sequence[str]) -> None:
         """Report functions that are enabled together and may not be."""

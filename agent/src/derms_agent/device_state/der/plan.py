@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from derms_agent.device_state.der.registers import ModelRegisters
@@ -108,27 +109,32 @@ class FunctionPlan:
 
 def shown(function: Function, registers: ModelRegisters) -> dict[str, Any]:
     """Return the values in force of the settings that a function declares, as a profile would say them."""
-    prefix = _in_force(function)
-    found: dict[str, Any] = {}
-    for key, setting in settings_of(function).items():
-        if getattr(function, key) is None:
-            continue
-        if isinstance(setting, Curve):
-            found[key] = _curve_shown(prefix, setting, registers)
-            continue
-        value = registers.value(setting.path if isinstance(setting, Switch) else prefix + setting.path)
-        switched = isinstance(setting, Switch) or isinstance(getattr(function, key), bool)
-        found[key] = {"enabled": True, "disabled": False}.get(str(value)) if switched else value
-    return found
+    return {key: in_force(type(function), key, registers) for key in _declared(function)}
 
 
-def _curve_shown(prefix: str, curve: Curve, registers: ModelRegisters) -> list[list[Any]]:
-    count = registers.number(prefix + curve.count) or 0
+def _declared(function: Function) -> list[str]:
+    return [key for key in settings_of(function) if getattr(function, key) is not None]
+
+
+def in_force(function: type[Function], key: str, registers: ModelRegisters) -> Any:
+    """Return the value in force of one setting, as a profile would say it; None where the device does not have it."""
+    prefix, setting = _in_force(function), settings_of(function)[key]
+    if isinstance(setting, Curve):
+        return _curve_shown(prefix, setting, registers)
+    value = registers.value(setting.path if isinstance(setting, Switch) else prefix + setting.path)
+    return value if isinstance(setting, Number) else {"enabled": True, "disabled": False}.get(str(value), value)
+
+
+def _curve_shown(prefix: str, curve: Curve, registers: ModelRegisters) -> list[list[Any]] | None:
+    count = registers.number(prefix + curve.count)
+    if count is None:
+        return None
     paths = (curve.paths(number) for number in range(1, count + 1))
-    return [[registers.value(prefix + path) for path in pair] for pair in paths]
+    there = takewhile(lambda pair: prefix + pair[0] in registers.fields, paths)
+    return [[registers.value(prefix + path) for path in pair] for pair in there]
 
 
-def _in_force(function: Function) -> str:
+def _in_force(function: Function | type[Function]) -> str:
     return "" if function.group is None else f"{function.group}[{IN_FORCE}]."
 
 
