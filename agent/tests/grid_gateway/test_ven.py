@@ -335,6 +335,21 @@ async def test_the_ven_may_leave(field_: Field) -> None:
         await within(5, lambda: len(field_.vtn.seen("registrations")) == 2)
 
 
+async def test_a_ven_that_leaves_and_joins_again_within_a_poll_is_registered_anew(field_: Field) -> None:
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls") > 0)
+        await ven.cancel_registration()
+        # The next poll is not there yet; a VTN may answer whomever it does not know as if there were nothing.
+        field_.vtn.do("mode", mode=payload(f"<oadr:oadrResponse>{eiresponse()}</oadr:oadrResponse>"))
+        before = len(field_.vtn.seen("requests"))
+        ven.join()
+        await within(5, lambda: "EiRegisterParty" in field_.vtn.seen("requests")[before:])
+        assert "OadrPoll" not in field_.vtn.seen("requests")[before:]
+        field_.vtn.do("mode", mode="")
+        await within(5, lambda: registered(field_))
+        assert len(field_.vtn.seen("registrations")) == 2
+
+
 async def test_a_ven_that_the_vtn_has_forgotten_may_leave_as_well(field_: Field) -> None:
     async with field_.running():
         await within(10, lambda: registered(field_))

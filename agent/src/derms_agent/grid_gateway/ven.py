@@ -325,12 +325,14 @@ class Ven:
             raise Refused(f"{response.code} {response.description}")
 
     async def _session(self) -> None:
-        """Speak to the VTN until something goes wrong, which is raised."""
+        """Speak to the VTN until something goes wrong, which is raised, or the registration is given up."""
         await self._register()
-        ven_id = self._known().ven_id
+        registration = self._known()
+        ven_id = registration.ven_id
         # Whatever was missed: a poll whose answer was lost has taken its events along.
         sync_s = await self._sync(ven_id)
-        while not self.absent:
+        # The VEN may leave and join again between two polls: then this registration is none any more.
+        while not self.absent and (self._anew or self.registration is registration):
             began_s = self.clock()
             if self._anew:
                 self._anew, self._rung = False, 0
