@@ -519,7 +519,7 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     controller = Controller(site=site, policy=policy_of(configuration, site), state=State(ledger))
     # Power may have been away with the host: who then charges shows it.
     controller.energised_at_s = math.inf if rebooted else None
-    _recall_asks(controller, store, boot, now_s)
+    _recall_asks(controller, store, boot, now_s, linked=configuration.agent.vtn_url is not None)
     _recall_sessions(controller, store, now_s)
     _recall_memory(controller, store, boot)
     buses = open_buses(site.depot, configuration.agent.gateway)
@@ -549,7 +549,11 @@ def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Le
     return book.started(site.stations.values(), now_s), False
 
 
-def _recall_asks(controller: Controller, store: Store, boot: str, now_s: float) -> None:
+def _recall_asks(controller: Controller, store: Store, boot: str, now_s: float, *, linked: bool) -> None:
+    """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
+
+    Without a VTN nobody renews the link any more, and the default limit would hold for good.
+    """
     document, problem = store.load(ASKS)
     try:
         for stored in (document or {}).get("asks", ()):
@@ -559,7 +563,7 @@ def _recall_asks(controller: Controller, store: Store, boot: str, now_s: float) 
             if not ask.over(now_s):
                 controller.put(ask)
         link_until_s = (document or {}).get("link_until_s")
-        if link_until_s is not None:
+        if linked and link_until_s is not None:
             controller.link_until_s = float(link_until_s) if document["boot_id"] == boot else now_s
     except (ValueError, TypeError, KeyError, AttributeError) as unusable:
         problem = store.put_aside(ASKS, repr(unusable))

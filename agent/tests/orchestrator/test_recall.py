@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a service takes up of what its predecessor left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from agent.tests.orchestrator.conftest import DEMO
+
+from derms_agent import settings
+from derms_agent.document_store import Store, boot_id
+from derms_agent.orchestrator import service
+from derms_agent.orchestrator.engine import boottime_s
+from derms_agent.orchestrator.store import ASKS
+
+VTN = "VTN_URL=https://vtn.example/OpenADR2/Simple/2.0b\n"
+
+
+@pytest.mark.parametrize("same_boot", [True, False])
+@pytest.mark.parametrize(("vtn", "lost"), [(VTN, True), ("", False)])
+def test_a_grid_link_is_taken_up_only_where_there_is_a_vtn_still(
+    tmp_path: Path, vtn: str, lost: bool, same_boot: bool
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n{vtn}", encoding="utf-8")
+    limits.write_text("DEFAULT_LIMIT_KW=20\n", encoding="utf-8")
+    boot = boot_id() if same_boot else "another"
+    Store(tmp_path).save(ASKS, {"boot_id": boot, "asks": [], "link_until_s": boottime_s() - 1.0})
+
+    controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
+
+    assert controller.link_lost(boottime_s()) is lost
