@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,6 +149,44 @@ def test_an_acknowledgement_is_not_believed_of_one_that_showed_more_than_it_ackn
         one.step()  # now it takes what it is told
     assert one.controller.state.ledger.entries[name].unproven_s is None
     assert one.limit_a[name] == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize(("seconds", "meter", "chargers"), [(5, False, True), (20, True, True), (8, True, False)])
+def test_after_a_link_was_lost_vehicles_charge_again_as_soon_as_what_was_counted_is_free(
+    charging: Play, seconds: int, meter: bool, chargers: bool
+) -> None:
+    one = charging
+    before_w = one.drawn_w()
+    found = {name for name, device in one.site.devices.items() if device.evses} if chargers else set()
+    one.silent = found | ({"grid"} if meter else set())
+    one.step(seconds)
+    one.silent = set()
+    assert one.told_w() < 0.95 * before_w
+    for _ in range(20):
+        one.step()
+        assert one.drawn_w() + BASE_W <= SITE_VA + 1
+        assert one.told_w() + BASE_W <= SITE_VA + 1
+    assert one.drawn_w() > 0.97 * before_w
+
+
+def test_a_link_that_comes_and_goes_has_no_other_vehicle_start_again_and_again(charging: Play) -> None:
+    one = charging
+    began_s = one.now_s
+    for second in range(290):
+        # While it is lost its rating counts, so that the others go to nothing.
+        one.silent = {"fast-1"} if second % 26 < 6 else set()
+        one.step()
+        assert one.drawn_w() + BASE_W <= SITE_VA + 1
+    by_evse: dict[str, list[tuple[float, float]]] = {}
+    for at_s, name, amperes in one.writes:
+        if at_s >= began_s and not name.startswith("fast-1"):
+            by_evse.setdefault(name, []).append((at_s, amperes))
+    started = 0
+    for name, writes in by_evse.items():
+        starts = [now_s for (_, was_a), (now_s, is_a) in pairwise(writes) if was_a == 0 < is_a]
+        started += len(starts)
+        assert len(starts) <= 1, (name, starts)
+    assert started >= len(by_evse)
 
 
 def test_an_ask_holds_from_its_start_to_its_end(charging: Play) -> None:

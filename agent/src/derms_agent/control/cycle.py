@@ -133,7 +133,8 @@ class Outcome:
     """What a cycle comes to: writes to send once `state.ledger` is stored, and what the page, LED and log are told.
 
     `faults`: what to check, in words; `fallback`: EVSEs that are silent. They and `held` are what the operating state
-    is made of. Reasons are worked out when they are asked for, so that no write waits for words.
+    is made of. `doubted`: EVSEs that cannot be relied on, silent or not: the others have what those may take taken off.
+    Reasons are worked out when they are asked for, so that no write waits for words.
     """
 
     state: State
@@ -143,6 +144,7 @@ class Outcome:
     admission: Admission
     faults: tuple[str, ...]
     fallback: tuple[str, ...]
+    doubted: frozenset[str]
 
     @property
     def held(self) -> tuple[Limit, ...]:
@@ -226,6 +228,7 @@ class Cycle:
                 for one, is_relied in zip(stations, standing.reliable, strict=True)
                 if not is_relied and entries[one.name].silent_for_s(now_s) >= one.silent_s
             ),
+            frozenset(self._places).difference(relied),
         )
 
     def shed(

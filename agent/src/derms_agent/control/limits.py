@@ -318,6 +318,11 @@ class BaseLoad:
     reactive_var: float
     apparent_va: float | None
 
+    @property
+    def measured(self) -> bool:
+        """Whether it is what a meter shows, and no worst case."""
+        return self.apparent_va is None
+
 
 def base_loads(
     circuits: Mapping[str, Circuit], metered: Mapping[str, Metered], now_s: float, fresh_s: float

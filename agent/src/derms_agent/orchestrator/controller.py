@@ -48,6 +48,8 @@ GAP_S = 4.0
 """A device that was silent for longer may have been restarted: its settings are read again."""
 SETTLE_S = 20.0
 """After a start, or an ask: until writes that replace what was before are proven, and shares follow from that."""
+RETURN_S = 30.0
+"""Devices that were lost with one link come back within so long of one another: each tries anew after 10 s at most."""
 _SHOWN_S = 1.0
 """How long after it acknowledged a limit a device may take until it shows it."""
 _STEP_A = 1.0
@@ -133,6 +135,11 @@ class Controller:
     _sensors: dict[tuple[str, thermal.SensorKind], tuple[thermal.Sensor, thermal.Sensor]] = field(default_factory=dict)
     _settled_s: float | None = None
     _in_force: frozenset[Ask] = frozenset()
+    _doubted: frozenset[str] = frozenset()
+    _doubted_from_s: float = math.inf
+    _returned: frozenset[str] = frozenset()
+    _returned_s: float = -math.inf
+    _freed_until_s: float = -math.inf
     _overdue: Overdue = field(default_factory=Overdue)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
@@ -428,6 +435,7 @@ class Controller:
         self.state = outcome.state
         self.outcome = outcome
         self.stays_over = self._overdue.among(outcome.admission.over, now_s)
+        self._notice_return(outcome, now_s)
         return outcome
 
     def shed(self, now_s: float) -> tuple[Write, ...]:
@@ -460,11 +468,36 @@ class Controller:
             self._in_force = in_force
             self._settled_s = now_s + SETTLE_S
             self._previous = {name: one._replace(raised_at_s=-math.inf) for name, one in self._previous.items()}
-        if now_s <= self._settled_s:
+        freed_from_s = -math.inf if now_s <= self._settled_s else self._doubted_from_s
+        if now_s <= max(self._settled_s, self._freed_until_s):
             self._previous = {
                 name: one._replace(lowered_at_s=-math.inf, cut_at_s=-math.inf, least_a=math.inf, most_a=-math.inf)
+                if max(one.lowered_at_s, one.cut_at_s) >= freed_from_s
+                else one
                 for name, one in self._previous.items()
             }
+
+    def _notice_return(self, outcome: Outcome, now_s: float) -> None:
+        """Free what was lowered while something could not be relied on, once that can be: it need not wait.
+
+        Only once in `hold_s` for each: what comes and goes again and again is noise, by which no vehicle is turned. The
+        guard alone decides what may leave, here as ever.
+        """
+        unmetered = {
+            circuit for circuit, load in self.base.items() if circuit in self.site.meters and not load.measured
+        }
+        doubted = outcome.doubted | {f"base load of {circuit}" for circuit in unmetered}
+        if doubted and not self._doubted and now_s > self._freed_until_s:
+            self._doubted_from_s = now_s
+        back, self._doubted = self._doubted - doubted, doubted
+        lowered = any(one.lowered_at_s >= self._doubted_from_s for one in self._previous.values())
+        since_s = now_s - self._returned_s
+        if since_s >= self.params.hold_s:
+            self._returned = frozenset()
+        if lowered and back - self._returned and (not self._returned or since_s <= RETURN_S):
+            self._returned_s = self._returned_s if self._returned else now_s
+            self._returned |= back
+            self._freed_until_s = now_s + SETTLE_S
 
     def _notice_outage(self, now_s: float) -> None:
         """Say that power came back just now where it may have and nobody charges yet: then they start one by one."""
