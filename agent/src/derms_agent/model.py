@@ -252,6 +252,7 @@ class Vtn:
     ven_name: str
     client_id: str | None = None
     tls_minimum: str = "1.3"
+    xml_signatures: str = "none"
     levels: Mapping[int, GridLevel] = field(default_factory=dict)
     market_contexts: tuple[str, ...] = ()
     resources: Mapping[str, str] = field(default_factory=dict)

@@ -245,6 +245,12 @@ _ON_OFF = _choice({"on": True, "off": False})
 
 _TLS_VERSIONS: Mapping[str, Literal["1.2", "1.3"]] = {"1.2": "1.2", "1.3": "1.3"}
 _TLS = _choice(_TLS_VERSIONS)
+_SIGNATURES_TEXTS: Mapping[str, Literal["none", "sign", "require"]] = {
+    "none": "none",
+    "sign": "sign",
+    "require": "require",
+}
+_SIGNATURES = _choice(_SIGNATURES_TEXTS)
 _WINDOWS_TEXTS: Mapping[str, Literal["sliding", "aligned"]] = {"sliding": "sliding", "aligned": "aligned"}
 _WINDOWS = _choice(_WINDOWS_TEXTS)
 _NOMINAL = _choice({"50": 50.0, "60": 60.0})
@@ -328,6 +334,12 @@ class AgentConf:
     )
     tls_minimum: Literal["1.2", "1.3"] = field(
         default="1.3", metadata=_key("TLS_MINIMUM", _TLS, "the oldest TLS that the VTN is spoken to with")
+    )
+    xml_signatures: Literal["none", "sign", "require"] = field(
+        default="none",
+        metadata=_key(
+            "XML_SIGNATURES", _SIGNATURES, "sign: what the VTN is sent is signed; require: what it sends has to be, too"
+        ),
     )
     mqtt: Broker | None = field(default=None, metadata=_key("MQTT_URL", _BROKER, "the MQTT broker", "no broker"))
     telemetry_url: str | None = field(

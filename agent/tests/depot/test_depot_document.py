@@ -175,6 +175,7 @@ def depots(draw: Any) -> Depot:
                 ven_name=st.text(min_size=1, alphabet=st.characters(codec="ascii", categories=["L", "N", "P"])),
                 client_id=st.none() | st.sampled_from(["1:30", "yes", "0x1f", "null"]),
                 tls_minimum=st.sampled_from(["1.2", "1.3"]),
+                xml_signatures=st.sampled_from(["none", "sign", "require"]),
                 levels=st.dictionaries(
                     st.integers(1, 3),
                     st.builds(GridLevel, limit_w=amounts.map(thousands))

@@ -490,6 +490,12 @@ ONE_MISTAKE = {
         "1.3}",
         'vtn.tls_minimum: found 1.3; expected "1.2" or "1.3", in quotes',
     ),
+    "signatures by a word of YAML's": (
+        "ven_name: north}",
+        "ven_name: north, xml_signatures: off}",
+        "off}",
+        "vtn.xml_signatures: found off; expected none, sign or require",
+    ),
     "a merge": (
         "office: {parent",
         "office: {<<: {}, parent",

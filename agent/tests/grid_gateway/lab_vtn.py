@@ -29,7 +29,7 @@ class Lab(Vtn):
     """The twin's VTN, with what tests have it do to its answers, and what it has seen."""
 
     def __init__(self, told: dict[str, Any]) -> None:
-        names = ("vtn_id", "host", "port", "poll_s", "tls_minimum", "tls_maximum", "report_s")
+        names = ("vtn_id", "host", "port", "poll_s", "tls_minimum", "tls_maximum", "report_s", "signs")
         settings = Settings(
             certificate=Path(told["cert"]),
             key=Path(told["key"]),

@@ -18,8 +18,10 @@ from agent.tests.grid_gateway.vtn_messages import distribute, event, interval, p
 
 from derms_agent.grid_gateway import iso8601, push
 from derms_agent.grid_gateway.incoming import Response, parse
+from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.transport import Endpoint, Kind, Transport, Trouble, fingerprint_of
 
+SIGNED_OBJECT = b'<oadr:oadrSignedObject oadr:Id="oadrSignedObject"'
 pytestmark = pytest.mark.anyio
 
 
@@ -115,6 +117,26 @@ async def test_nobody_else_gets_in(field_: Field, stranger: Authority) -> None:
         await ven.aclose()
 
     assert not field_.depot.bounds
+
+
+async def test_what_is_pushed_is_verified_and_its_answer_signed(field_: Field) -> None:
+    ours = field_.ven.signatures = Signatures(field_.ven.transport.endpoint)
+    async with pushed_to(field_) as sender:
+        theirs = Signatures(sender.endpoint)
+        ours.required = True
+        signed = theirs.signed(an_event(field_).replace(b"<oadr:oadrSignedObject", SIGNED_OBJECT))
+        for body in (an_event(field_), signed.replace(b">e1<", b">e2<")):
+            with pytest.raises(Trouble, match=r"400.*signature"):
+                await sender.post("EiEvent", body)
+        theirs.required = True
+        answer = theirs.read(await sender.post("EiEvent", signed))
+        with pytest.raises(Trouble, match=r"400.*taken before"):
+            await sender.post("EiEvent", signed)
+        await within(5, lambda: field_.depot.put_at)
+
+    assert isinstance(answer, Response)
+    assert answer.ok
+    assert [key[1] for key in field_.ven.state.events] == ["e1"]
 
 
 def test_push_without_certificates_is_refused(authority: Authority) -> None:

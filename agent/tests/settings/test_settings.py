@@ -41,6 +41,7 @@ CERT_PATH=/etc/derms/certs/ven.pem
 KEY_PATH=/etc/derms/certs/ven.key
 CA_PATH=/etc/derms/certs/ca.pem
 TLS_MINIMUM=1.2
+XML_SIGNATURES=require
 MQTT_URL=mqtts://broker.example
 TELEMETRY_URL=postgresql://historian@db.example/derms
 CONTROL_PEERS=root, derms-web
@@ -74,6 +75,7 @@ def test_every_key_of_agent_conf_is_read() -> None:
         key_path=Path("/etc/derms/certs/ven.key"),
         ca_path=Path("/etc/derms/certs/ca.pem"),
         tls_minimum="1.2",
+        xml_signatures="require",
         mqtt=Broker("broker.example", 8883, tls=True),
         telemetry_url="postgresql://historian@db.example/derms",
         control_peers=("root", "derms-web"),
@@ -164,6 +166,7 @@ def test_a_mistake_in_limits_conf_says_where_and_what(line: str, mistake: str) -
         ("CA_PATH=certs/ca.pem", '"certs/ca.pem"'),
         ("CA_PATH=/etc/../root", '"/etc/../root"'),
         ("TLS_MINIMUM=1.1", '"1.1"'),
+        ("XML_SIGNATURES=yes", '"yes"'),
         ("CONTROL_PEERS=root,", '"root,"'),
         ("CONTROL_PEERS=root,root", '"root,root"'),
         ("CONTROL_PEERS=0", '"0"'),
@@ -215,6 +218,7 @@ OWN = {
     "telemetry_url": HOST.map(lambda host: f"https://{host}:8086/db"),
     "mqtt": BROKER,
     "tls_minimum": st.sampled_from(("1.2", "1.3")),
+    "xml_signatures": st.sampled_from(("none", "sign", "require")),
     "control_peers": st.lists(st.from_regex(r"[a-z_][a-z0-9-]{0,9}", fullmatch=True), min_size=1, unique=True).map(
         tuple
     ),
@@ -326,7 +330,7 @@ def test_the_keys_are_called_as_agreed() -> None:
     """The names are a contract with roles, manual and people: here they stand apart from the table that makes them."""
     assert " ".join(key.name for key in settings.keys(AgentConf).values()) == (
         "GATEWAY DEPOT VTN_URL CLIENT_ID VEN_NAME VTN_FINGERPRINT PUSH_URL CERT_PATH KEY_PATH CA_PATH TLS_MINIMUM "
-        "MQTT_URL TELEMETRY_URL CONTROL_PEERS "
+        "XML_SIGNATURES MQTT_URL TELEMETRY_URL CONTROL_PEERS "
         "LED_RED LED_AMBER LED_GREEN ENGINE_LOG STATE_DIRECTORY GRID_STATE_DIRECTORY GRID_SOCKET SOCKET"
     )
     assert " ".join(key.name for key in settings.keys(LimitsConf).values()) == (

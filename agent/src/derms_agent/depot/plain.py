@@ -171,6 +171,7 @@ def depot_document(depot: Depot) -> dict[str, Any]:
                     "ven_name": vtn.ven_name,
                     "client_id": vtn.client_id,
                     "tls_minimum": vtn.tls_minimum,
+                    "xml_signatures": vtn.xml_signatures,
                     "levels": {name: _level(vtn.levels[level]) for name, level in LEVELS.items() if level in vtn.levels}
                     or None,
                     "market_contexts": [*vtn.market_contexts] or None,

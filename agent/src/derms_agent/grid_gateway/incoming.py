@@ -313,7 +313,11 @@ Message: TypeAlias = (
 
 def parse(body: bytes) -> Message:
     """Return the message of a body. Raises Malformed."""
-    payload = tree_of(body)
+    return message_of(tree_of(body))
+
+
+def message_of(payload: Element) -> Message:
+    """Return the message of an oadrPayload. Raises Malformed."""
     signed = payload.find("oadr:oadrSignedObject", NAMESPACES) if payload.tag == _name("oadr:oadrPayload") else None
     if signed is None or not len(signed):
         raise Malformed(f"found {_shown(payload.tag)}, expected an oadrPayload with a message in it")

@@ -202,10 +202,13 @@ def create_party_registration(
     ven_id: str | None = None,
     registration_id: str | None = None,
     push_address: str | None = None,
+    *,
+    signs: bool = False,
 ) -> bytes:
     """Return a registration, or with `registration_id` a re-registration.
 
     :param push_address: where the VTN sends to; None: the VEN polls
+    :param signs: the VEN signs its messages
     """
     return _made(
         "oadrCreatePartyRegistration",
@@ -216,7 +219,7 @@ def create_party_registration(
         transport_name="simpleHttp",
         transport_address=push_address,
         report_only=False,
-        xml_signature=False,
+        xml_signature=signs,
         ven_name=ven_name,
         http_pull_model=push_address is None,
     )

@@ -26,7 +26,6 @@ from derms_agent.grid_gateway.incoming import (
     Malformed,
     Message,
     RequestReregistration,
-    parse,
 )
 from derms_agent.grid_gateway.transport import PATH, Endpoint, Trouble, fingerprint_fits
 from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
@@ -69,7 +68,7 @@ class Receiver:
         try:
             with anyio.fail_after(READ_S):
                 body = await request.read()
-            message = parse(body)
+            message = self._ven.read(body)
             return await self._answered(message)
         except TimeoutError:
             return web.Response(status=408)
@@ -88,12 +87,12 @@ class Receiver:
             self._ven.register_anew(cancelled=isinstance(message, CancelPartyRegistration))
         if reply is None:
             return self._said(Code.NOT_ALLOWED, f"{type(message).__name__} is nothing for a VEN")
-        return web.Response(body=reply[1], content_type=messages.CONTENT_TYPE)
+        return web.Response(body=self._ven.signed(reply[1]), content_type=messages.CONTENT_TYPE)
 
     async def _take_events(self, message: DistributeEvent) -> None:
         try:
             await self._ven.take_and_answer(message)
-        except (Trouble, NotRegistered, Refused, OSError) as why:
+        except (Trouble, NotRegistered, Refused, messages.Unsendable, OSError) as why:
             # The next session asks for all events, and answers them then.
             logger.warning("Events that were pushed are not answered yet: %s", why)
             self._ven.wake()
@@ -101,7 +100,7 @@ class Receiver:
     def _said(self, code: Code, words: str, request_id: str = "") -> web.Response:
         known = self._ven.registration
         body = messages.response(request_id, None if known is None else known.ven_id, int(code), words)
-        return web.Response(body=body, content_type=messages.CONTENT_TYPE)
+        return web.Response(body=self._ven.signed(body), content_type=messages.CONTENT_TYPE)
 
 
 @asynccontextmanager

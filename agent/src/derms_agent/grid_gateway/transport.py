@@ -110,6 +110,10 @@ class Endpoint:
         """Return the files that a connection is made with."""
         return tuple(path for path in (self.certificate, self.key, self.authorities) if path is not None)
 
+    def stamps(self) -> tuple[object, ...]:
+        """Return what changes when one of the files is replaced."""
+        return tuple(_stamp(path) for path in self.files())
+
 
 def context_of(endpoint: Endpoint) -> ssl.SSLContext:
     """Return what connections are made with. Raises OSError (ssl.SSLError is one) where the files are no good."""
@@ -272,7 +276,7 @@ class Transport:
 
     async def _current_session(self) -> aiohttp.ClientSession:
         """Return the session, a new one where the files of certificates have changed. Raises Trouble."""
-        stamps = tuple(_stamp(path) for path in self.endpoint.files())
+        stamps = self.endpoint.stamps()
         if self._session is not None and stamps == self._stamps:
             return self._session
         try:

@@ -57,6 +57,7 @@ from derms_agent.grid_gateway.incoming import (
 from derms_agent.grid_gateway.messages import EventResponse, Opt, Report, ReportInterval
 from derms_agent.grid_gateway.reports import Buffer, Schedule
 from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
 
@@ -125,6 +126,7 @@ class Ven:
     rules: Rules
     happened: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _what: None
     push_address: str | None = None
+    signatures: Signatures | None = None
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     draw: Callable[[], float] = random.SystemRandom().random
@@ -301,11 +303,11 @@ class Ven:
 
     async def _ask(self, service: str, body: bytes) -> Message:
         """Send a message and return the answer. Raises Trouble, and NotRegistered where the VTN says so."""
-        answer = await self.transport.post(service, body)
+        answer = await self.transport.post(service, self.signed(body))
         if not answer.strip():
             raise Trouble(Kind.BODY, "the VTN answered with nothing")
         try:
-            message = parse(answer)
+            message = self.read(answer)
         except Malformed as why:
             raise Trouble(Kind.BODY, str(why)) from why
         self._judge(message)
@@ -314,6 +316,14 @@ class Ven:
             logger.info("VTN %s answers again", self.transport.endpoint.host)
             self.trouble = None
         return message
+
+    def signed(self, body: bytes) -> bytes:
+        """Return a message as it is sent. Raises messages.Unsendable."""
+        return body if self.signatures is None else self.signatures.signed(body)
+
+    def read(self, body: bytes) -> Message:
+        """Return the message of a body that came from the VTN. Raises Malformed."""
+        return parse(body) if self.signatures is None else self.signatures.read(body)
 
     @staticmethod
     def _judge(message: Message) -> None:
@@ -404,7 +414,12 @@ class Ven:
         refusal = "it gives no venID"
         for number, (ven_id, registration_id) in enumerate(ladder[begin:], start=begin + 1):
             body = messages.create_party_registration(
-                _fresh_id(), self.identity.ven_name, ven_id, registration_id, self.push_address
+                _fresh_id(),
+                self.identity.ven_name,
+                ven_id,
+                registration_id,
+                self.push_address,
+                signs=self.signatures is not None,
             )
             try:
                 answer = await self._ask("EiRegisterParty", body)

@@ -61,6 +61,8 @@ class Settings:
     tls_maximum: str | None = None
     report_s: float = 0.0
     """0: it asks for no report."""
+    signs: bool = False
+    """It signs its messages, by its certificate's key, and demands that a VEN signs its own."""
 
 
 class Vtn:
@@ -80,7 +82,10 @@ class Vtn:
             http_ca_file=str(settings.authorities),
             requested_poll_freq=timedelta(seconds=settings.poll_s),
             fingerprint_lookup=self.fingerprint,
-            verify_message_signatures=False,
+            cert=str(settings.certificate) if settings.signs else None,
+            key=str(settings.key) if settings.signs else None,
+            show_fingerprint=False,
+            verify_message_signatures=settings.signs,
         )
         self.server.ssl_context.minimum_version = _VERSIONS[settings.tls_minimum]
         if settings.tls_maximum:
