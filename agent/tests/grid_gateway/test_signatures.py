@@ -397,8 +397,7 @@ async def test_a_vtn_that_demands_signatures_is_obeyed_through_replay_and_a_new_
             await within(10, partial(said, ven, words))
             signing.vtn.do("mode", mode="")
             await within(10, lambda: ven.trouble is None)
-        # A certificate is replaced: openleadr's VTN knows the VEN by it and makes another of it, and takes what is signed by
-        # the new key.
+        # A certificate is replaced: openleadr's VTN makes another VEN of it, and takes what the new key signs.
         certificate, key = (authority.directory / f"ven.{ending}" for ending in ("crt", "key"))
         before = certificate.read_bytes(), key.read_bytes()
         try:
