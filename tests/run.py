@@ -29,6 +29,7 @@ LONGEST_FIRST = ("--dist", "loadfile", "--no-loadscope-reorder")
 SOAK = "tests/e2e/test_dry_runs_amid_bans.py"
 DAY = ("--log-cli-level=INFO", "agent/tests/orchestrator/test_memory.py")
 EXPLORE = ("-q", "-m", "hypothesis", "--hypothesis-profile=explore")
+FUZZ = ("-q", "--log-cli-level=WARNING", "agent/tests/grid_gateway/test_fuzz.py")
 KILLED = ("-k", "killed_at_any_instant", "agent/tests/orchestrator/test_service.py")
 
 
@@ -68,6 +69,12 @@ PARTS = (
         "explore",
         "computing",
         tuple((f"{BIN}/pytest", *EXPLORE, tests) for tests in ("agent/tests", "tests/unit")),
+        always=False,
+    ),
+    Part(
+        "fuzz",
+        "computing",
+        (("env", f"FUZZ_MINUTES={os.environ.get('FUZZ_MINUTES', '10')}", f"{BIN}/pytest", *FUZZ),),
         always=False,
     ),
     Part("molecule", "hosts", (("tests/as_root", f"{BIN}/python", "-m", "tests.molecule"),)),
