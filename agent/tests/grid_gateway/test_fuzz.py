@@ -216,7 +216,7 @@ def damaged(tree: Element, operations: list[Operation]) -> Element:
 def _damage(every: list[Element], what: str, place: int, other: int, text: str) -> None:
     one = every[place % len(every)]
     if what == "text":
-        leaves = [leaf for leaf in every if not len(leaf)]
+        leaves = [leaf for leaf in every if next(leaf.iterchildren(etree.Element), None) is None]
         _with(leaves[place % len(leaves)], text)
     elif what == "rename":
         one.tag = _tags()[other % len(_tags())]
