@@ -245,6 +245,8 @@ def test_an_open_end_is_0() -> None:
         event(signals=signal([interval(1, "PT1H", "2026-11-26T19:00:00Z")])),
         event(signals=signal([interval("INF")])),
         event(signals=signal([interval("NaN")])),
+        # Finite until it is scaled.
+        event(signals=signal([interval("1e308")], "LOAD_DISPATCH", "setpoint", KILOWATTS)),
         event(duration="-PT1H"),
         event(duration="P"),
         event(duration="P9999999Y"),

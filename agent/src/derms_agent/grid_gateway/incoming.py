@@ -31,6 +31,8 @@ MOST_DEPTH = 40
 MOST_EVENTS = 500
 _CHUNK_BYTES = 16_384
 _SHOWN = 200
+_MOST_VALUE = 1e12
+"""No power, share or price of this world is more; what is made of it stays finite."""
 _OFF_S = 1.0
 """How far intervals may be from adding up: their durations are whole seconds."""
 _DECLARATION = re.compile(r"<\?xml\s[^>]*?\?>")
@@ -560,17 +562,19 @@ def _event(element: Element) -> Event:
 
 def _signal(element: Element, start_unix_s: float, length_s: float) -> Signal:
     found = _all(element, "strm:intervals/ei:interval")
+    unit = _unit(element)
+    scale = 1.0 if unit is None else unit.scale
     return Signal(
         id=_one(element, "ei:signalID"),
         name=_one(element, "ei:signalName").strip(),
         type=_one(element, "ei:signalType").strip(),
-        intervals=tuple(_intervals(found, start_unix_s, length_s)),
-        unit=_unit(element),
+        intervals=tuple(_intervals(found, start_unix_s, length_s, scale)),
+        unit=unit,
         targets=_targets(element.find("ei:eiTarget", NAMESPACES)),
     )
 
 
-def _intervals(found: list[Element], start_unix_s: float, length_s: float) -> Iterator[Interval]:
+def _intervals(found: list[Element], start_unix_s: float, length_s: float, scale: float) -> Iterator[Interval]:
     """Yield intervals that add up to the active period. Raises ValueError where they do not."""
     at_unix_s, ends_unix_s = start_unix_s, start_unix_s + length_s
     for place, element in enumerate(found):
@@ -583,7 +587,7 @@ def _intervals(found: list[Element], start_unix_s: float, length_s: float) -> It
         if own_s == 0.0 and not last:
             raise ValueError(f"interval {place}: found no end, expected one before the next begins")
         open_ended = own_s == 0.0 or (last and length_s == 0.0)
-        yield Interval(at_unix_s, 0.0 if open_ended else own_s, _value(element, place))
+        yield Interval(at_unix_s, 0.0 if open_ended else own_s, _value(element, place, scale))
         at_unix_s += own_s
         if own_s and length_s and last and abs(at_unix_s - ends_unix_s) > _OFF_S:
             total_s = at_unix_s - start_unix_s
@@ -592,11 +596,11 @@ def _intervals(found: list[Element], start_unix_s: float, length_s: float) -> It
         raise ValueError("found intervals that end after the active period")
 
 
-def _value(element: Element, place: int) -> float:
+def _value(element: Element, place: int, scale: float) -> float:
     text = _one(element, "ei:signalPayload/ei:payloadFloat/ei:value")
     value = float(text.strip().replace("INF", "inf"))
-    if not math.isfinite(value):
-        raise ValueError(f"interval {place}: found {text}, expected a finite number")
+    if not (math.isfinite(value) and abs(value * scale) <= _MOST_VALUE):
+        raise ValueError(f"interval {place}: found {text}, expected a number up to {_MOST_VALUE:g} without its scale")
     return value
 
 
