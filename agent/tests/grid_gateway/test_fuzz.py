@@ -18,7 +18,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,9 @@ MOST_ELEMENTS = 2000
 NOW = datetime(2026, 11, 26, 18, 30, tzinfo=timezone.utc)
 VTN_ID, VEN_ID = "vtn-1", "ven-1"
 PLACES = ("site", "a", "b")
-USAGE, STATUS = (offer.specifier for offer in reports.OFFERS)
+OFFERS, OWN_STATUS = reports.offers(["r1"]), reports.status_point("r1")
+FIRST = f"rr-{reports.SITE_POWER}"
+USAGE, STATUS = (offer.specifier for offer in OFFERS)
 
 
 # What is damaged
@@ -107,7 +109,7 @@ def seeds() -> tuple[bytes, ...]:
     response = {"response_code": 200, "response_description": "OK", "request_id": "r1"}
     asked = [
         {
-            "report_request_id": f"rr-{specifier}",
+            "report_request_id": f"rr-{point}",
             "report_specifier": {
                 "report_specifier_id": specifier,
                 "granularity": timedelta(seconds=10),
@@ -119,7 +121,7 @@ def seeds() -> tuple[bytes, ...]:
                 "specifier_payloads": [{"r_id": point, "reading_type": "Direct Read"}],
             },
         }
-        for specifier, point in ((USAGE, reports.SITE_POWER), (STATUS, reports.SITE_STATUS))
+        for specifier, point in ((USAGE, reports.SITE_POWER), (STATUS, reports.SITE_STATUS), (STATUS, OWN_STATUS))
     ]  # fmt: skip
     own = {"ven_id": VEN_ID}
     ids = {**own, "vtn_id": VTN_ID}
@@ -158,13 +160,13 @@ def seeds() -> tuple[bytes, ...]:
         _stock("oadrRequestReregistration", ven_id=VEN_ID),
         _stock("oadrRegisteredReport", response=response, report_requests=asked, ven_id=VEN_ID),
         _stock("oadrCreateReport", request_id="r1", report_requests=asked, ven_id=VEN_ID),
-        _stock("oadrCancelReport", request_id="r1", report_request_id=[f"rr-{USAGE}"], report_to_follow=True, **own),
+        _stock("oadrCancelReport", request_id="r1", report_request_id=[FIRST], report_to_follow=True, **own),
         _stock(
             "oadrUpdatedReport", response=response, ven_id=VEN_ID,
-            cancel_report={"request_id": "r1", "report_request_id": [f"rr-{USAGE}"], "report_to_follow": False,
+            cancel_report={"request_id": "r1", "report_request_id": [FIRST], "report_to_follow": False,
                            "ven_id": VEN_ID},
         ),
-        messages.register_report("r1", VEN_ID, reports.OFFERS, NOW.timestamp()),
+        messages.register_report("r1", VEN_ID, OFFERS, NOW.timestamp()),
         messages.update_report("r1", VEN_ID, ()),
         _stock("oadrCreatedOpt", response=response, opt_id="o1", ven_id=VEN_ID),
         _stock("oadrCanceledOpt", response=response, opt_id="o1"),
@@ -190,8 +192,8 @@ STRANGE = (
     "SIMPLE", "simple", "LOAD_DISPATCH", "LOAD_CONTROL", "ELECTRICITY_PRICE", "BID_LOAD", "level", "delta", "setpoint",
     "multiplier", "price", "x-loadControlCapacity", "x-loadControlLevelOffset", "x-loadControlPercentOffset", "T", "p",
     "micro", "k", "W", VTN_ID, VEN_ID, "e1", "e2", "r1", "never", "always", USAGE, STATUS, "METADATA",
-    reports.SITE_POWER, reports.SITE_STATUS, reports.EVSE_POWER, "a\u2028b", "\u202e", "\U0001f50c",
-    "x" * 300, "]]>", "&amp;", "{{ 7 }}",
+    reports.SITE_POWER, reports.SITE_STATUS, OWN_STATUS, reports.EVSE_POWER, "a\u2028b", "\u202e",
+    "\U0001f50c", "x" * 300, "]]>", "&amp;", "{{ 7 }}",
 )  # fmt: skip
 _OPERATIONS = ("text", "drop", "repeat", "swap", "graft", "rename", "attribute", "wrap", "many", "comment")
 Operation = tuple[str, int, int, str]
@@ -370,7 +372,7 @@ def ven_of(store: Store, wire: Any, *, signed: bool) -> Ven:
         control=Depot(Path("/nonexistent")),
         store=store,
         buffer=Buffer(Path(":memory:")),
-        rules=RULES,
+        rules=replace(RULES, resources={"r1": "a"}),
         wall=NOW.timestamp,
         draw=lambda: 0.5,
     )

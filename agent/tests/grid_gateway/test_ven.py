@@ -486,6 +486,38 @@ async def test_a_status_is_reported_once_where_it_is_asked_for_once(field_: Fiel
     assert field_.ven.buffer.count() == 0
 
 
+async def test_resources_that_the_depot_file_has_anew_are_offered_and_those_it_has_lost_asked_for_no_more(
+    field_: Field,
+) -> None:
+    request = ReportRequest(
+        id="r", specifier="telemetry-status", granularity_s=1.0, report_back_s=3600.0, data_points=("status-R1",)
+    )
+
+    def offers() -> int:
+        return int(field_.vtn.seen("requests").count("EiReport"))
+
+    def renewed(**resources: str) -> Ven:
+        ven = field_.renew()
+        ven.rules = ven._by_file = replace(RULES, resources=resources)
+        ven.recall()
+        return ven
+
+    renewed(R1="site")
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and offers() == 1)
+        await ven.reply_to(CreateReport("q", (request,)))
+    # The same again: the VTN is told nothing, and the report goes on.
+    assert [*renewed(R1="site").schedules] == ["r"]
+    async with field_.running() as ven:
+        polls = field_.vtn.seen("polls")
+        await within(10, lambda: field_.vtn.seen("polls") > polls + 1)
+        assert offers() == 1
+    assert not renewed(R2="site").schedules
+    async with field_.running() as ven:
+        await within(10, lambda: offers() == 2)
+        await within(5, lambda: ven._offered[-1] == "status-R2")
+
+
 async def test_a_report_shows_what_was_drawn_and_after_an_outage_what_was_drawn_meanwhile(
     new_vtn: Callable[..., LabVtn], authority: Authority, tmp_path: Path
 ) -> None:  # defect 13

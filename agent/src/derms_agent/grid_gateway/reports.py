@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from derms_agent.grid_gateway.events import Bound
 from derms_agent.grid_gateway.incoming import ReportRequest
 from derms_agent.grid_gateway.messages import GOOD, LAST_KNOWN, DataPoint, Offer, Point, ReportInterval, ResourceStatus
+from derms_agent.grid_gateway.signals import SITE
 
 METADATA = "METADATA"
 """The specifier by which a VTN asks for the METADATA reports once more."""
@@ -28,37 +29,41 @@ LEAST_S, MOST_S = 1.0, 86400.0
 NO_VALUE = "No Quality - No Value"
 SITE_POWER, EVSE_POWER, SITE_STATUS = "site-power", "evse-power", "site-status"
 
-_POWER = {"resource": "site", "reading_type": "Direct Read", "unit": "W", "least_s": LEAST_S, "most_s": MOST_S}
-OFFERS = (
-    Offer(
-        "telemetry-usage",
-        "TELEMETRY_USAGE",
-        (
-            DataPoint(id=SITE_POWER, report_type="demand", **_POWER),  # type: ignore[arg-type]
-            DataPoint(id=EVSE_POWER, report_type="demand", **_POWER),  # type: ignore[arg-type]
-        ),
-    ),
-    Offer(
-        "telemetry-status",
-        "TELEMETRY_STATUS",
-        (
-            DataPoint(
-                id=SITE_STATUS,
-                resource="site",
-                report_type="x-resourceStatus",
-                reading_type="x-notApplicable",
-                unit=None,
-                least_s=LEAST_S,
-                most_s=MOST_S,
-            ),
-        ),
-    ),
-)
+DISOBEYED_W = 500.0
+"""So much more than a bound may be drawn before it counts as not obeyed."""
+_DISTRUSTED = frozenset({"overdrawing", "recovering"})
+"""What the shed check finds of an EVSE that draws more than it was told, or did until lately (control.obedience)."""
+_EACH_S = {"least_s": LEAST_S, "most_s": MOST_S}
+_POWER = {"resource": SITE, "report_type": "demand", "reading_type": "Direct Read", "unit": "W"}
+_STATUS = {"report_type": "x-resourceStatus", "reading_type": "x-notApplicable", "unit": None}
+USAGE, STATUS = "TELEMETRY_USAGE", "TELEMETRY_STATUS"
 
 
-def offer_of(request: ReportRequest) -> Offer | None:
-    """Return what a request is about, or None where this VEN has no such report, or not one of its data points."""
-    for offer in OFFERS:
+def status_point(resource: str) -> str:
+    """Return the rID of the status of one of the utility's resources."""
+    return f"status-{resource}"
+
+
+def offers(resources: Iterable[str]) -> tuple[Offer, ...]:
+    """Return the reports of a depot, of which the utility knows these resources beside the site."""
+    statuses = {SITE_STATUS: SITE, **{status_point(name): name for name in resources}}
+    return (
+        Offer(
+            "telemetry-usage",
+            USAGE,
+            tuple(DataPoint(id=name, **_POWER, **_EACH_S) for name in (SITE_POWER, EVSE_POWER)),  # type: ignore[arg-type]
+        ),
+        Offer(
+            "telemetry-status",
+            STATUS,
+            tuple(DataPoint(id=name, resource=of, **_STATUS, **_EACH_S) for name, of in statuses.items()),  # type: ignore[arg-type]
+        ),
+    )
+
+
+def offer_of(request: ReportRequest, offered: Iterable[Offer]) -> Offer | None:
+    """Return what a request is about, or None where that is not offered, or not one of its data points."""
+    for offer in offered:
         if offer.specifier == request.specifier and {*request.data_points} <= {point.id for point in offer.points}:
             return offer
     return None
@@ -105,34 +110,85 @@ def sent(schedule: Schedule, now_s: float) -> Schedule:
     return dataclasses.replace(schedule, send_s=next_s if next_s > now_s else now_s + back_s)
 
 
-def points(status: Mapping[str, Any] | None, in_force: Iterable[Bound], *, disobeyed: bool) -> Mapping[str, Point]:
+def power_w(status: Mapping[str, Any] | None) -> float | None:
+    """Return what the site draws: by its meter, or else what its EVSEs say together; None: that is not known."""
+    site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
+    for name in ("power_w", "evse_power_w"):
+        if site.get(name) is not None:
+            return float(site[name])
+    return None
+
+
+def points(
+    status: Mapping[str, Any] | None, in_force: Iterable[Bound], resources: Mapping[str, str]
+) -> Mapping[str, Point]:
     """Return the value of every data point, from the orchestrator's report; None: it does not answer.
 
     :param in_force: the grid's bounds of this moment
-    :param disobeyed: the depot draws more than they admit
+    :param resources: of each of the utility's resources, the place that it is
     """
-    site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
-    held = [bound for bound in in_force if bound.target == "site"]
-    tightest = min(held, key=lambda bound: bound.high_w, default=None)
+    held = tuple(in_force)
     online = status is not None and status.get("state") not in {"fault", "fallback"}
-    found = {
-        SITE_STATUS: Point(
-            data_point=SITE_STATUS,
-            status=ResourceStatus(
-                online=online,
-                manual_override=disobeyed,
-                setpoint_w=None if tightest is None else tightest.high_w,
-                normal_w=None if tightest is None else tightest.baseline_w,
-            ),
-            quality=GOOD if status is not None else LAST_KNOWN,
+    found = {SITE_STATUS: _status(SITE_STATUS, status, held, SITE, power_w(status), online=online, distrusted=False)}
+    for resource, place in resources.items():
+        name = status_point(resource)
+        evses = tuple(_evses(status, place))
+        drawn_w = [float(one["power_w"]) for one in evses if one.get("power_w") is not None]
+        found[name] = _status(
+            name,
+            status,
+            held,
+            place,
+            power_w(status) if place == SITE else sum(drawn_w),
+            online=any(one.get("power_w") is not None or one.get("measured_a") is not None for one in evses),
+            distrusted=any(one.get("following") in _DISTRUSTED for one in evses),
         )
-    }
+    site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
     for name, key in ((SITE_POWER, "power_w"), (EVSE_POWER, "evse_power_w")):
         value = site.get(key)
         found[name] = (
             Point(data_point=name, quality=NO_VALUE) if value is None else Point(data_point=name, value=float(value))
         )
     return found
+
+
+def _status(
+    name: str,
+    status: Mapping[str, Any] | None,
+    in_force: Iterable[Bound],
+    place: str,
+    drawn_w: float | None,
+    *,
+    online: bool,
+    distrusted: bool,
+) -> Point:
+    """Return the status of a place; it is held to the tightest bound on itself."""
+    tightest = min((one for one in in_force if one.target == place), key=lambda one: one.high_w, default=None)
+    over = tightest is not None and drawn_w is not None and drawn_w > tightest.high_w + DISOBEYED_W
+    return Point(
+        data_point=name,
+        status=ResourceStatus(
+            online=online,
+            manual_override=over or distrusted,
+            setpoint_w=None if tightest is None else tightest.high_w,
+            normal_w=None if tightest is None or place != SITE else tightest.baseline_w,
+        ),
+        quality=GOOD if status is not None else LAST_KNOWN,
+    )
+
+
+def _evses(status: Mapping[str, Any] | None, place: str) -> Iterator[Mapping[str, Any]]:
+    """Yield what the orchestrator says of the EVSEs at a place: all, those on a circuit or below it, or one."""
+    report: Mapping[str, Any] = {} if status is None else status
+    above = {str(one["name"]): one.get("parent") for one in report.get("circuits") or ()}
+    for evse in report.get("evses") or ():
+        at: str | None = evse.get("circuit")
+        places = {SITE, evse.get("name")}
+        while at is not None and at not in places:
+            places.add(at)
+            at = above.get(at)
+        if place in places:
+            yield evse
 
 
 class Buffer:
@@ -208,13 +264,26 @@ def _point(stored: Mapping[str, Any]) -> Point:
     return Point(**{**stored, "status": None if status is None else ResourceStatus(**status)})
 
 
-def to_json(requests: Iterable[ReportRequest]) -> dict[str, Any]:
-    """Return what was asked for as plain JSON."""
-    return {"version": 1, "requests": [dataclasses.asdict(request) for request in requests]}
+def data_points(offered: Iterable[Offer]) -> tuple[str, ...]:
+    """Return the ids of all data points."""
+    return tuple(point.id for offer in offered for point in offer.points)
 
 
-def from_json(document: Mapping[str, Any]) -> tuple[ReportRequest, ...]:
-    """Return what `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
-    return tuple(
+def to_json(requests: Iterable[ReportRequest], offered: Sequence[str]) -> dict[str, Any]:
+    """Return what was asked for, and the data points that the VTN was told of, as plain JSON."""
+    return {
+        "version": 1,
+        "requests": [dataclasses.asdict(request) for request in requests],
+        "offered": [*offered],
+    }
+
+
+def from_json(document: Mapping[str, Any]) -> tuple[tuple[ReportRequest, ...], tuple[str, ...]]:
+    """Return what was given to `to_json`. Raises ValueError, TypeError or KeyError for anything else.
+
+    Where it does not say what was offered, it is of a time at which that was always the site alone.
+    """
+    requests = tuple(
         ReportRequest(**{**stored, "data_points": tuple(stored["data_points"])}) for stored in document["requests"]
     )
+    return requests, tuple(document.get("offered") or data_points(offers(())))

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from derms_agent.grid_gateway import reports
 from derms_agent.grid_gateway.messages import Offer
-from derms_agent.grid_gateway.reports import OFFERS
 from derms_agent.grid_gateway.signals import Rules
 
-REPORTS = tuple(offer.name for offer in OFFERS)
+REPORTS = (reports.USAGE, reports.STATUS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +23,10 @@ class Terms:
     market_contexts: tuple[str, ...] | None = None
     resources: Mapping[str, str] | None = None
 
-    @property
-    def offers(self) -> tuple[Offer, ...]:
-        """The reports that the VTN is offered."""
-        return tuple(offer for offer in OFFERS if self.reports is None or offer.name in self.reports)
+    def offers(self, by_file: Rules) -> tuple[Offer, ...]:
+        """Return the reports that the VTN is offered."""
+        every = reports.offers(self.applied(by_file).resources)
+        return tuple(offer for offer in every if self.reports is None or offer.name in self.reports)
 
     def applied(self, rules: Rules) -> Rules:
         """Return the depot file's rules with what these terms say instead."""
@@ -39,7 +39,7 @@ def shown(terms: Terms, by_file: Rules) -> dict[str, Any]:
     """Return what these terms come to, as plain JSON."""
     rules = terms.applied(by_file)
     return {
-        "reports": [offer.name for offer in terms.offers],
+        "reports": [offer.name for offer in terms.offers(by_file)],
         "market_contexts": sorted(rules.market_contexts),
         "resources": dict(rules.resources),
     }

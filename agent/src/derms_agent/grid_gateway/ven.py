@@ -73,7 +73,6 @@ TICK_S = 0.5
 STATUS_EVERY_S = 5.0
 BASELINE_S = 900.0
 MOST_DRAINED = 50
-DISOBEYED_W = 500.0
 SYNC_EVERY_S = 3600.0
 SYNC_AGAIN_POLLS = 10
 """All events are asked for once an hour, and after so many polls where that failed."""
@@ -145,6 +144,7 @@ class Ven:
     _events: EventStore = field(init=False)
     _rung: int = 0
     _anew: bool = False
+    _offered: tuple[str, ...] = ()
     _report: Mapping[str, Any] | None = None
     _status_s: float = -math.inf
     _link_s: float = -math.inf
@@ -168,13 +168,17 @@ class Ven:
         self._say_lost(problem)
         unknown: tuple[bool, Registration | None] = (False, None)
         self.absent, self.registration = self._recalled(REGISTRATION, self._registration_of, unknown)
-        asked: tuple[ReportRequest, ...] = ()
-        for request in self._recalled(REPORTS, reports.from_json, asked):
-            self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
+        asked: tuple[tuple[ReportRequest, ...], tuple[str, ...]] = ((), ())
+        requests, self._offered = self._recalled(REPORTS, reports.from_json, asked)
         opts: tuple[messages.Opted, ...] = ()
         self.opts = {one.id: one for one in self._recalled(OPTS, _opts_of, opts)}
         self.terms = self._recalled(TERMS, terms.from_json, Terms())
         self._adopt_rules()
+        for request in requests:
+            if reports.offer_of(request, self.offers) is None:
+                logger.warning("Report %s is of something that this depot has no longer: it ends", request.id)
+            else:
+                self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
 
     def _recalled(self, name: str, read: Callable[[Mapping[str, Any]], T], nothing: T) -> T:
         document, problem = self.store.load(name)
@@ -215,7 +219,7 @@ class Ven:
         self.store.save(REGISTRATION, {"version": 1, "absent": self.absent, "registration": known})
 
     def _save_reports(self) -> None:
-        self.store.save(REPORTS, reports.to_json(one.request for one in self.schedules.values()))
+        self.store.save(REPORTS, reports.to_json((one.request for one in self.schedules.values()), self._offered))
         self.buffer.keep_only([*self.schedules])
 
     # Both loops
@@ -339,6 +343,8 @@ class Ven:
         await self._register()
         registration = self._known()
         ven_id = registration.ven_id
+        if self._offered != reports.data_points(self.offers):  # the depot file has changed
+            await self._offer_reports()
         # Whatever was missed: a poll whose answer was lost has taken its events along.
         sync_s = await self._sync(ven_id)
         # The VEN may leave and join again between two polls: then this registration is none any more.
@@ -703,7 +709,7 @@ class Ven:
 
     def _remember_power(self, now_s: float) -> None:
         """Keep what the site draws while no event bounds it: that is what a baseline is made of."""
-        power_w = _power_w(self._report)
+        power_w = reports.power_w(self._report)
         if power_w is not None and not self._in_force():
             self._drawn.append((now_s, power_w))
         while self._drawn and self._drawn[0][0] < now_s - BASELINE_S:
@@ -737,7 +743,7 @@ class Ven:
         Raises Trouble, NotRegistered, Refused or Unsendable, and then goes by those before.
         """
         before, self.terms = self.terms, wanted
-        if self.registration is not None and wanted.offers != before.offers:
+        if self.registration is not None and wanted.offers(self._by_file) != before.offers(self._by_file):
             try:
                 await self._offer_and_create()
             except (Trouble, NotRegistered, Refused, messages.Unsendable):
@@ -748,6 +754,11 @@ class Ven:
 
     # Reports
 
+    @property
+    def offers(self) -> tuple[messages.Offer, ...]:
+        """The reports that the VTN is offered."""
+        return self.terms.offers(self._by_file)
+
     async def _offer_reports(self) -> None:
         """Say which reports there are, and take those that are asked for at once. Events go on without."""
         try:
@@ -756,10 +767,11 @@ class Ven:
             logger.warning("The VTN takes no reports: %s", why)
 
     async def _offer_and_create(self) -> None:
-        body = messages.register_report(_fresh_id(), self._known().ven_id, self.terms.offers, self.wall())
+        body = messages.register_report(_fresh_id(), self._known().ven_id, self.offers, self.wall())
         answer = await self._ask("EiReport", body)
         # A registration begins without reports; those before it were for another.
         self.schedules.clear()
+        self._offered = reports.data_points(self.offers)
         if isinstance(answer, RegisteredReport):
             code, why = await self._create_reports(answer.requests)
             if answer.requests:
@@ -772,9 +784,9 @@ class Ven:
         unknown = []
         for request in requests:
             if request.specifier == reports.METADATA:
-                body = messages.register_report(_fresh_id(), self._known().ven_id, self.terms.offers, self.wall())
+                body = messages.register_report(_fresh_id(), self._known().ven_id, self.offers, self.wall())
                 await self._ask("EiReport", body)
-            elif reports.offer_of(request) not in self.terms.offers:
+            elif reports.offer_of(request, self.offers) is None:
                 unknown.append(request.specifier)
             else:
                 self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
@@ -825,9 +837,7 @@ class Ven:
     def _sample(self, schedule: Schedule) -> None:
         request = schedule.request
         in_force = self._in_force()
-        power_w = _power_w(self._report)
-        most_w = min((bound.high_w for bound in in_force if bound.target == "site"), default=math.inf)
-        found = reports.points(self._report, in_force, disobeyed=power_w is not None and power_w > most_w + DISOBEYED_W)
+        found = reports.points(self._report, in_force, self.rules.resources)
         at_unix_s = self.wall()
         for name in request.data_points:
             # One value an interval: there are VTNs, openleadr's among them, that fail at several.
@@ -836,7 +846,7 @@ class Ven:
     async def _send_report(self, schedule: Schedule) -> None:
         """Send all samples of a report, those of an outage first; each leaves the disk when it was taken."""
         request = schedule.request
-        offer = reports.offer_of(request)
+        offer = reports.offer_of(request, self.offers)
         while offer is not None:
             number, intervals = self.buffer.oldest(request.id)
             if not intervals:
@@ -965,15 +975,6 @@ def _opts_of(document: Mapping[str, Any]) -> tuple[messages.Opted, ...]:
 
 def _fresh_id() -> str:
     return str(uuid.uuid4())
-
-
-def _power_w(report: Mapping[str, Any] | None) -> float | None:
-    """Return what the site draws: by its meter, or else what its EVSEs say together."""
-    site: Mapping[str, Any] = {} if report is None else report.get("site") or {}
-    for name in ("power_w", "evse_power_w"):
-        if site.get(name) is not None:
-            return float(site[name])
-    return None
 
 
 def _event_json(key: Key, held: events.Held, now_unix_s: float) -> dict[str, Any]:
