@@ -46,6 +46,13 @@ options:
         type: list
         elements: str
         default: []
+      reload:
+        description:
+          - Files that it takes up when it is reloaded. One that was written since its last start or reload
+            has it reloaded.
+        type: list
+        elements: str
+        default: []
       restart_notified:
         description:
           - Whether an earlier task changed the configuration, in check mode would change it, and notified the restart.
@@ -125,12 +132,14 @@ PROPERTIES = (
     "ActiveEnterTimestampMonotonic",
     "ExecMainStartTimestamp",
     "ExecMainStartTimestampMonotonic",
+    "StateChangeTimestamp",
+    "StateChangeTimestampMonotonic",
 )
 SUFFIXES = ("service", "socket", "timer", "path", "mount", "automount", "swap", "target", "slice", "scope", "device")
 # A unit in one of these states starts at boot without, or cannot be given, an [Install] link.
 NOT_ENABLED_BY_LINK = ("static", "generated", "alias", "indirect", "transient", "")
 # The verbs in the order in which they are said.
-VERBS = ("daemon-reload", "unmask", "disable", "stop", "enable", "start", "restart")
+VERBS = ("daemon-reload", "unmask", "disable", "stop", "enable", "start", "restart", "reload")
 
 
 @dataclass(frozen=True)
@@ -143,6 +152,7 @@ class WantedService:
     config: tuple[str, ...] = ()
     restart_due: bool = False
     optional: bool = False
+    reload: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -248,12 +258,22 @@ def run_drift(
     if not running:
         has = "failed" if unit["ActiveState"] == "failed" else "stopped"
         return [drift(wanted.unit, has, "started")], ["start"]
-    if wanted.restart_due:
-        return [], []
+    return ([], []) if wanted.restart_due else outdated(wanted, unit, times_s, clocks)
+
+
+def outdated(
+    wanted: WantedService, unit: dict[str, str], times_s: dict[str, float], clocks: Clocks
+) -> tuple[list[Drift], list[str]]:
+    """Return whether a running unit lacks what is on the disk by now, and the verb that mends it."""
     started_s, last = start_s(unit, clocks), newest(times_s, clocks.wall_s)
-    if started_s is None or last is None or started_s >= last[1]:
-        return [], []
-    return [drift(wanted.unit, f"started before {last[0]} was last changed", "restarted since")], ["restart"]
+    if started_s is not None and last is not None and started_s < last[1]:
+        return [drift(wanted.unit, f"started before {last[0]} was last changed", "restarted since")], ["restart"]
+    # A running unit changes its state when it is reloaded.
+    changed_s = wall_time_s(unit.get("StateChangeTimestamp", ""), unit.get("StateChangeTimestampMonotonic", ""), clocks)
+    taken_up = newest(config_times_s(wanted.reload), clocks.wall_s)
+    if changed_s is not None and taken_up is not None and changed_s < taken_up[1]:
+        return [drift(wanted.unit, f"loaded before {taken_up[0]} was last changed", "reloaded since")], ["reload"]
+    return [], []
 
 
 def service_drift(
@@ -333,6 +353,7 @@ def wanted_services(declared: list[dict[str, Any]], *, check_mode: bool) -> list
             tuple(entry["config"]),
             check_mode and entry["restart_notified"],
             entry["optional"],
+            tuple(entry["reload"]),
         )
         for entry in declared
     ]
@@ -374,6 +395,7 @@ def main() -> None:
                     "enabled": {"type": "bool", "default": True},
                     "state": {"type": "str", "choices": ["started", "stopped", "kept"], "default": "started"},
                     "config": {"type": "list", "elements": "str", "default": []},
+                    "reload": {"type": "list", "elements": "str", "default": []},
                     "restart_notified": {"type": "bool", "default": False},
                     "optional": {"type": "bool", "default": False},
                 },

@@ -160,7 +160,7 @@ class Lab(Vtn):
         self.mode = mode
 
     def do_seen(self) -> dict[str, Any]:
-        names = ("registrations", "opts", "statuses", "polls", "requests", "schedules")
+        names = ("registrations", "opts", "statuses", "polls", "requests", "schedules", "vens")
         return {name: getattr(self, name) for name in names} | {"samples": list(self.samples)}
 
 

@@ -139,6 +139,36 @@ async def test_what_is_pushed_is_verified_and_its_answer_signed(field_: Field) -
     assert [key[1] for key in field_.ven.state.events] == ["e1"]
 
 
+async def test_a_certificate_that_is_replaced_is_shown_by_the_next_connection(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "LOOK_S", 0.05)
+    certificate, key = (field_.authority.directory / f"ven.{ending}" for ending in ("crt", "key"))
+    before = certificate.read_bytes(), key.read_bytes()
+
+    async def shown_to(sender: Transport) -> bytes:
+        try:
+            return (await sender.shake_hands()).chain[0]
+        except Trouble as trouble:  # between the one listener and the other
+            assert trouble.kind is Kind.UNREACHABLE  # noqa: PT017
+            return b""
+
+    try:
+        async with pushed_to(field_) as sender:
+            old = await shown_to(sender)
+            field_.authority.issue("ven")
+            with anyio.fail_after(20):
+                while (now := await shown_to(sender)) in {old, b""}:
+                    await anyio.sleep(0.05)
+            assert now == ssl.PEM_cert_to_DER_cert(certificate.read_text(encoding="ascii"))
+            assert old == ssl.PEM_cert_to_DER_cert(before[0].decode())
+            answer = parse(await sender.post("EiEvent", an_event(field_)))
+    finally:
+        certificate.write_bytes(before[0])
+        key.write_bytes(before[1])
+    assert isinstance(answer, Response)
+
+
 def test_push_without_certificates_is_refused(authority: Authority) -> None:
     with pytest.raises(ValueError, match="CERT_PATH"):
         push.server_context(endpoint_of(authority, 1, certificate=None))

@@ -6,22 +6,30 @@ The VTN is openleadr's, under mutual TLS 1.3, at the control node's address. Bef
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Gateway
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 AGENT = "/opt/derms/current/bin/derms-agent"
 UNIT = "derms-grid-gateway.service"
 USER = "derms-grid-gateway"
+CREDENTIALS = "/run/derms/grid-gateway/credentials"
 SOCKET = "/run/derms/grid-gateway/ven.sock"
 OPERATOR = "olivia"
 LAB = Path(__file__).parents[3] / "agent" / "tests" / "grid_gateway" / "lab_vtn.py"
@@ -90,10 +98,9 @@ def test_files_are_whose_they_should_be(root: Any, path: str, mode: str) -> None
 
 
 def test_its_keys_are_its_users_alone(root: Any) -> None:
+    assert root.check_output("stat -c '%%a %%U' %s", CREDENTIALS) == f"500 {USER}"
     for name in ("key", "mqtt-key"):
-        # Owned by the user, or root's with an entry for the user, by the release of systemd.
-        held = root.check_output(f"stat -c '%a %U' /run/credentials/{UNIT}/{name}")
-        assert held in (f"400 {USER}", "440 root")
+        assert root.check_output("stat -c '%%a %%U' %s", f"{CREDENTIALS}/{name}") == f"400 {USER}"
 
 
 def test_without_its_vtn_it_runs_and_says_so(root: Any) -> None:
@@ -175,3 +182,53 @@ def test_it_registers_and_has_an_event_obeyed(root: Any, vtn: Vtn) -> None:
 
     vtn.do("cancel", ven_id=said["ven_id"], event_id=event)
     await_(lambda: not json.loads(root.check_output(f"{AGENT} status --json"))["asks"])
+
+
+def renewed(pki: Path) -> dict[str, str]:
+    """Return another certificate of the gateway's, of the same authority, and its key, by the ending of each file."""
+    authority = x509.load_pem_x509_certificate((pki / "ca.crt").read_bytes())
+    signing = serialization.load_pem_private_key((pki / "ca.key").read_bytes(), None)
+    assert isinstance(signing, ec.EllipticCurvePrivateKey)
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, USER)]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .sign(signing, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return {"crt": made.public_bytes(pem).decode(), "key": secret.decode()}
+
+
+def test_a_renewed_certificate_is_shown_without_a_restart(root: Any, vtn: Vtn) -> None:
+    pki = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "pki"
+    files = {ending: f"/etc/derms/certs/grid-gateway.{ending}" for ending in ("crt", "key")}
+    before = {ending: root.file(path).content_string for ending, path in files.items()}
+    pid = shown(root, "MainPID")["MainPID"]
+    await_(lambda: (one := grid(root))["registered"] and one["trouble"] is None)
+    registered = len(vtn.do("seen")["registrations"])
+
+    def put(contents: dict[str, str]) -> None:
+        for ending, path in files.items():
+            root.check_output("printf %%s %s > %s", contents[ending], path)
+        root.check_output(f"systemctl reload {UNIT}")
+
+    try:
+        fresh = renewed(pki)
+        put(fresh)
+        # This VTN knows a VEN by its certificate, as the connection shows it, and takes another one for another VEN.
+        await_(lambda: len(vtn.do("seen")["registrations"]) > registered)
+        shows = ssl.PEM_cert_to_DER_cert(fresh["crt"])
+        digest = hashlib.sha256(shows).hexdigest()[-20:].upper()
+        assert re.findall("..", digest) in [one.split(":") for one in vtn.do("seen")["vens"].values()]
+        assert shown(root, "MainPID")["MainPID"] == pid
+        assert grid(root)["trouble"] is None
+    finally:
+        put(before)
+    assert shown(root, "MainPID", "ActiveState") == {"MainPID": pid, "ActiveState": "active"}

@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from ansible_collections.derms.edge.plugins.modules.services import (
     Clocks,
@@ -44,6 +48,8 @@ def unit(**others: str) -> dict[str, str]:
         "ActiveEnterTimestampMonotonic": "100000000",
         "ExecMainStartTimestamp": STAMP,
         "ExecMainStartTimestampMonotonic": "100000000",
+        "StateChangeTimestamp": STAMP,
+        "StateChangeTimestampMonotonic": "100000000",
         **others,
     }
 
@@ -128,6 +134,20 @@ def test_a_unit_older_than_its_configuration_is_restarted() -> None:
     assert verbs(WANTED, unit(), newer) == ["restart"]
 
 
+def test_a_unit_that_was_loaded_before_a_file_that_it_takes_up_is_reloaded_once(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.touch()
+    os.utime(key, (STARTED_S + 5.0, STARTED_S + 5.0))
+    wanted = replace(WANTED, reload=(str(tmp_path / "k*"),))
+    assert named(wanted, unit()) == [("chronyd.service", f"loaded before {key} was last changed", "reloaded since")]
+    assert verbs(wanted, unit()) == ["reload"]
+    # A restart takes it up as well; a stopped unit is started.
+    assert verbs(wanted, unit(), {"/etc/chrony.conf": STARTED_S + 1.0}) == ["restart"]
+    assert verbs(wanted, unit(ActiveState="inactive")) == ["start"]
+    reloaded = unit(StateChangeTimestamp="Mon 2026-11-23 01:19:07 UTC", StateChangeTimestampMonotonic="106000000")
+    assert verbs(wanted, reloaded) == []
+
+
 def test_a_unit_that_was_started_within_the_second_of_its_configuration_is_left_alone() -> None:
     assert verbs(WANTED, unit(), {"/etc/chrony.conf": STARTED_S + 0.2}) == []
 
@@ -144,6 +164,7 @@ def test_a_restart_that_is_due_anyway_is_not_named_twice() -> None:
         "enabled": True,
         "state": "started",
         "config": [],
+        "reload": [],
         "restart_notified": True,
         "optional": False,
     }

@@ -32,6 +32,8 @@ from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
 
 SERVICES = ("EiEvent", "EiReport", "EiRegisterParty", "EiOpt")
 READ_S = 10.0
+LOOK_S = 2.0
+"""How often it is looked whether certificates were replaced."""
 
 logger = logging.getLogger("derms.grid_gateway")
 
@@ -105,12 +107,35 @@ class Receiver:
 
 @asynccontextmanager
 async def listening(receiver: Receiver, endpoint: Endpoint, host: str | None, port: int) -> AsyncIterator[int]:
-    """Listen, and give the port. Raises OSError or ValueError."""
+    """Listen, and give the port; with other certificates where they are replaced. Raises OSError or ValueError."""
     runner = web.AppRunner(receiver.application, access_log=None, handle_signals=False)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=server_context(endpoint))
         await site.start()
-        yield int(runner.addresses[0][1])
+        bound = int(runner.addresses[0][1])
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_renew, runner, site, endpoint, host, bound)
+            yield bound
+            tasks.cancel_scope.cancel()
     finally:
         await runner.cleanup()
+
+
+async def _renew(runner: web.AppRunner, site: web.TCPSite, endpoint: Endpoint, host: str | None, port: int) -> None:
+    """Listen anew whenever the files of certificates change; connections that stand go on."""
+    stamps = endpoint.stamps()
+    while True:
+        await anyio.sleep(LOOK_S)
+        found = endpoint.stamps()
+        if found == stamps:
+            continue
+        try:
+            context = server_context(endpoint)
+        except (OSError, ValueError):
+            continue  # a key does not fit its certificate until both are replaced
+        await site.stop()
+        site = web.TCPSite(runner, host, port, ssl_context=context)
+        await site.start()
+        stamps = found
+        logger.info("The certificates were replaced: listening with the new ones")

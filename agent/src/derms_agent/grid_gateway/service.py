@@ -48,7 +48,7 @@ logger = logging.getLogger("derms.grid_gateway")
 
 
 def endpoint_of(agent: AgentConf, credentials: Path | None) -> Endpoint:
-    """Return how the VTN is spoken to; certificates that systemd hands over (LoadCredential=) come first.
+    """Return how the VTN is spoken to; certificates in the directory of the unit's credentials come first.
 
     :raises ValueError: agent.conf names no VTN
     """
