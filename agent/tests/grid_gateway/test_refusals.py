@@ -26,6 +26,11 @@ devices: {charger: {bus: bus, unit_id: 255, profile: keba_p30, circuit: main, ev
     [
         ("VTN_URL=http://vtn.example", 'agent.conf:5: VTN_URL: found "http://vtn.example", expected an https:// URL'),
         ("TLS_MINIMUM=1.1", 'agent.conf:5: TLS_MINIMUM: found "1.1", expected 1.2 or 1.3'),
+        ("XML_SIGNATURES=yes", 'agent.conf:5: XML_SIGNATURES: found "yes", expected none or sign or require'),
+        (
+            "VTN_URL=https://vtn.example\nXML_SIGNATURES=sign",
+            "agent.conf: XML_SIGNATURES: found no CERT_PATH and KEY_PATH to sign with, expected them",
+        ),
         ("# no VTN", "agent.conf: VTN_URL: found no such line, expected the utility's OpenADR server"),
     ],
 )

@@ -123,7 +123,7 @@ def test_a_key_that_cannot_sign_xml_is_refused_at_the_start(tmp_path: Path, auth
         Signatures(replace(endpoint, certificate=None)).check()
     with pytest.raises(ValueError, match="not the certificate's"):
         Signatures(replace(endpoint, key=authority.directory / "ven.key")).check()
-    with pytest.raises(ValueError, match="VTN_FINGERPRINT or CA_PATH"):
+    with pytest.raises(ValueError, match="no VTN_FINGERPRINT and no CA_PATH"):
         Signatures(endpoint_of(authority, 1, authorities=None)).check()
 
 

@@ -199,7 +199,7 @@ class _Key:
 def _key_of(endpoint: Endpoint) -> _Key:
     """Return what is signed with. Raises ValueError or OSError where there is none, or that does not sign XML."""
     if endpoint.certificate is None or endpoint.key is None:
-        raise ValueError("XML_SIGNATURES needs CERT_PATH and KEY_PATH: found none")
+        raise ValueError("agent.conf: XML_SIGNATURES: found no CERT_PATH and KEY_PATH to sign with, expected them")
     chain = x509.load_pem_x509_certificates(endpoint.certificate.read_bytes())
     key = load_pem_private_key(endpoint.key.read_bytes(), None)
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
@@ -229,7 +229,9 @@ class Signatures:
         """See that there is what is needed. Raises ValueError or OSError."""
         _key_of(self.endpoint)
         if self.endpoint.fingerprint is None and self.endpoint.authorities is None:
-            raise ValueError("XML_SIGNATURES needs VTN_FINGERPRINT or CA_PATH: found neither")
+            raise ValueError(
+                "agent.conf: XML_SIGNATURES: found no VTN_FINGERPRINT and no CA_PATH, expected one of them"
+            )
 
     def signed(self, body: bytes) -> bytes:
         """Return a message of ours with a signature. Raises Unsendable."""
