@@ -94,7 +94,7 @@ def rewrite(authority: Authority, directory: Path, key: Any, **more: Any) -> Non
     found = more.pop("issuer", (authority.certificate, authority.key))
     mould = x509.load_pem_x509_certificate((authority.directory / "vtn.crt").read_bytes())
     host = more.pop("host", "localhost")
-    made = (
+    built = (
         x509.CertificateBuilder()
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "written")]))
         .issuer_name(found[0].subject)
@@ -103,8 +103,10 @@ def rewrite(authority: Authority, directory: Path, key: Any, **more: Any) -> Non
         .not_valid_before(mould.not_valid_before_utc)
         .not_valid_after(mould.not_valid_after_utc)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(host)]), critical=False)
-        .sign(found[1], hashes.SHA256())
     )
+    if more.pop("says_so", False):
+        built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    made = built.sign(found[1], hashes.SHA256())
     pem = serialization.Encoding.PEM
     (directory / "c").write_bytes(made.public_bytes(pem))
     (directory / "k").write_bytes(
@@ -180,15 +182,21 @@ def test_a_key_of_a_stranger(ours: Signatures, stranger: Authority, authority: A
     assert "not good" in refusal(ours, etree.tostring(root))
 
 
-def test_another_of_the_same_authority(ours: Signatures, authority: Authority, tmp_path: Path) -> None:
+def test_another_of_the_same_authority(ours: Signatures, authority: Authority) -> None:
     """A VEN of the same utility's has a certificate as well: it is for another name."""
     authority.issue("neighbour", host="neighbour.example")
     assert "no authority of CA_PATH gave localhost" in refusal(ours, signed_by(authority, "neighbour"))
-    # And it is no authority, whatever it signs.
-    neighbour = x509.load_pem_x509_certificate((authority.directory / "neighbour.crt").read_bytes())
-    signing = serialization.load_pem_private_key((authority.directory / "neighbour.key").read_bytes(), None)
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_whoever_has_a_certificate_of_the_authority_is_no_authority(
+    ours: Signatures, authority: Authority, tmp_path: Path, says_so: bool
+) -> None:
+    rewrite(authority, tmp_path, ec.generate_private_key(ec.SECP256R1()), host="neighbour.example", says_so=says_so)
+    neighbour = x509.load_pem_x509_certificate((tmp_path / "c").read_bytes())
+    signing = serialization.load_pem_private_key((tmp_path / "k").read_bytes(), None)
     rewrite(authority, tmp_path, ec.generate_private_key(ec.SECP256R1()), issuer=(neighbour, signing))
-    chain = (tmp_path / "c").read_bytes() + (authority.directory / "neighbour.crt").read_bytes()
+    chain = (tmp_path / "c").read_bytes() + neighbour.public_bytes(serialization.Encoding.PEM)
     text = messaging.create_message(
         "oadrRequestReregistration", cert=chain, key=(tmp_path / "k").read_bytes(), ven_id="v"
     )
