@@ -494,7 +494,7 @@ ONE_MISTAKE = {
         "ven_name: north}",
         "ven_name: north, xml_signatures: off}",
         "off}",
-        "vtn.xml_signatures: found off; expected none, sign or require",
+        "vtn.xml_signatures: found false; expected none, sign or require",
     ),
     "a merge": (
         "office: {parent",

@@ -204,6 +204,32 @@ def test_whoever_has_a_certificate_of_the_authority_is_no_authority(
     assert "no authority of CA_PATH gave localhost" in refusal(ours, text.encode())
 
 
+@pytest.mark.parametrize("signs", [True, False])
+def test_an_authority_may_sign_certificates(
+    ours: Signatures, authority: Authority, tmp_path: Path, signs: bool
+) -> None:
+    usage = dict.fromkeys(
+        ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+         "crl_sign", "encipher_only", "decipher_only"), False,
+    )  # fmt: skip
+    known = authority.certificate
+    made = (
+        x509.CertificateBuilder(
+            known.subject, known.subject, authority.key.public_key(), 1, known.not_valid_before_utc,
+            known.not_valid_after_utc,
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.KeyUsage(key_cert_sign=signs, **usage), critical=True)
+        .sign(authority.key, hashes.SHA256())
+    )  # fmt: skip
+    (tmp_path / "ca").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    judging = replaced(ours, endpoint=replace(ours.endpoint, authorities=tmp_path / "ca"))
+    if signs:
+        assert isinstance(judging.read(signed_by(authority)), Response)
+    else:
+        assert "no authority of CA_PATH gave" in refusal(judging, signed_by(authority))
+
+
 def test_a_certificate_that_is_over(ours: Signatures, authority: Authority) -> None:
     authority.issue("over", -30, -1)
     assert "no authority of CA_PATH gave" in refusal(ours, signed_by(authority, "over"))

@@ -86,20 +86,16 @@ class Untrusted(Malformed):
 # Whom it is from
 
 
-def _is_authority(_policy: object, _certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
-    if not found.ca:
-        raise ValueError("it is no authority's")
-
-
 def _may_sign(_policy: object, _certificate: x509.Certificate, found: x509.KeyUsage | None) -> None:
     if found is not None and not found.key_cert_sign:
         raise ValueError("its key usage admits no signing of certificates")
 
 
-# What makes an authority is held against it; a private one need not be as well dressed as those of the web.
+# That an authority is one is seen to (basicConstraints: by the library itself); a private one need not have all else
+# that the web's have.
 _AUTHORITIES = (
     ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, _is_authority)
+    .require_present(x509.BasicConstraints, Criticality.AGNOSTIC, None)
     .may_be_present(x509.KeyUsage, Criticality.AGNOSTIC, _may_sign)
 )
 _VTNS = ExtensionPolicy.permit_all().require_present(x509.SubjectAlternativeName, Criticality.AGNOSTIC, None)
