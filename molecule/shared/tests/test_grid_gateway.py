@@ -29,7 +29,7 @@ from cryptography.x509.oid import NameOID
 AGENT = "/opt/derms/current/bin/derms-agent"
 UNIT = "derms-grid-gateway.service"
 USER = "derms-grid-gateway"
-CREDENTIALS = "/run/derms/grid-gateway/credentials"
+CREDENTIALS = "/run/derms-grid-gateway"
 SOCKET = "/run/derms/grid-gateway/ven.sock"
 OPERATOR = "olivia"
 LAB = Path(__file__).parents[3] / "agent" / "tests" / "grid_gateway" / "lab_vtn.py"
@@ -98,7 +98,7 @@ def test_files_are_whose_they_should_be(root: Any, path: str, mode: str) -> None
 
 
 def test_its_keys_are_its_users_alone(root: Any) -> None:
-    assert root.check_output("stat -c '%%a %%U' %s", CREDENTIALS) == f"500 {USER}"
+    assert root.check_output("stat -c '%%a %%U' %s", CREDENTIALS) == "711 root"
     for name in ("key", "mqtt-key"):
         assert root.check_output("stat -c '%%a %%U' %s", f"{CREDENTIALS}/{name}") == f"400 {USER}"
 
