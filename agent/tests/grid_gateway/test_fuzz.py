@@ -34,7 +34,7 @@ from lxml import etree
 from openleadr import messaging, objects
 
 from derms_agent.document_store import Store
-from derms_agent.grid_gateway import messages, reports
+from derms_agent.grid_gateway import control_link, messages, reports
 from derms_agent.grid_gateway.control_link import ControlLink, NoControl, NotTaken
 from derms_agent.grid_gateway.incoming import Malformed
 from derms_agent.grid_gateway.messages import Unsendable
@@ -321,6 +321,7 @@ class Memory(Store):
     def __init__(self) -> None:
         super().__init__(Path("/nonexistent"))
         self.documents: dict[str, bytes] = {}
+        self.journals: dict[str, list[bytes]] = {}
 
     def load(self, name: str) -> tuple[Any, str | None]:
         kept = self.documents.get(name)
@@ -329,14 +330,23 @@ class Memory(Store):
     def save(self, name: str, document: Mapping[str, Any]) -> None:
         self.documents[name] = json.dumps(document, allow_nan=False).encode()
 
+    def begin(self, name: str) -> None:
+        self.journals[name] = []
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        self.journals[name].append(json.dumps(record, allow_nan=False).encode())
+
+    def records(self, name: str) -> list[Any]:
+        return [json.loads(line) for line in self.journals.get(name, ())]
+
     def put_aside(self, name: str, why: str) -> str:
         raise AssertionError(f"{name} cannot be read again: {why}")
 
 
-class Depot(ControlLink):
+class Socket(control_link._Connection):
     """The orchestrator's socket, with its own words and its own judge, but no process behind it."""
 
-    async def _ask(self, verb: str, **arguments: Any) -> Any:
+    async def ask(self, verb: str, **arguments: Any) -> Any:
         asked = decode(encode({"v": 1, "id": 1, "verb": verb, **arguments}))
         found = {name: value for name, value in asked.items() if name not in {"v", "id", "verb"}}
         if verb == "limit.put":
@@ -347,6 +357,13 @@ class Depot(ControlLink):
         return {
             "can_honour": True, "why": "", "state": "normal", "site": {"power_w": 80_000.0, "evse_power_w": 70_000.0},
         }  # fmt: skip
+
+
+class Depot(ControlLink):
+    """The way to it."""
+
+    def __init__(self) -> None:
+        self._orders = self._looks = Socket(Path("/nonexistent"))
 
 
 @dataclass
@@ -369,7 +386,7 @@ def ven_of(store: Store, wire: Any, *, signed: bool) -> Ven:
     ven = Ven(
         identity=Identity(ven_name="v"),
         transport=wire,
-        control=Depot(Path("/nonexistent")),
+        control=Depot(),
         store=store,
         buffer=Buffer(Path(":memory:")),
         rules=replace(RULES, resources={"r1": "a"}),
