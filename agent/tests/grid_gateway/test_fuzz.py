@@ -49,7 +49,7 @@ MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
 MOST_S = 5.0
 """Of the processor, for a message of up to 1 MiB, and all that comes of it."""
 GROWN_MIB = 64.0
-MOST_ELEMENTS = 2000
+MOST_ELEMENTS, MOST_COPIED = 2000, 60_000
 NOW = datetime(2026, 11, 26, 18, 30, tzinfo=timezone.utc)
 VTN_ID, VEN_ID = "vtn-1", "ven-1"
 PLACES = ("site", "a", "b")
@@ -235,7 +235,9 @@ def _move(one: Element, above: Element, what: str, place: int, other: int) -> No
     if what == "drop":
         above.remove(one)
     elif what in {"repeat", "many"}:
-        for _ in range(1 + (other if what == "many" else other % 3)):
+        # A little over what is read; more would be the memory of these tests and not of what they test.
+        most = MOST_COPIED // sum(1 for _ in one.iter())
+        for _ in range(min(most, 1 + (other if what == "many" else other % 3))):
             above.append(copy.deepcopy(one))
     elif what == "swap":
         above.insert(other % len(above), one)
