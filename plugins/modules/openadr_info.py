@@ -46,6 +46,13 @@ options:
     type: str
     choices: ["1.2", "1.3"]
     default: "1.3"
+  xml_signatures:
+    description:
+      - Whether the query is signed, V(sign), and whether its answer has to be as well, V(require); C(XML_SIGNATURES) of
+        C(agent.conf). Needs O(certificate_path), and O(ca_path) or O(fingerprint).
+    type: str
+    choices: [none, sign, require]
+    default: none
   timeout_s:
     description: For how many seconds a connection, and then the answer to the query, is waited for.
     type: float
@@ -192,6 +199,7 @@ def main() -> None:
             "ca_path": {"type": "path"},
             "fingerprint": {"type": "str"},
             "tls_minimum": {"type": "str", "choices": ["1.2", "1.3"], "default": "1.3"},
+            "xml_signatures": {"type": "str", "choices": ["none", "sign", "require"], "default": "none"},
             "timeout_s": {"type": "float", "default": 10.0},
             "agent_directory": {"type": "path", "default": "/opt/derms"},
         },

@@ -7,12 +7,13 @@ from typing import Any
 
 import anyio.to_thread
 import pytest
-from agent.tests.grid_gateway.conftest import Authority
+from agent.tests.grid_gateway.conftest import Authority, LabVtn
 from agent.tests.grid_gateway.test_transport import BOTH, asyncio_peer, context, openssl_peer, peers
 from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
 
 from derms_agent.device_state.calls import Unusable
 from derms_agent.grid_gateway.reach import reached
+from derms_agent.grid_gateway.transport import Transport
 
 pytestmark = pytest.mark.anyio
 
@@ -89,3 +90,30 @@ async def test_an_answer_that_is_no_registration(authority: Authority, message: 
 async def test_a_version_of_tls_that_is_none() -> None:
     with pytest.raises(Unusable, match=r"tls_minimum: found 1\.1, expected one of 1\.2, 1\.3"):
         reached(vtn_url="https://localhost", tls_minimum="1.1", timeout_s=1.0)
+
+
+async def test_the_query_is_signed_and_its_answer_has_to_be(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+    post = Transport.post
+
+    async def noted_post(self: Transport, service: str, body: bytes) -> bytes:
+        sent.append(body)
+        return await post(self, service, body)
+
+    monkeypatch.setattr(Transport, "post", noted_post)
+    for signs, expected in ((True, "ok"), (False, "failed")):
+        vtn = LabVtn(authority, more={"signs": signs}).start()
+        try:
+            found = await reach(authority, vtn.port, xml_signatures="require")
+        finally:
+            vtn.kill()
+        assert statuses(found) == ["ok", "ok", expected]
+    assert "found no signature" in found["stages"][2]["reason"]
+    assert all(b"SignatureValue" in body for body in sent)
+
+
+async def test_what_nothing_can_be_signed_with_is_named(authority: Authority) -> None:
+    with pytest.raises(Unusable, match=r"xml_signatures: .*CERT_PATH"):
+        await reach(authority, 1, certificate_path=None, private_key_path=None, xml_signatures="sign")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cryptography import x509
 from derms_agent.device_state.calls import Unusable
 from derms_agent.grid_gateway import messages
 from derms_agent.grid_gateway.incoming import Code, CreatedPartyRegistration, Malformed, Message, Response, parse
+from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.tls_trouble import STALLED, Reason
 from derms_agent.grid_gateway.transport import Endpoint, Kind, Shown, Transport, Trouble, fingerprint_of
 
@@ -44,10 +45,12 @@ def reached(
     private_key_path: str | None = None,
     ca_path: str | None = None,
     fingerprint: str | None = None,
+    xml_signatures: str = "none",
 ) -> dict[str, Any]:
     """Return how far a VTN can be reached from the TLS handshake on, as plain JSON. Raises Unusable.
 
     :param timeout_s: how long the answer to the query may take
+    :param xml_signatures: none, sign or require, as XML_SIGNATURES
     """
     if tls_minimum not in _VERSIONS:
         raise Unusable(f"tls_minimum: found {tls_minimum}, expected one of {', '.join(_VERSIONS)}")
@@ -59,14 +62,26 @@ def reached(
         fingerprint=fingerprint,
         tls_minimum="1.2" if tls_minimum == "1.2" else "1.3",
     )
-    return anyio.run(_reached, endpoint, timeout_s)
+    return anyio.run(_reached, endpoint, _signatures(endpoint, xml_signatures), timeout_s)
+
+
+def _signatures(endpoint: Endpoint, xml_signatures: str) -> Signatures | None:
+    """Return what the query is signed and its answer verified by; None: they are neither. Raises Unusable."""
+    if xml_signatures == "none":
+        return None
+    found = Signatures(endpoint, required=xml_signatures == "require")
+    try:
+        found.check()
+    except (OSError, ValueError) as problem:
+        raise Unusable(f"xml_signatures: {problem}") from problem
+    return found
 
 
 def _path(found: str | None) -> Path | None:
     return None if found is None else Path(found)
 
 
-async def _reached(endpoint: Endpoint, timeout_s: float) -> dict[str, Any]:
+async def _reached(endpoint: Endpoint, signatures: Signatures | None, timeout_s: float) -> dict[str, Any]:
     transport = Transport(endpoint, total_s=timeout_s)
     try:
         shown, tls, refused = await _handshake(transport)
@@ -74,7 +89,7 @@ async def _reached(endpoint: Endpoint, timeout_s: float) -> dict[str, Any]:
         if refused is not None:
             result["stages"] += [refused, _stage(QUERY, "not_tried", _NOT_TRIED)]
         elif tls["status"] == "ok":
-            client, query, result["registration"] = await _query(transport)
+            client, query, result["registration"] = await _query(transport, signatures)
             result["stages"] += [client, query]
         else:
             result["stages"] += [_stage(name, "not_tried", _NOT_TRIED) for name in (CLIENT, QUERY)]
@@ -113,7 +128,9 @@ async def _handshake(transport: Transport) -> tuple[Shown | None, dict[str, Any]
     return shown, _stage(TLS, "ok", latency_s=time.monotonic() - began_s), None
 
 
-async def _query(transport: Transport) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
+async def _query(
+    transport: Transport, signatures: Signatures | None
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any] | None]:
     """Return the stages of the client's certificate and of the query, and what the VTN answers.
 
     An answer of whatever kind proves that the certificate was accepted, which with TLS 1.3 the handshake does not.
@@ -121,7 +138,9 @@ async def _query(transport: Transport) -> tuple[dict[str, Any], dict[str, Any], 
     began_s = time.monotonic()
     try:
         body = messages.query_registration(str(uuid.uuid4()))
-        message = _parsed(await transport.post("EiRegisterParty", body))
+        asked = body if signatures is None else signatures.signed(body)
+        read = parse if signatures is None else signatures.read
+        message = _read(read, await transport.post("EiRegisterParty", asked))
     except Trouble as trouble:
         latency_s = time.monotonic() - began_s
         if trouble.reason is not None and trouble.reason.of_client:
@@ -144,10 +163,10 @@ def _accepted(transport: Transport) -> dict[str, Any]:
     return _stage(CLIENT, "ok")
 
 
-def _parsed(answer: bytes) -> Message:
+def _read(read: Callable[[bytes], Message], answer: bytes) -> Message:
     """Return the message of an answer. Raises Trouble."""
     try:
-        return parse(answer)
+        return read(answer)
     except Malformed as why:
         raise Trouble(Kind.BODY, str(why) if answer.strip() else "the VTN answered with nothing") from why
 
