@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import pytest
 from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of, free_port
 from agent.tests.grid_gateway.test_ven import Depot, Field, registered, within
 from agent.tests.grid_gateway.vtn_messages import distribute, event, interval, payload, signal
+from aiohttp import web
 
 from derms_agent.grid_gateway import iso8601, push
 from derms_agent.grid_gateway.incoming import Response, parse
@@ -139,34 +141,48 @@ async def test_what_is_pushed_is_verified_and_its_answer_signed(field_: Field) -
     assert [key[1] for key in field_.ven.state.events] == ["e1"]
 
 
-async def test_a_certificate_that_is_replaced_is_shown_by_the_next_connection(
-    field_: Field, monkeypatch: pytest.MonkeyPatch
+async def test_certificates_that_are_replaced_hold_from_the_next_connection_on(
+    authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(push, "LOOK_S", 0.05)
-    certificate, key = (field_.authority.directory / f"ven.{ending}" for ending in ("crt", "key"))
-    before = certificate.read_bytes(), key.read_bytes()
+    files = {name: tmp_path / name for name in ("certificate", "key", "authorities")}
 
-    async def shown_to(sender: Transport) -> bytes:
+    def replaced(by: Authority, *names: str) -> None:
+        found = endpoint_of(by, 0)
+        for name in names or files:
+            shutil.copy(getattr(found, name), files[name])
+
+    async def taken(by: Authority, shows: Authority) -> bool:
+        """Whether a VTN of `by` gets through; what the gateway shows has to be from `shows`."""
+        sender = Transport(replace(vtn_of(by, port), authorities=shows.path))
         try:
-            return (await sender.shake_hands()).chain[0]
-        except Trouble as trouble:  # between the one listener and the other
-            assert trouble.kind is Kind.UNREACHABLE  # noqa: PT017
-            return b""
+            return b"200" in await sender.post("EiEvent", b"")
+        except Trouble as trouble:
+            assert trouble.kind is Kind.TLS  # noqa: PT017
+            return False
+        finally:
+            await sender.aclose()
 
+    async def answered(_request: web.Request) -> web.Response:
+        return web.Response(text="200")
+
+    application = web.Application()
+    application.add_routes([web.post("/{path:.*}", answered)])
+    runner = web.AppRunner(application)
+    await runner.setup()
+    replaced(authority)
+    context = push.renewed_context(endpoint_of(authority, 0, **files))
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+    port = int(runner.addresses[0][1])
     try:
-        async with pushed_to(field_) as sender:
-            old = await shown_to(sender)
-            field_.authority.issue("ven")
-            with anyio.fail_after(20):
-                while (now := await shown_to(sender)) in {old, b""}:
-                    await anyio.sleep(0.05)
-            assert now == ssl.PEM_cert_to_DER_cert(certificate.read_text(encoding="ascii"))
-            assert old == ssl.PEM_cert_to_DER_cert(before[0].decode())
-            answer = parse(await sender.post("EiEvent", an_event(field_)))
+        assert await taken(authority, authority)
+        assert not await taken(stranger, authority)
+        replaced(stranger, "key")  # it does not fit the certificate: what was before goes on
+        assert await taken(authority, authority)
+        replaced(stranger)
+        assert await taken(stranger, stranger)
+        assert not await taken(authority, stranger)
     finally:
-        certificate.write_bytes(before[0])
-        key.write_bytes(before[1])
-    assert isinstance(answer, Response)
+        await runner.cleanup()
 
 
 def test_push_without_certificates_is_refused(authority: Authority) -> None:

@@ -262,7 +262,8 @@ async def test_a_vtn_that_has_forgotten_the_ven_has_it_register_anew(field_: Fie
         await within(10, lambda: registered(field_))
         first = field_.ven_id
         field_.vtn.do("forget", ven_id=first)
-        await within(10, lambda: len(field_.vtn.seen("registrations")) == 2)
+        await within(10, lambda: registered(field_) and field_.ven_id != first)
+        assert len(field_.vtn.seen("registrations")) == 2
         field_.add([1])
         await within(5, lambda: field_.depot.bounds)
 
@@ -504,7 +505,8 @@ async def test_resources_that_the_depot_file_has_anew_are_offered_and_those_it_h
 
     renewed(R1="site")
     async with field_.running() as ven:
-        await within(10, lambda: registered(field_) and offers() == 1)
+        await within(10, lambda: registered(field_) and ven._offered)
+        assert offers() == 1
         await ven.reply_to(CreateReport("q", (request,)))
     # The same again: the VTN is told nothing, and the report goes on.
     assert [*renewed(R1="site").schedules] == ["r"]

@@ -32,8 +32,6 @@ from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
 
 SERVICES = ("EiEvent", "EiReport", "EiRegisterParty", "EiOpt")
 READ_S = 10.0
-LOOK_S = 2.0
-"""How often it is looked whether certificates were replaced."""
 
 logger = logging.getLogger("derms.grid_gateway")
 
@@ -52,6 +50,30 @@ def server_context(endpoint: Endpoint) -> ssl.SSLContext:
     context.load_verify_locations(endpoint.authorities)
     context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def renewed_context(endpoint: Endpoint) -> ssl.SSLContext:
+    """Return a `server_context` that takes replaced files up with the next handshake; connections that stand go on.
+
+    What the files held before serves until a key fits its certificate again. Raises as `server_context` does.
+    """
+    listener = now = server_context(endpoint)
+    stamps = endpoint.stamps()
+
+    # Called at each handshake, whether or not the client names a server.
+    def choose(connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _listener: ssl.SSLContext) -> None:
+        nonlocal now, stamps
+        if (found := endpoint.stamps()) != stamps:
+            try:
+                now, stamps = server_context(endpoint), found
+            except (OSError, ValueError):
+                logger.warning("The certificates that were replaced do not fit one another yet")
+            else:
+                logger.info("The certificates were replaced: the next connections are taken with the new ones")
+        connection.context = now
+
+    listener.sni_callback = choose
+    return listener
 
 
 class Receiver:
@@ -107,35 +129,11 @@ class Receiver:
 
 @asynccontextmanager
 async def listening(receiver: Receiver, endpoint: Endpoint, host: str | None, port: int) -> AsyncIterator[int]:
-    """Listen, and give the port; with other certificates where they are replaced. Raises OSError or ValueError."""
+    """Listen, and give the port. Raises OSError or ValueError."""
     runner = web.AppRunner(receiver.application, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=server_context(endpoint))
-        await site.start()
-        bound = int(runner.addresses[0][1])
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_renew, runner, site, endpoint, host, bound)
-            yield bound
-            tasks.cancel_scope.cancel()
+        await web.TCPSite(runner, host, port, ssl_context=renewed_context(endpoint)).start()
+        yield int(runner.addresses[0][1])
     finally:
         await runner.cleanup()
-
-
-async def _renew(runner: web.AppRunner, site: web.TCPSite, endpoint: Endpoint, host: str | None, port: int) -> None:
-    """Listen anew whenever the files of certificates change; connections that stand go on."""
-    stamps = endpoint.stamps()
-    while True:
-        await anyio.sleep(LOOK_S)
-        found = endpoint.stamps()
-        if found == stamps:
-            continue
-        try:
-            context = server_context(endpoint)
-        except (OSError, ValueError):
-            continue  # a key does not fit its certificate until both are replaced
-        await site.stop()
-        site = web.TCPSite(runner, host, port, ssl_context=context)
-        await site.start()
-        stamps = found
-        logger.info("The certificates were replaced: listening with the new ones")
