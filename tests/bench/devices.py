@@ -55,7 +55,7 @@ PROFILE = "bench_charger"
 DEVICES, LOOPED = 1000, 50
 RUNS = 5
 SERIAL_RUNS = 10
-SHEDS, IN_TURN = 60, 10
+SHEDS, IN_TURN = 200, 10
 SHED_PLACES = 100
 DRIFTED = 7
 # Holding registers by setting: four that the charger has, the rest added.

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from derms_agent.device_state.calls import answered
 
-NICENESS = 10
+NICENESS = 19
 
 
 def give_way() -> None:
