@@ -29,11 +29,9 @@ from derms_agent.grid_gateway import messages
 from derms_agent.grid_gateway.incoming import Malformed, Response
 from derms_agent.grid_gateway.messages import Unsendable
 from derms_agent.grid_gateway.schema import NAMESPACES
-from derms_agent.grid_gateway.service import signatures_of
-from derms_agent.grid_gateway.signatures import MOST_OFF_S, Replays, Signatures, Untrusted
+from derms_agent.grid_gateway.signatures import MOST_OFF_S, Replays, Signatures, Untrusted, signatures_of
 from derms_agent.grid_gateway.transport import fingerprint_of
 from derms_agent.grid_gateway.ven import Ven
-from derms_agent.settings import AgentConf
 
 OADR, DS = NAMESPACES["oadr"], NAMESPACES["ds"]
 
@@ -448,5 +446,5 @@ async def test_a_vtn_that_demands_signatures_is_obeyed_through_replay_and_a_new_
 
 @pytest.mark.parametrize("value", ["none", "sign", "require"])
 def test_the_service_signs_as_agent_conf_says(authority: Authority, value: Any) -> None:
-    found = signatures_of(AgentConf(gateway="g", xml_signatures=value), endpoint_of(authority, 1))
+    found = signatures_of(value, endpoint_of(authority, 1))
     assert (found is not None, found is not None and found.required) == (value != "none", value == "require")

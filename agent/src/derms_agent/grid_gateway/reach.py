@@ -20,7 +20,7 @@ from cryptography import x509
 from derms_agent.device_state.calls import Unusable
 from derms_agent.grid_gateway import messages
 from derms_agent.grid_gateway.incoming import Code, CreatedPartyRegistration, Malformed, Message, Response, parse
-from derms_agent.grid_gateway.signatures import Signatures
+from derms_agent.grid_gateway.signatures import Signatures, signatures_of
 from derms_agent.grid_gateway.tls_trouble import STALLED, Reason
 from derms_agent.grid_gateway.transport import Endpoint, Kind, Shown, Transport, Trouble, fingerprint_of
 
@@ -62,19 +62,11 @@ def reached(
         fingerprint=fingerprint,
         tls_minimum="1.2" if tls_minimum == "1.2" else "1.3",
     )
-    return anyio.run(_reached, endpoint, _signatures(endpoint, xml_signatures), timeout_s)
-
-
-def _signatures(endpoint: Endpoint, xml_signatures: str) -> Signatures | None:
-    """Return what the query is signed and its answer verified by; None: they are neither. Raises Unusable."""
-    if xml_signatures == "none":
-        return None
-    found = Signatures(endpoint, required=xml_signatures == "require")
     try:
-        found.check()
+        signatures = signatures_of(xml_signatures, endpoint)
     except (OSError, ValueError) as problem:
         raise Unusable(f"xml_signatures: {problem}") from problem
-    return found
+    return anyio.run(_reached, endpoint, signatures, timeout_s)
 
 
 def _path(found: str | None) -> Path | None:

@@ -30,7 +30,7 @@ from derms_agent.grid_gateway.control_link import ControlLink
 from derms_agent.grid_gateway.mirror import Mirror
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
-from derms_agent.grid_gateway.signatures import Signatures
+from derms_agent.grid_gateway.signatures import signatures_of
 from derms_agent.grid_gateway.terms import REPORTS, Terms
 from derms_agent.grid_gateway.transport import PATH, Connected, Endpoint, Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
@@ -63,15 +63,6 @@ def endpoint_of(agent: AgentConf, credentials: Path | None) -> Endpoint:
         fingerprint=agent.vtn_fingerprint,
         tls_minimum=agent.tls_minimum,
     )
-
-
-def signatures_of(agent: AgentConf, endpoint: Endpoint) -> Signatures | None:
-    """Return what messages are signed and verified by; None: they are neither. Raises ValueError or OSError."""
-    if agent.xml_signatures == "none":
-        return None
-    found = Signatures(endpoint, required=agent.xml_signatures == "require")
-    found.check()
-    return found
 
 
 def rules_of(configuration: Configuration) -> Rules:
@@ -228,7 +219,7 @@ def assemble(configuration: Configuration) -> Service:
         buffer=Buffer(agent.grid_state_directory / "samples.sqlite"),
         rules=rules_of(configuration),
         push_address=agent.push_url,
-        signatures=signatures_of(agent, endpoint),
+        signatures=signatures_of(agent.xml_signatures, endpoint),
         clock=lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     )
     if ven.push_address is not None:

@@ -326,6 +326,18 @@ class Signatures:
         self.replays.take(stamp_unix_s, nonce, now_unix_s)
 
 
+def signatures_of(xml_signatures: str, endpoint: Endpoint) -> Signatures | None:
+    """Return what messages are signed and verified by; None: they are neither. Raises ValueError or OSError.
+
+    :param xml_signatures: none, sign or require, as XML_SIGNATURES
+    """
+    if xml_signatures == "none":
+        return None
+    found = Signatures(endpoint, required=xml_signatures == "require")
+    found.check()
+    return found
+
+
 def _certificate(text: str) -> x509.Certificate:
     """Return the certificate of an X509Certificate. Raises ValueError."""
     return x509.load_der_x509_certificate(base64.b64decode("".join(text.split()), validate=True))
