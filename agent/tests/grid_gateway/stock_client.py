@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import time
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from agent.tests.grid_gateway.vtn_messages import distribute, event
@@ -103,10 +104,13 @@ async def cancelled_twice(told: dict[str, Any]) -> list[str]:
         return "oadrResponse", {"response": {"response_code": 200, "response_description": "OK"}}
 
     client._perform_request = perform
+    # The client answers an event only before it is over by the clock of this machine.
+    start = f"{datetime.now(timezone.utc) + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}"
+    cancelled = event("e1", status="cancelled", modification=1, start=start)
     for text in (
-        distribute(event("e1")),
-        distribute(event("e1", status="cancelled", modification=1)),
-        distribute(event("e1", status="cancelled", modification=1), event("e2")),
+        distribute(event("e1", start=start)),
+        distribute(cancelled),
+        distribute(cancelled, event("e2", start=start)),
     ):
         _, message = messaging.parse_message(text.decode())
         await client._on_event(message)
