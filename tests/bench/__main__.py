@@ -55,7 +55,10 @@ def main() -> int:
         return 2
     figures: list[Figure] = []
     for measure in chosen:
-        figures += [figure for figure in measure() if figure.name.startswith(only)]
+        found = [figure for figure in measure() if figure.name.startswith(only)]
+        figures += found
+        # The table comes when all is measured; where the next one fails, this has been said.
+        print(*(f"{one.name}: {one.value:.4g} {one.unit} ({one.spread})" for one in found), sep="\n", flush=True)
     print_table(figures)
     write_json(figures, ROOT / "build" / "bench.json")
     return 0 if all(figure.met for figure in figures) else 1

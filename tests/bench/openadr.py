@@ -68,7 +68,7 @@ IDLE_POLL_S = 10
 """openleadr's VTN asks for that by default, and POLL_S of the gateway's where a VTN asks for nothing."""
 POLLS = int(os.environ.get("DERMS_BENCH_POLLS", str(72 * 3600 // IDLE_POLL_S)))
 WARM_UP_SHARE = 0.1
-HEARTBEAT = "Heartbeat Timeout VTN"
+HEARTBEAT, BACK = "Heartbeat Timeout VTN", "Heartbeat Back VTN"
 VEN_NAME = "bench"
 
 
@@ -325,13 +325,15 @@ def vtn_killed() -> list[Figure]:
     with registered(POLL_S) as utility, stock_client(utility.vtn, utility.directory) as stock:
         utility.wait_for(STOCK)
         stock_takes_s(utility, stock)  # it is well before
-        for _ in range(KILLS):
+        for number in range(KILLS):
+            # One that ends again before it has answered for as long as three intervals is one silence, and one alarm.
+            until(lambda number=number: utility.log().count(BACK) == number, BACK)  # type: ignore[misc]
             time.sleep(1 + draw.random())
             timeouts = utility.log().count(HEARTBEAT)
             utility.vtn.kill()
             killed_s = time.monotonic()
-            known_s.append(until(lambda: trouble(utility)) - killed_s)
-            alarmed = until(lambda timeouts=timeouts: utility.log().count(HEARTBEAT) > timeouts)  # type: ignore[misc]
+            known_s.append(until(lambda: trouble(utility), "status says that the VTN is gone") - killed_s)
+            alarmed = until(lambda timeouts=timeouts: utility.log().count(HEARTBEAT) > timeouts, HEARTBEAT)  # type: ignore[misc]
             alarm_s.append(alarmed - killed_s)
             time.sleep(5 * draw.random())
             utility.vtn.start()
@@ -359,15 +361,15 @@ def worst(name: str, times_s: Sequence[float], goal_s: float, more: str = "") ->
     return Figure(name, value_s, "s", None, None, f"≤ {goal_s:g} s", value_s <= goal_s, words)
 
 
-def until(what: Callable[[], object], longest_s: float = START_S, look_every_s: float = 0.02) -> float:
-    """Return when something is the case.
+def until(what: Callable[[], object], name: str, longest_s: float = START_S, look_every_s: float = 0.02) -> float:
+    """Return when something, which has a name, is the case.
 
     :raises SystemExit: it does not become so
     """
     until_s = time.monotonic() + longest_s
     while not what():
         if time.monotonic() > until_s:
-            sys.exit(f"openadr: not within {longest_s:g} s")
+            sys.exit(f"openadr: {name}: not within {longest_s:g} s")
         time.sleep(look_every_s)
     return time.monotonic()
 
@@ -411,7 +413,7 @@ def polls_72h() -> list[Figure]:
             for number in range(left):
                 before = notes.stat().st_size
                 client.ask("event.sync")
-                until(lambda before=before: notes.stat().st_size > before, LONGEST_S, 0.0005)  # type: ignore[misc]
+                until(lambda before=before: notes.stat().st_size > before, "a poll", LONGEST_S, 0.0005)  # type: ignore[misc]
                 if number % every == 0:
                     looks.append(taken(utility.gateway))
         took_s = time.monotonic() - began_s
