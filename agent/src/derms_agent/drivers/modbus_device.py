@@ -46,6 +46,11 @@ WATCHDOG_SHARE = 4
 UNKNOWN_WATCHDOG_S = 5.0
 """Taken for a time-out that is neither declared nor readable; the shortest that any profile here tells of."""
 SHORTEST_BEAT_S = 0.2
+TOGETHER_S = 0.05
+"""What devices do within so long of each other they do together, and the process wakes up for all of them at once.
+
+Hundreds of devices with moments of their own cost more in waking up than in what is done then.
+"""
 IDENTITY = frozenset({"manufacturer", "model_name", "serial_number", "firmware"})
 MISSED_PACES = 2.5
 """How many times its pace a slowly read value may be old before it is left out of the reading."""
@@ -245,7 +250,12 @@ class ModbusDevice(ConfiguredDevice):
             # is the bus's affair, which knows of all who ask.
             now_s = self._clock()
             due_s = max(due_s + self.pace.poll_s, now_s)
-            await anyio.sleep(due_s - now_s)
+            await self._wake_with_others(due_s)
+
+    async def _wake_with_others(self, at_s: float) -> None:
+        """Sleep until a time of the clock, and on until others wake up as well."""
+        every_s = min(TOGETHER_S, self.pace.poll_s / 4)
+        await anyio.sleep(max(0.0, math.ceil(at_s / every_s) * every_s - self._clock()))
 
     async def _poll_once(self, publish: Callable[[Reading], None]) -> None:
         try:
@@ -302,9 +312,8 @@ class ModbusDevice(ConfiguredDevice):
         declared: float | None = None
         while True:
             read_at_s = self._groups[0].read_at_s
-            age_s = math.inf if read_at_s is None else self._clock() - read_at_s
-            if age_s <= self.freshness_s:
-                await anyio.sleep(self.freshness_s - age_s + 0.001)
+            if read_at_s is not None and self._clock() - read_at_s <= self.freshness_s:
+                await self._wake_with_others(read_at_s + self.freshness_s + 0.001)
                 continue
             if read_at_s is not None and read_at_s != declared:
                 declared = read_at_s
@@ -396,7 +405,7 @@ class ModbusDevice(ConfiguredDevice):
             next_s = self._clock() + beat_s
             self._watchdog_problem = None
             await self._feed(beat_s)
-            await anyio.sleep(max(0.0, next_s - self._clock()))
+            await self._wake_with_others(next_s)
 
     async def _feed(self, beat_s: float) -> None:
         """Do what keeps the device from falling back, or where nobody renewed a setpoint what lets it."""
