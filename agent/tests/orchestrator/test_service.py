@@ -31,9 +31,11 @@ from derms_agent.depot import examine
 from derms_agent.depot.plain import depot_document
 from derms_agent.device_state import looking, run
 from derms_agent.device_state.registers import converged
+from derms_agent.document_store import Latest, Store
 from derms_agent.drivers.bus_lock import Locked, buses_locked
 from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
 from derms_agent.orchestrator.report import stamp
+from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL
 from derms_agent.socket_client import Client
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.twin import Rehearsal
@@ -263,7 +265,7 @@ def test_vehicles_charge_under_the_limit_and_come_down_when_asked(orchestrator: 
 
     answer = orchestrator.ask("limit.put", name="half", high_w=SITE_W / 2, rank="grid", duration_s=600)
     assert answer["can_honour"] is True
-    stored = json.loads((orchestrator.directory / "asks.json").read_text(encoding="utf-8"))
+    stored, _ = Latest(Store(orchestrator.directory), ASKS, ASKS_JOURNAL).load()
     assert [one["id"] for one in stored["asks"]] == ["half"]
     within(FOLLOW_S, lambda: charging.drawn_w() <= SITE_W / 2 + SLACK_W)
     assert orchestrator.status()["state"] == "shedding"

@@ -31,7 +31,7 @@ from derms_agent import __version__, settings
 from derms_agent.control import demand, droop, journal, limits, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
-from derms_agent.document_store import Store, boot_id
+from derms_agent.document_store import Latest, Store, boot_id
 from derms_agent.drivers.bus_lock import Locked, buses_locked
 from derms_agent.drivers.errors import BusError, NotAllowed, Refused
 from derms_agent.drivers.factory import open_buses, open_devices
@@ -50,7 +50,7 @@ from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, fallback_written, foreseen, site_of, tree_of
-from derms_agent.orchestrator.store import ASKS, JOURNAL, LEDGER, MEMORY, SESSIONS
+from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, JOURNAL, LEDGER, MEMORY, SESSIONS
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
@@ -112,6 +112,7 @@ class Service:
     paths: tuple[Path, Path]
     site: Site
     store: Store
+    asks_store: Latest
     controller: Controller
     engine: Engine
     alarms: Alarms = field(default_factory=Alarms)
@@ -122,6 +123,7 @@ class Service:
     _report: dict[str, Any] | None = None
     _report_cycle: int = -1
     _saving: anyio.Lock = field(default_factory=anyio.Lock)
+    _saving_asks: anyio.Lock = field(default_factory=anyio.Lock)
 
     # Each cycle
 
@@ -445,13 +447,13 @@ class Service:
 
     async def save_asks(self) -> None:
         """Store what was asked; it is on disk when this returns."""
-        async with self._saving:
+        async with self._saving_asks:  # nothing else that is stored is waited for
             document = {
                 "boot_id": self.engine.boot_id,
                 "asks": [asks.to_json(ask) for ask in self.controller.asks.values()],
                 "link_until_s": self.controller.link_until_s,
             }
-            await anyio.to_thread.run_sync(self.store.save, ASKS, document)
+            await anyio.to_thread.run_sync(self.asks_store.save, document)
 
     async def save_sessions(self) -> None:
         """Store the sessions and what was told of them; it is on disk when this returns."""
@@ -519,14 +521,15 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     controller = Controller(site=site, policy=policy_of(configuration, site), state=State(ledger))
     # Power may have been away with the host: who then charges shows it.
     controller.energised_at_s = math.inf if rebooted else None
-    _recall_asks(controller, store, boot, now_s, linked=configuration.agent.vtn_url is not None)
+    asks_store = Latest(store, ASKS, ASKS_JOURNAL)
+    _recall_asks(controller, asks_store, boot, now_s, linked=configuration.agent.vtn_url is not None)
     _recall_sessions(controller, store, now_s)
     _recall_memory(controller, store, boot)
     buses = open_buses(site.depot, configuration.agent.gateway)
     pace = Pace(shed_s=SHED_S)
     devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False, reads_back=False)
     engine = Engine(controller=controller, devices=devices, buses=buses, store=store, boot_id=boot, began_s=now_s)
-    service = Service(configuration, paths, site, store, controller, engine, leds=Leds(configuration.agent))
+    service = Service(configuration, paths, site, store, asks_store, controller, engine, leds=Leds(configuration.agent))
     engine.told = service.told
     return service
 
@@ -549,12 +552,12 @@ def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Le
     return book.started(site.stations.values(), now_s), False
 
 
-def _recall_asks(controller: Controller, store: Store, boot: str, now_s: float, *, linked: bool) -> None:
+def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float, *, linked: bool) -> None:
     """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
 
     Without a VTN nobody renews the link any more, and the default limit would hold for good.
     """
-    document, problem = store.load(ASKS)
+    document, problem = store.load()
     try:
         for stored in (document or {}).get("asks", ()):
             ask = asks.from_json(stored)
@@ -566,7 +569,7 @@ def _recall_asks(controller: Controller, store: Store, boot: str, now_s: float, 
         if linked and link_until_s is not None:
             controller.link_until_s = float(link_until_s) if document["boot_id"] == boot else now_s
     except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(ASKS, repr(unusable))
+        problem = store.put_aside(repr(unusable))
     if problem is not None:
         logger.error("What was asked before is lost: %s", problem)
 
@@ -643,6 +646,7 @@ async def _run_with_buses(service: Service) -> None:
         # What is there now stays: a collection need not walk through it again. Others are the engine's to begin.
         gc.freeze()
         gc.disable()
+        await service.save_asks()  # whole, so that the first one that is asked is a line as well
         tasks.start_soon(_broadcast, service)
         async with listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")

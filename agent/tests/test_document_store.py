@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A document that is stored often: what was acknowledged is there, wherever the process ended."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from derms_agent import document_store
+from derms_agent.document_store import Latest, Store
+
+NAME, JOURNAL = "asks.json", "asks.journal"
+
+
+class Killed(Exception):
+    """The process ended here."""
+
+
+class Steps(Store):
+    """A store that ends the process before one of its steps, or in the middle of it."""
+
+    def __init__(self, directory: Path, left: int, *, halfway: bool) -> None:
+        super().__init__(directory)
+        self._left, self._halfway = left, halfway
+
+    def _step(self) -> bool:
+        self._left -= 1
+        if self._left == -1 and not self._halfway:
+            raise Killed
+        return self._left == -1
+
+    def save(self, name: str, document: Mapping[str, Any]) -> None:
+        """Replace it, and end before the caller is told."""
+        ends = self._step()
+        super().save(name, document)
+        if ends:
+            raise Killed
+
+    def begin(self, name: str) -> None:
+        """Empty it, and end before the caller is told."""
+        ends = self._step()
+        super().begin(name)
+        if ends:
+            raise Killed
+
+    def append(self, name: str, record: Mapping[str, Any]) -> None:
+        """Add half a record, and end."""
+        if self._step():
+            with (self.directory / name).open("ab") as journal:
+                journal.write(document_store._encoded(record)[:-3])
+            raise Killed
+        super().append(name, record)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=6), st.integers(1, 4), st.integers(1, 8))
+def test_what_was_acknowledged_is_there_wherever_the_process_ends(
+    ends: list[tuple[int, bool]], most_records: int, saved_each: int
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory, number, acknowledged = Path(name), 0, 0
+        for left, halfway in [*ends, (10**9, False)]:
+            kept = Latest(Steps(directory, left, halfway=halfway), NAME, JOURNAL, most_records)
+            document, problem = kept.load()
+            assert problem is None
+            # What was on its way when the process ended may be there or not; what was acknowledged is.
+            found = (document or {"value": 0})["value"]
+            assert found in {acknowledged, number}
+            acknowledged = found
+            try:
+                for _ in range(saved_each):
+                    number += 1
+                    kept.save({"value": number})
+                    acknowledged = number
+            except Killed:
+                continue
+
+
+def stored(directory: Path, values: int) -> Latest:
+    kept = Latest(Store(directory), NAME, JOURNAL)
+    for value in range(values):
+        kept.save({"value": value})
+    return kept
+
+
+def value_of(directory: Path) -> tuple[int | None, str | None]:
+    document, problem = Latest(Store(directory), NAME, JOURNAL).load()
+    return (None if document is None else document["value"]), problem
+
+
+def test_each_is_a_line_and_the_file_stays(tmp_path: Path) -> None:
+    kept = stored(tmp_path, 1)
+    whole = (tmp_path / NAME).read_bytes()
+    kept.save({"value": 7})
+
+    assert (tmp_path / NAME).read_bytes() == whole
+    assert value_of(tmp_path) == (7, None)
+
+
+@pytest.mark.parametrize("damage", [b"nothing\n", b"\xff\n", b"[]\n"])
+def test_a_journal_that_cannot_be_read_is_put_aside_and_said_to_be(tmp_path: Path, damage: bytes) -> None:
+    stored(tmp_path, 3)
+    (tmp_path / JOURNAL).write_bytes(damage)
+    value, problem = value_of(tmp_path)
+
+    assert value == 0
+    # A list is JSON and no document: it has no number, and what has one holds.
+    assert (problem is None) == (damage == b"[]\n")
+    if problem is not None:
+        assert f"{JOURNAL}.unreadable" in problem
+
+
+def test_a_file_that_cannot_be_read_is_no_loss_where_the_journal_has_a_later_one(tmp_path: Path) -> None:
+    stored(tmp_path, 3)
+    (tmp_path / NAME).write_bytes(b"{")
+
+    assert value_of(tmp_path) == (2, None)
+
+
+def test_where_neither_can_be_used_both_are_kept_and_it_begins_anew(tmp_path: Path) -> None:
+    kept = stored(tmp_path, 3)
+    said = kept.put_aside("found no asks")
+    assert "found no asks" in said
+    assert value_of(tmp_path) == (None, None)
+
+    kept.save({"value": 9})
+    assert value_of(tmp_path) == (9, None)
+
+
+def test_after_a_disk_that_failed_it_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = stored(tmp_path, 2)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "append", full)
+        with pytest.raises(OSError, match="space"):
+            kept.save({"value": 8})
+    kept.save({"value": 9})
+
+    assert (tmp_path / JOURNAL).read_bytes() == b""
+    assert value_of(tmp_path) == (9, None)
