@@ -13,6 +13,8 @@ from pathlib import Path
 from derms_agent import __version__, check_config, probe, settings, status
 
 INTERRUPTED = 130
+TURN_S = 0.0005
+"""For how long a thread of a service goes on while another wants to."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +45,8 @@ def _add_service(verbs: argparse._SubParsersAction[argparse.ArgumentParser], pac
 def _serve(options: argparse.Namespace) -> int:
     # The matrices here are small: more threads cost more than they save, and the processors are others' too.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # A thread that is back from the disk has its turn then, not after 5 ms; what waits for it is an acknowledgement.
+    sys.setswitchinterval(TURN_S)
     # A service's packages are not there where only devices are asked, and take a second to import.
     service = importlib.import_module(f"derms_agent.{options.package}.service")
     ended: int = service.run(options)
