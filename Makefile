@@ -3,7 +3,7 @@
 SHELL := /bin/sh
 BIN := .venv/bin
 
-.PHONY: help setup setup-dev demo demo-watch picture demo-down rehearse test test-all lint types unit agent endurance explore fuzz molecule sanity soak collection bench campaign mutants generate lock
+.PHONY: help setup setup-dev demo demo-watch picture demo-down rehearse test test-all lint types unit agent pythons endurance explore fuzz molecule sanity soak collection bench campaign mutants generate lock
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,10 +33,10 @@ rehearse: setup-dev ## Rehearse a depot file against its twin: DEPOT=inventories
 test: setup-dev ## Lint, types, unit tests, fault campaign, the built collection, molecule; ALLOW_SKIP=1 lets a part be left out
 	@$(BIN)/python -m tests.run
 
-test-all: setup-dev ## … and what does not fit there: fifty dry runs amid bans, a day of control and 200 kills, new examples for every property, ten minutes of damaged OpenADR messages (FUZZ_MINUTES), the virtual machine with a kernel of its own
+test-all: setup-dev ## … and what does not fit there: fifty dry runs amid bans, a day of control and 200 kills, Python 3.12, new examples for every property, ten minutes of damaged OpenADR messages (FUZZ_MINUTES), the virtual machine with a kernel of its own
 	@$(BIN)/python -m tests.run --all
 
-lint types unit agent endurance explore fuzz sanity e2e molecule soak vm: setup-dev ## One part of the tests
+lint types unit agent pythons endurance explore fuzz sanity e2e molecule soak vm: setup-dev ## One part of the tests
 	@$(BIN)/python -m tests.run $@
 
 collection: setup ## Build the collection into build/, the agent in it

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Run the project's tests part by part: python -m tests.run [--all] [PART …].
 
-Two lanes run side by side: what computes, and what mostly waits for hosts. A part's output is printed when it ends
-(build/test/PART.log has it meanwhile); then a table of the parts with their minutes, and the count of parts. A part
+Two lanes run side by side: what computes, and what mostly waits for hosts; what is left over is for the lane that ends
+first. A part's output is printed when it ends (build/test/PART.log has it meanwhile); then a table of the parts with
+their minutes, and the count of parts. A part
 that this machine cannot run (exit status 3, with the reason as its last line) fails the run, unless ALLOW_SKIP=1.
 """
 
@@ -14,10 +15,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.prefix) / "bin"
@@ -56,6 +60,8 @@ PARTS = (
             (f"{BIN}/python", "-m", "derms_agent.twin.campaign", "mutants", "--quick"),
         ),
     ),
+    # The Pythons between the oldest and the newest.
+    Part("pythons", "computing", (("tests/check_unit", "3.12"), ("tests/check_agent", "3.12")), always=False),
     Part(
         "endurance",
         "computing",
@@ -83,8 +89,7 @@ PARTS = (
         "hosts",
         (("tests/as_root", f"{BIN}/pytest", "-q", "-n", "3", *LONGEST_FIRST, "--durations=20", "tests/e2e"),),
     ),
-    # No host, but it waits for much, and that lane ends sooner.
-    Part("sanity", "hosts", (("tests/check_sanity",),)),
+    Part("sanity", "either", (("tests/check_sanity",),)),
     Part(
         "soak",
         "hosts",
@@ -97,11 +102,12 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part went."""
+    """How a part went, and what processor time its own processes took; what hosts did for it is not in that."""
 
     name: str
     word: str
     minutes: float
+    processor_minutes: float
 
 
 class Terminal:
@@ -120,34 +126,47 @@ def run(part: Part, terminal: Terminal) -> Outcome:
     """Run a part's commands and say how it went."""
     terminal.print(f"=== {part.name}: begins")
     start = time.monotonic()
-    status = 0
+    status, processor_s = 0, 0.0
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{part.name}.log"
     # The project's own programs first: ansible-lint calls ansible-playbook, molecule calls ansible-config.
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     with log.open("wb") as output:
         for command in part.commands:
-            status = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
-            ).returncode
+            status, took_s = finish(command, environment, output)
+            processor_s += took_s
             if status:
                 break
-    outcome = Outcome(
-        part.name, {0: "passed", CANNOT_RUN: "skipped"}.get(status, "failed"), (time.monotonic() - start) / 60
-    )
+    word = {0: "passed", CANNOT_RUN: "skipped"}.get(status, "failed")
+    outcome = Outcome(part.name, word, (time.monotonic() - start) / 60, processor_s / 60)
     said = log.read_text(encoding="utf-8", errors="replace").rstrip()
     terminal.print(f"=== {part.name}: {outcome.word} after {outcome.minutes:.1f} min\n{said}\n")
     return outcome
 
 
-def run_lane(parts: Sequence[Part], terminal: Terminal) -> list[Outcome]:
-    """Run the parts of one lane, one after the other."""
-    return [run(part, terminal) for part in parts]
+def finish(command: Sequence[str], environment: Mapping[str, str], output: BinaryIO) -> tuple[int, float]:
+    """Run a command to its end; return its exit status, and its processor time and that of all it waited for, in s."""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT) as process:
+        _pid, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_utime + used.ru_stime
+
+
+def run_lane(parts: Sequence[Part], left_over: SimpleQueue[Part], terminal: Terminal) -> list[Outcome]:
+    """Run the parts of one lane, one after the other, and then those left over that no other lane has begun."""
+    outcomes = [run(part, terminal) for part in parts]
+    with suppress(Empty):
+        while True:
+            outcomes.append(run(left_over.get_nowait(), terminal))
+    return outcomes
 
 
 def table(outcomes: Sequence[Outcome], minutes: float) -> str:
     """Return the parts with their minutes, and the closing line that a CI reads."""
-    lines = [f"{outcome.name:<12}{outcome.word:<10}{outcome.minutes:5.1f} min" for outcome in outcomes]
+    lines = [
+        f"{one.name:<12}{one.word:<10}{one.minutes:5.1f} min {one.processor_minutes:6.1f} min of a processor"
+        for one in outcomes
+    ]
     lines.append(f"{'side by side':<22}{minutes:5.1f} min")
     counts = {word: sum(outcome.word == word for outcome in outcomes) for word in ("passed", "failed", "skipped")}
     lines.append("parts: " + ", ".join(f"{count} {word}" for word, count in counts.items()))
@@ -166,8 +185,13 @@ def main() -> int:
     start = time.monotonic()
     terminal = Terminal()
     lanes = [[part for part in chosen if part.lane == lane] for lane in ("computing", "hosts")]
+    left_over: SimpleQueue[Part] = SimpleQueue()
+    for part in chosen:
+        if part.lane == "either":
+            left_over.put(part)
     with ThreadPoolExecutor(max_workers=len(lanes)) as pool:
-        outcomes = [outcome for lane in pool.map(run_lane, lanes, [terminal] * len(lanes)) for outcome in lane]
+        running = [pool.submit(run_lane, lane, left_over, terminal) for lane in lanes]
+        outcomes = [outcome for lane in running for outcome in lane.result()]
     terminal.print(table(outcomes, (time.monotonic() - start) / 60))
     skip_allowed = os.environ.get("ALLOW_SKIP") == "1"
     if any(outcome.word == "skipped" for outcome in outcomes) and not skip_allowed:
