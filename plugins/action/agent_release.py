@@ -20,6 +20,7 @@ from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import (
     cached_path,
     fetch,
     opened,
+    packed,
     parsed_lock,
     release_version,
     require_programs,
@@ -89,15 +90,19 @@ class ActionModule(ActionBase):  # type: ignore[misc] # Ansible's classes carry 
         return second
 
     def _send(self, lacking: list[tuple[Wheel, Path]], variables: dict[str, Any]) -> None:
-        """Send wheels, and have each parcel kept before the next is sent."""
+        """Send wheels, and have each parcel kept before the next is sent.
+
+        A parcel is one file, for each one takes the link's latency several times.
+        """
         shell = self._connection._shell  # noqa: SLF001 (as every action does)
         for parcel in batches(lacking, PARCEL_BYTES):
             directory = self._make_tmp_path()
-            sent = [self._transfer_file(str(path), shell.join_path(directory, wheel.file)) for wheel, path in parcel]
-            self._fixup_perms2([directory, *sent])
+            with packed(parcel) as archive:
+                sent = self._transfer_file(str(archive), shell.join_path(directory, archive.name))
+            self._fixup_perms2([directory, sent])
             kept = self._execute_module(
                 MODULE,
-                {"state": "stored", "upload": directory, "directory": self._task.args.get("directory", "/opt/derms")},
+                {"state": "stored", "upload": sent, "directory": self._task.args.get("directory", "/opt/derms")},
                 task_vars=variables,
             )
             self._remove_tmp_path(directory, force=True)

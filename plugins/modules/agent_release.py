@@ -68,7 +68,7 @@ options:
     description: The release's wheels with their hashes, as pip reads them. Set by the action plugin.
     type: str
   upload:
-    description: A directory with wheels that have just been sent. Set by the action plugin.
+    description: A tar archive of wheels that has just been sent. Set by the action plugin.
     type: path
   version:
     description: The release that is to be in service. Used by O(state=current).
@@ -174,6 +174,7 @@ import os
 import platform
 import re
 import shutil
+import tarfile
 import time
 from pathlib import Path
 
@@ -420,11 +421,16 @@ class Gateway:
     def store(self) -> None:
         """Keep the wheels that were sent; a name shows only once the file is whole."""
         self.releases.wheels.mkdir(mode=0o755, parents=True, exist_ok=True)
-        for path in sorted(Path(self.module.params["upload"]).glob("*.whl")):
-            beside = self.releases.wheels / f".{path.name}"
-            shutil.copyfile(path, beside)
-            beside.chmod(0o644)
-            beside.replace(self.releases.wheels / path.name)
+        with tarfile.open(self.module.params["upload"], "r:") as archive:
+            for member in archive:
+                name, sent = member.name, archive.extractfile(member)
+                if sent is None or name != Path(name).name or not name.endswith(".whl"):
+                    raise RefusalError(f"{name}: found among the wheels that were sent, expected wheels alone")
+                beside = self.releases.wheels / f".{name}"
+                with sent, beside.open("wb") as kept:
+                    shutil.copyfileobj(sent, kept)
+                beside.chmod(0o644)
+                beside.replace(self.releases.wheels / name)
 
     def installer(self, requirements: str) -> Path:
         """Return the wheel of pip among those of a release, seen to be the locked one: it runs out of its wheel.
@@ -719,7 +725,7 @@ def main() -> None:
         result = verb(gateway)
     except RefusalError as refusal:
         module.fail_json(msg=str(refusal), rolled_back=refusal.rolled_back)
-    except OSError as error:
+    except (OSError, tarfile.TarError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(**result)
 

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,3 +296,14 @@ def batches(wheels: Sequence[tuple[Wheel, Path]], size_bytes: int) -> Iterator[l
             parcel, weight = [], 0
     if parcel:
         yield parcel
+
+
+@contextmanager
+def packed(parcel: Iterable[tuple[Wheel, Path]]) -> Iterator[Path]:
+    """Pack wheels, which are compressed already, into one archive; it is gone when the context ends."""
+    with tempfile.TemporaryDirectory() as directory:
+        archive = Path(directory) / "wheels.tar"
+        with tarfile.open(archive, "w") as files:
+            for wheel, path in parcel:
+                files.add(path, arcname=wheel.file)
+        yield archive

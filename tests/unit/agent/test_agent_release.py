@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -21,7 +22,7 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.derms.edge.plugins.module_utils.text_files import drift
 from ansible_collections.derms.edge.plugins.modules import agent_release
-from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import built_wheel
+from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import Wheel, built_wheel, packed
 
 UNIT = "derms-orchestrator.service"
 OLDEST, OLD, NEW = (f"0.1.0+h{digit * 10}.py310" for digit in "123")
@@ -263,7 +264,23 @@ def pip_wheel(directory: Path) -> str:
 
 
 def store(directory: Path, wheel: Path) -> dict[str, Any]:
-    return run(state="stored", directory=str(directory), upload=str(wheel.parent))
+    parcel = [(Wheel(path.stem, "", path.name, ""), path) for path in wheel.parent.glob("*.whl")]
+    with packed(parcel) as archive:
+        return run(state="stored", directory=str(directory), upload=str(archive))
+
+
+@pytest.mark.parametrize("name", ["../a.whl", "a/b.whl", "a.txt", "directory"])
+def test_nothing_but_wheels_is_kept_of_what_was_sent(directory: Path, tmp_path: Path, name: str) -> None:
+    with tarfile.open(tmp_path / "sent.tar", "w") as archive:
+        member = tarfile.TarInfo(name)
+        member.type = tarfile.DIRTYPE if name == "directory" else tarfile.REGTYPE
+        archive.addfile(member, io.BytesIO())
+
+    said = run(state="stored", directory=str(directory), upload=str(tmp_path / "sent.tar"))
+
+    assert said["failed"]
+    assert said["msg"] == f"{name}: found among the wheels that were sent, expected wheels alone"
+    assert [path.name for path in directory.rglob("*") if path.is_file()] == []
 
 
 def test_wheels_that_were_sent_are_kept_for_all_to_read(directory: Path, wheel: tuple[str, Path]) -> None:
