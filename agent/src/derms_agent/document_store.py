@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,25 +60,35 @@ class Store:
         if new:
             self._settle_names()
 
-    def append(self, name: str, record: Mapping[str, Any]) -> None:
-        """Add a record to a journal that was begun; it is on the disk when this returns. Raises OSError."""
+    def append(self, name: str, record: Mapping[str, Any]) -> int:
+        """Add a record to a journal that was begun; it is on the disk when this returns. Raises OSError.
+
+        Return how many bytes it takes.
+        """
+        content = _encoded(record) + b"\n"
         with _opened(self.directory / name, os.O_WRONLY | os.O_APPEND) as descriptor:
-            _write(descriptor, _encoded(record) + b"\n")
+            _write(descriptor, content)
             os.fdatasync(descriptor)
+        return len(content)
 
     def records(self, name: str) -> list[Any]:
         """Return a journal's records; there are none where there is no journal.
 
-        A last line without its end was never on the disk whole, so nothing that waited for it went on: it is no record.
-
         :raises OSError: it cannot be read
-        :raises ValueError: another line is no JSON
+        :raises ValueError: a line is no JSON
+        """
+        return [json.loads(line) for line in self.lines(name)]
+
+    def lines(self, name: str) -> list[bytes]:
+        """Return the lines of a journal, one for each record. Raises OSError.
+
+        A last one without its end was never on the disk whole, so nothing that waited for it went on: it is none.
         """
         try:
             content = (self.directory / name).read_bytes()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in content.split(b"\n")[:-1]]
+        return content.split(b"\n")[:-1]
 
     def _settle_names(self) -> None:
         with _opened(self.directory, os.O_RDONLY | os.O_DIRECTORY) as directory:
@@ -87,50 +98,61 @@ class Store:
 class Latest:
     """A document that is stored often, and that somebody waits for: a line of a journal each time, now and then whole.
 
-    To replace a file takes three times as long as to add a line to one. Whichever of the two has the higher number
-    holds, so it does not matter between which two steps the process ends.
+    To replace a file takes three times as long as to add a line to one. Whole, it has a `series` of its own, which the
+    lines after it repeat: what belongs to an earlier one, or to nobody, counts for nothing. So it does not matter
+    between which two steps a process ends, nor that another release wrote the file meanwhile.
     """
 
-    def __init__(self, store: Store, name: str, journal: str, most_records: int = 1000) -> None:
-        self._store, self._name, self._journal, self._most_records = store, name, journal, most_records
-        self._number = 0
-        self._records: int | None = None  # None: the journal is a predecessor's, or its last line may be half a one
+    def __init__(self, store: Store, name: str, journal: str, most_bytes: int = 1 << 20) -> None:
+        self._store, self._name, self._journal, self._most_bytes = store, name, journal, most_bytes
+        self._series: str | None = None  # None: the next is stored whole
+        self._bytes = 0
 
     def load(self) -> tuple[Any, str | None]:
-        """Return the document and None, or what is left of it and why that may not be the latest."""
+        """Return the document and None, or the latest that can be read and why there may have been a later one."""
         document, problem = self._store.load(self._name)
+        series = document.get("series") if isinstance(document, dict) else None
         try:
-            records = self._store.records(self._journal)
-        except (OSError, ValueError) as unusable:
-            records, problem = [], self._store.put_aside(self._journal, str(unusable))
-        if records and _number(records[-1]) > _number(document):
-            document, problem = records[-1], None
-        self._number = _number(document)
+            lines, flaw = self._store.lines(self._journal), ""
+        except OSError as unreadable:
+            lines, flaw = [], str(unreadable)
+        for line in reversed(lines):
+            record = _decoded(line)
+            if record is None:
+                flaw = "found a line that is no document"
+            elif problem is not None or (series is not None and record.get("series") == series):
+                document = record
+                break
+        if flaw:
+            problem = "; ".join(filter(None, (problem, self._store.put_aside(self._journal, flaw))))
         return document, problem
 
     def put_aside(self, why: str) -> str:
         """Keep what cannot be used under other names, and return what to tell a person."""
-        self._records = None
+        self._series = None
         self._store.put_aside(self._journal, why)
         return self._store.put_aside(self._name, why)
 
-    def save(self, document: Mapping[str, Any]) -> None:
-        """Store a document; it is on the disk when this returns. Raises OSError."""
-        self._number += 1
-        numbered = {**document, "number": self._number}
-        records, self._records = self._records, None
-        if records is not None and records < self._most_records:
-            self._store.append(self._journal, numbered)
-        else:
-            self._store.save(self._name, numbered)
+    def save(self, document: Mapping[str, Any], *, whole: bool = False) -> None:
+        """Store a document, as a file of its own where `whole`; it is on the disk when this returns. Raises OSError."""
+        series, self._series = self._series, None  # where this fails, half a line may be left
+        if series is None or whole or self._bytes >= self._most_bytes:
+            series = uuid.uuid4().hex
+            self._store.save(self._name, {**document, "series": series})
             self._store.begin(self._journal)
-            records = 0
-        self._records = records + 1
+            self._bytes = 0
+        else:
+            self._bytes += self._store.append(self._journal, {**document, "series": series})
+        self._series = series
 
 
-def _number(document: Any) -> int:
-    number = document.get("number") if isinstance(document, dict) else None
-    return number if isinstance(number, int) else 0
+def _decoded(line: bytes) -> dict[str, Any] | None:
+    """Return the document that a line holds; None where it holds none."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:

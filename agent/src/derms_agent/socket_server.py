@@ -63,7 +63,11 @@ class Verbs:
                 allowed = ", ".join(sorted(self.users))
                 raise ProtocolError("not allowed", f"found user {user}, expected one of {allowed} for {name}")
         arguments = {key: value for key, value in message.items() if key not in {"v", "id", "verb"}}
-        return await verb(arguments, user)
+        try:
+            return await verb(arguments, user)
+        except OSError as problem:
+            # Whoever asked is not told that it is kept; a service whose disk is full goes on.
+            raise ProtocolError("not stored", f"{name}: {problem}; it holds until this service ends") from problem
 
 
 async def serve(listener: anyio.abc.Listener[anyio.abc.SocketStream], verbs: Verbs) -> None:

@@ -339,8 +339,10 @@ class Memory(Store):
     def begin(self, name: str) -> None:
         self.journals[name] = []
 
-    def append(self, name: str, record: Mapping[str, Any]) -> None:
-        self.journals[name].append(json.dumps(record, allow_nan=False).encode())
+    def append(self, name: str, record: Mapping[str, Any]) -> int:
+        line = json.dumps(record, allow_nan=False).encode()
+        self.journals[name].append(line)
+        return len(line)
 
     def records(self, name: str) -> list[Any]:
         return [json.loads(line) for line in self.journals.get(name, ())]

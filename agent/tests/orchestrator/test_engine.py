@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +16,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from derms_agent.control.guard import Purpose, Write
+from derms_agent.control.ledger import Amount
 from derms_agent.document_store import Store
 from derms_agent.model import Proof, ProofKind, Rank, Setpoint
 from derms_agent.orchestrator import engine
@@ -48,6 +52,10 @@ class Field:
     told: list[Setpoint] = field(default_factory=list)
     within_s: list[float] = field(default_factory=list)
     begun: Callable[[], None] = lambda: None
+
+    def last(self) -> dict[str, float]:
+        """Return what each was told last, in W."""
+        return {one.evse: one.p_w for one in self.told}
 
     def clear(self) -> None:
         self.told.clear()
@@ -148,6 +156,52 @@ async def test_the_time_that_the_disk_takes_is_part_of_a_writes_own(
             assert not bench.field.told
         else:
             assert 0 < bench.field.within_s[0] <= most_s
+
+
+async def test_a_disk_that_takes_nothing_keeps_raises_back_and_no_decrease(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    caplog.set_level(logging.INFO)
+    async with at_work(charging, tmp_path) as bench:
+        bench.field.answers.set()
+        append, save = Store.append, Store.save
+        monkeypatch.setattr(Store, "append", full)
+        monkeypatch.setattr(Store, "save", full)
+        bench.shed()
+        await bench.until(lambda: {one.evse for one in bench.field.told} == set(charging.most_a), LONG_S)
+        assert bench.engine.unkept
+
+        async def never(*_: object) -> None:
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(Engine, "_due", never)  # no cycle is beside what follows
+        await anyio.sleep(1.5 * engine.PERIOD_S)
+        name = next(iter(charging.most_a))
+        proved: list[tuple[str, int, ProofKind]] = []
+        monkeypatch.setattr(
+            Controller, "proved", lambda _, evse, write, proof, _at_s: proved.append((evse, write, proof.kind))
+        )
+        wanted = [Write(901, name, Amount(16.0), Purpose.RAISE), Write(902, name, Amount(6.0), Purpose.REFRESH)]
+
+        async def let_out() -> int:
+            bench.field.told.clear()
+            async with anyio.create_task_group() as tasks:
+                await bench.engine._let_out(tasks, wanted, bench.engine.clock())
+            return len(bench.field.told)
+
+        assert await let_out() == 1, "a successor would not know of a raise"
+        assert (name, 901, ProofKind.UNSENT) in proved
+        proved.clear()
+        monkeypatch.setattr(Store, "append", append)
+        monkeypatch.setattr(Store, "save", save)
+        assert await let_out() == 2
+        assert (name, 901, ProofKind.ACKNOWLEDGED) in proved
+        assert not bench.engine.unkept
+    assert caplog.text.count("The ledger cannot be kept") == 1
+    assert "The ledger is kept again" in caplog.text
 
 
 async def test_decreases_are_on_disk_and_leave_one_right_after_the_other(charging: Play, tmp_path: Path) -> None:

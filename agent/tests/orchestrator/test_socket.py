@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import socket
@@ -212,6 +213,17 @@ VERBS = Verbs({"status": _told}, {"limit.put": _told}, frozenset({"root", "grid"
 async def test_a_verb_gets_its_arguments_and_the_user() -> None:
     assert await VERBS.run({"v": 1, "id": 3, "verb": "status", "a": 1}, "guest") == [{"a": 1}, "guest"]
     assert await VERBS.run({"v": 1, "verb": "limit.put"}, "grid") == [{}, "grid"]
+
+
+@pytest.mark.anyio
+async def test_what_the_disk_does_not_take_is_refused_and_ends_no_service() -> None:
+    async def full(_found: Mapping[str, Any], _user: str) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ProtocolError, match="No space left on device") as refusal:
+        await Verbs({}, {"limit.put": full}, frozenset({"root"})).run({"verb": "limit.put"}, "root")
+    assert refusal.value.code == "not stored"
+
 
 
 @pytest.mark.anyio

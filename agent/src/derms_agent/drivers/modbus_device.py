@@ -400,12 +400,13 @@ class ModbusDevice(ConfiguredDevice):
         return max(SHORTEST_BEAT_S, min(beats))
 
     async def _keep_watchdog(self) -> None:
+        due_s = self._clock()
         while True:
             beat_s = min(self.beat_s(), self.pace.slow_s)
-            next_s = self._clock() + beat_s
             self._watchdog_problem = None
             await self._feed(beat_s)
-            await self._wake_with_others(next_s)
+            due_s = max(due_s + beat_s, self._clock())
+            await self._wake_with_others(due_s - TOGETHER_S)  # rather sooner than later
 
     async def _feed(self, beat_s: float) -> None:
         """Do what keeps the device from falling back, or where nobody renewed a setpoint what lets it."""

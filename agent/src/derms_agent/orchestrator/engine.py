@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: readings wake it, a cycle decides, the ledger is stored, writes leave, and what became of them comes back.
 
+A disk that takes nothing ends no control: decreases leave all the same, for what is on the disk counts more than they
+leave in force, and nothing is raised until it takes the ledger again.
+
 One task works the cycle. Writes that were decided together are handed to their buses one right after the other, and
 then each is seen through in a task of its own, so that no slow device keeps another's decrease waiting. A write that
 was not sent by its deadline is given up and never sent later: the ledger counts on that.
@@ -9,12 +12,14 @@ was not sent by its deadline is given up and never sent later: the ledger counts
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import anyio
@@ -30,12 +35,14 @@ from derms_agent.control.guard import Purpose, Write
 from derms_agent.document_store import Store
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Begun, ModbusDevice
-from derms_agent.model import Evse, Reading, Setpoint
+from derms_agent.model import Evse, Proof, ProofKind, Reading, Setpoint
 from derms_agent.orchestrator import planning
 from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.site import Site
 from derms_agent.orchestrator.store import JOURNAL, LEDGER
 from derms_agent.profiles.profile import Profile, Quantity
+
+logger = logging.getLogger("derms.orchestrator")
 
 PERIOD_S = 1.0
 CALMEST_S = 0.1
@@ -88,6 +95,8 @@ class Engine:
     _changed: bool = False
     _held_until_s: float = -math.inf
     _under_way: int = 0
+    unkept: str = ""
+    """Why the ledger cannot be stored; empty where it can."""
     _stored_s: float = -math.inf
     _sessions_seen: frozenset[str] = frozenset()
     _plan_wanted: anyio.Event = field(default_factory=anyio.Event)
@@ -104,7 +113,7 @@ class Engine:
                 await self._work(tasks)
         finally:
             with anyio.CancelScope(shield=True):
-                await self.save_ledger()
+                await self._kept(self.save_ledger)
 
     def wake(self) -> None:
         """Work at once: something was asked."""
@@ -189,7 +198,7 @@ class Engine:
         self._renew()
         await anyio.sleep(BREATH_S)
         if now_s - self._stored_s >= CHECKPOINT_S:
-            await self.save_ledger()
+            await self._kept(self.save_ledger)
             gc.collect()  # which does not run by itself: it would in the middle of a shed
             await anyio.sleep(BREATH_S)
         seen = frozenset(self.controller.sessions)
@@ -201,10 +210,14 @@ class Engine:
 
     async def _let_out(self, tasks: anyio.abc.TaskGroup, writes: Sequence[Write], now_s: float) -> None:
         """Store writes that were issued at a time, and then hand them all to their buses."""
+        kept = True
         if self._stored_s == -math.inf:
-            await self.save_ledger()  # which a journal then follows
+            kept = await self._kept(self.save_ledger)  # which a journal then follows
         elif writes:
-            await anyio.to_thread.run_sync(self.store.append, JOURNAL, journal.record(writes, now_s))
+            record = journal.record(writes, now_s)
+            kept = await self._kept(partial(anyio.to_thread.run_sync, self.store.append, JOURNAL, record))
+        if not kept:
+            writes = self._without_raises(writes)
         if writes:
             if any(write.purpose is Purpose.LOWER for write in writes):
                 self._held_until_s = now_s + HOLD_S
@@ -213,6 +226,29 @@ class Engine:
             # From its issue on a write has so long to be sent, and the disk's time is part of that.
             left_s = SHED_S - (self.clock() - now_s)
             tasks.start_soon(self._finish, [(write, *self._begun(write, left_s)) for write in writes])
+
+    async def _kept(self, store: Callable[[], Awaitable[object]]) -> bool:
+        """Store something of the ledger; return whether it is on the disk. Why it is not is said once."""
+        try:
+            await store()
+        except OSError as problem:
+            self._stored_s = -math.inf  # half a record may be left, which nothing may follow
+            if not self.unkept:
+                logger.error("The ledger cannot be kept, so nothing is raised until it can: %s", problem)
+            self.unkept = str(problem)
+            return False
+        if self.unkept:
+            logger.info("The ledger is kept again")
+            self.unkept = ""
+        return True
+
+    def _without_raises(self, writes: Sequence[Write]) -> tuple[Write, ...]:
+        """Return the writes that leave no more in force than what a successor would count; the others never leave."""
+        for write in writes:
+            if write.purpose is Purpose.RAISE:
+                unsent = Proof(evse=write.evse, kind=ProofKind.UNSENT, asked=write.amount.active_a, in_force=None)
+                self.controller.proved(write.evse, write.id, unsent, self.clock())
+        return tuple(write for write in writes if write.purpose is not Purpose.RAISE)
 
     async def save_ledger(self) -> None:
         """Store the ledger; it is on disk when this returns."""

@@ -17,9 +17,10 @@ import signal
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,10 @@ class Service:
     def told(self, outcome: Outcome) -> None:
         """Look after a cycle at what a person, a log or systemd is to be told."""
         now_s = self.engine.clock()
-        began, ended = self.alarms.hold(troubles(self.controller, outcome, now_s), now_s)
+        found = troubles(self.controller, outcome, now_s)
+        if self.engine.unkept:
+            found.append(("ledger", "unkept", f"cannot be kept, so nothing is raised: {self.engine.unkept}"))
+        began, ended = self.alarms.hold(found, now_s)
         for alarm in began:
             logger.warning("%s %s", alarm.about, alarm.words)
             self._happened("alarm", about=alarm.about, words=alarm.words)
@@ -445,15 +449,15 @@ class Service:
 
     # What is kept
 
-    async def save_asks(self) -> None:
-        """Store what was asked; it is on disk when this returns."""
+    async def save_asks(self, *, whole: bool = False) -> None:
+        """Store what was asked, as a file of its own where `whole`; it is on disk when this returns."""
         async with self._saving_asks:  # nothing else that is stored is waited for
             document = {
                 "boot_id": self.engine.boot_id,
                 "asks": [asks.to_json(ask) for ask in self.controller.asks.values()],
                 "link_until_s": self.controller.link_until_s,
             }
-            await anyio.to_thread.run_sync(self.asks_store.save, document)
+            await anyio.to_thread.run_sync(partial(self.asks_store.save, document, whole=whole))
 
     async def save_sessions(self) -> None:
         """Store the sessions and what was told of them; it is on disk when this returns."""
@@ -489,8 +493,9 @@ class Service:
         """Store sessions and memory now and then, for energy grows and shares move."""
         while True:
             await anyio.sleep(60)
-            await self.save_sessions()
-            await self.save_memory()
+            with _said("Sessions cannot be kept"):
+                await self.save_sessions()
+                await self.save_memory()
 
 
 @dataclass(frozen=True, slots=True)
@@ -571,7 +576,7 @@ def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float,
     except (ValueError, TypeError, KeyError, AttributeError) as unusable:
         problem = store.put_aside(repr(unusable))
     if problem is not None:
-        logger.error("What was asked before is lost: %s", problem)
+        logger.error("What was asked before may be lost: %s", problem)
 
 
 def _recall_sessions(controller: Controller, store: Store, now_s: float) -> None:
@@ -646,14 +651,27 @@ async def _run_with_buses(service: Service) -> None:
         # What is there now stays: a collection need not walk through it again. Others are the engine's to begin.
         gc.freeze()
         gc.disable()
-        await service.save_asks()  # whole, so that the first one that is asked is a line as well
+        with _said("What is asked cannot be kept"):
+            await service.save_asks()  # whole, so that the first one that is asked is a line as well
         tasks.start_soon(_broadcast, service)
         async with listening(agent.socket) as listener:
             notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
             await serve(listener, service.verbs())
-    await service.save_sessions()
-    await service.save_memory()
+    with _said("What was asked cannot be kept"):
+        await service.save_asks(whole=True)
+    with _said("Sessions cannot be kept"):
+        await service.save_sessions()
+        await service.save_memory()
     logger.info("Stopped at %s: setpoints stay in force as leases", stamp(time.time()))
+
+
+@contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Say that the disk does not take something, and go on: control does without it."""
+    try:
+        yield
+    except OSError as problem:
+        logger.error("%s: %s", what, problem)
 
 
 async def _broadcast(service: Service) -> None:
