@@ -325,9 +325,9 @@ def vtn_killed() -> list[Figure]:
     with registered(POLL_S) as utility, stock_client(utility.vtn, utility.directory) as stock:
         utility.wait_for(STOCK)
         stock_takes_s(utility, stock)  # it is well before
-        for number in range(KILLS):
+        for _ in range(KILLS):
             # One that ends again before it has answered for as long as three intervals is one silence, and one alarm.
-            until(lambda number=number: utility.log().count(BACK) == number, BACK)  # type: ignore[misc]
+            until(lambda: utility.log().count(BACK) == utility.log().count(HEARTBEAT), BACK)
             time.sleep(1 + draw.random())
             timeouts = utility.log().count(HEARTBEAT)
             utility.vtn.kill()
