@@ -225,7 +225,6 @@ async def test_what_the_disk_does_not_take_is_refused_and_ends_no_service() -> N
     assert refusal.value.code == "not stored"
 
 
-
 @pytest.mark.anyio
 @pytest.mark.parametrize(
     ("verb", "user", "code", "words"),
