@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gateway where openleadr's client fails, as far as the tests of its parts do not show it: see docs/openadr.md."""
+"""The gateway where openleadr's client fails, as far as no test of its parts shows it: see test_stock_client."""
 
 from __future__ import annotations
 
