@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ class Depot:
     down: bool = False
     report_may_leave: anyio.Event | None = None
     link_s: list[float] = field(default_factory=list)
+    wall: Callable[[], float] = time.time
+    placed_s: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def _reach(self) -> None:
         if self.down:
@@ -56,11 +59,14 @@ class Depot:
         self._reach()
         self.bounds[bound.name] = bound
         self.put_at.append(time.monotonic())
+        ahead_s = self.wall() - time.monotonic()
+        self.placed_s[bound.name] = bound.start_unix_s - ahead_s, bound.end_unix_s - ahead_s
         return Honour(bound.high_w >= self.least_w, f"base load {self.least_w:g} W")
 
     async def remove(self, name: str) -> None:
         self._reach()
         self.bounds.pop(name, None)
+        self.placed_s.pop(name, None)
 
     async def link(self, valid_for_s: float) -> None:
         self._reach()
@@ -422,6 +428,38 @@ async def test_a_step_of_the_clock_stops_no_poll(field_: Field, step_s: float) -
         await within(5, lambda: field_.depot.bounds == kept)
 
     assert not field_.ven.link_lost
+
+
+async def test_a_step_of_the_clock_has_events_placed_anew(field_: Field, caplog: pytest.LogCaptureFixture) -> None:
+    def step_to(ahead_s: float) -> None:
+        field_.ven.wall = field_.depot.wall = lambda: time.time() + ahead_s
+
+    def placed(number: int) -> bool:
+        """Whether the depot's own clock has so many bounds where the wall's has them."""
+        ahead_s = field_.depot.wall() - time.monotonic()
+        by_wall = [(one.start_unix_s - ahead_s, one.end_unix_s - ahead_s) for one in field_.depot.bounds.values()]
+        by_depot = [*field_.depot.placed_s.values()]
+        return len(by_depot) == number and by_depot == [pytest.approx(one, abs=0.6) for one in by_wall]
+
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        field_.add([1], start=-4000, length_s=5200, event_id="active")
+        field_.add([2], start=5400, length_s=3600, event_id="pending")
+        await within(5, lambda: placed(2))
+        # The one is active, over, active again, longer so, pending; the other is pending, active, over, pending again.
+        for ahead_s, left in ((3600, 1), (6000, 1), (9600, 0), (0, 2), (-3600, 2), (-7200, 2), (0, 2)):
+            step_to(ahead_s)
+            await within(5, partial(placed, left))
+        # Nothing is put for less than a step, until it adds up to one.
+        puts = len(field_.depot.put_at)
+        step_to(0.5)
+        await anyio.sleep(0.3)
+        assert len(field_.depot.put_at) == puts
+        step_to(1.1)
+        await within(5, lambda: len(field_.depot.put_at) == puts + 2)
+
+    assert field_.ven.trouble is None
+    assert caplog.text.count("The clock was stepped by") == 8
 
 
 # Answers that are none: defect 5

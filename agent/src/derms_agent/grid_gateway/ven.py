@@ -81,6 +81,8 @@ _ENDING_S = 1.0
 """What ends within so long is over before the orchestrator could do anything about it."""
 _PROVISIONAL_S = 60.0
 _JUST_AFTER_S = 0.002
+_STEP_S = 1.0
+"""What moves the wall's clock by more than this, beside the host's clock since boot, is a step."""
 
 logger = logging.getLogger("derms.grid_gateway")
 T = TypeVar("T")
@@ -142,6 +144,7 @@ class Ven:
     control_trouble: str | None = None
     _by_file: Rules = field(init=False)
     _events: EventStore = field(init=False)
+    _wall_ahead_s: float | None = None
     _rung: int = 0
     _anew: bool = False
     _offered: tuple[str, ...] = ()
@@ -579,6 +582,7 @@ class Ven:
 
     async def _hand_over(self) -> None:
         """Have the orchestrator hold what is wanted; opt out of what it cannot honour."""
+        self._mind_step()
         try:
             while not await self._handed_over():
                 pass
@@ -593,6 +597,19 @@ class Ven:
         if self.control_trouble is not None:
             logger.info("The orchestrator is told of events again")
             self.control_trouble = None
+
+    def _mind_step(self) -> None:
+        """Have all bounds put again, and those removed that are over, where the wall's clock was stepped.
+
+        The orchestrator turns a bound's times into those of its own clock when it is put, and they stay where they are.
+        """
+        ahead_s = self.wall() - self.clock()
+        if self._wall_ahead_s is None:
+            self._wall_ahead_s = ahead_s
+        elif abs(ahead_s - self._wall_ahead_s) > _STEP_S:
+            logger.warning("The clock was stepped by %+.1f s: events are placed anew", ahead_s - self._wall_ahead_s)
+            self._wall_ahead_s = ahead_s
+            self.handed = {name: _unknown(name) for name in self.handed}
 
     async def _handed_over(self) -> bool:
         """Put and remove; return whether that was all, or an event was opted out of, so that more is to be removed."""
@@ -954,7 +971,7 @@ _NO_KEY: Key = ("", "")
 
 
 def _unknown(name: str) -> Bound:
-    """Return what stands for a bound that a predecessor handed over: whatever is wanted now differs from it."""
+    """Return what stands for a bound that is there, nobody knows when: whatever is wanted now differs from it."""
     return Bound(name=name, key=_NO_KEY, target="", high_w=0.0, start_unix_s=0.0, end_unix_s=math.inf, source="before")
 
 
