@@ -27,7 +27,7 @@ from derms_agent.grid_gateway.incoming import (
     Unit,
 )
 from derms_agent.grid_gateway.messages import Opt, Window
-from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.model import GridLevel, Rank
 
 NOW = 1_800_000_000.0
@@ -326,10 +326,19 @@ def test_a_market_context_that_the_depot_is_not_in() -> None:
 
 
 def test_an_event_in_a_time_that_the_depot_has_opted_out_of() -> None:
-    rules = replace(RULES, unavailable=(Window(NOW + 1.5 * HOUR, HOUR),))
+    rules = replace(RULES, unavailable=(Away(Window(NOW + 1.5 * HOUR, HOUR)),))
     received = receive(State(), event("e1"), event("e2", start=NOW + 3 * HOUR), rules=rules)
 
     assert answered(received) == [("e1", 0, 200, Opt.OUT), ("e2", 0, 200, Opt.IN)]
+
+
+def test_opting_out_of_a_market_context_leaves_the_others() -> None:
+    shed, other = "http://utility.example/shed", "http://utility.example/other"
+    rules = replace(RULES, unavailable=(Away(Window(NOW + HOUR, HOUR), other),))
+    received = receive(State(), event("e1", market_context=shed), event("e2", market_context=other), rules=rules)
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN), ("e2", 0, 200, Opt.OUT)]
+    assert {one.key[1] for one in bounds(received.state, rules=rules)} == {"e1"}
 
 
 def test_an_event_that_is_over_is_not_taken_part_in() -> None:

@@ -24,7 +24,7 @@ from derms_agent.grid_gateway.events import Bound
 from derms_agent.grid_gateway.incoming import CreateReport, ReportRequest
 from derms_agent.grid_gateway.messages import Opt, Opted, Window
 from derms_agent.grid_gateway.reports import Buffer
-from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, Ven
@@ -401,17 +401,24 @@ async def test_times_that_the_depot_opts_out_of(field_: Field) -> None:  # defec
     async with field_.running():
         await within(10, lambda: registered(field_))
         window = Window(time.time() + 1000, 1000)
-        await field_.ven.opt(Opted(id="works", opt=Opt.OUT, reason="x-schedule", available=(window,)))
+        opted = Opted(id="works", opt=Opt.OUT, reason="x-schedule", available=(window,))
+        await field_.ven.opt(opted)
+        # What it opts out of in another market context does not matter to this one.
+        other = replace(
+            opted, id="other", available=(Window(time.time(), 5000),), market_context="http://other.example"
+        )
+        await field_.ven.opt(other)
         field_.add([1], start=1500, event_id="during")
         field_.add([1], start=3000, event_id="after")
         await within(5, lambda: field_.opts() == {"during": "optOut", "after": "optIn"})
         ven = field_.ven
-        assert field_.renew().rules.unavailable == (window,)
+        elsewhere = Away(other.available[0], "http://other.example")
+        assert field_.renew().rules.unavailable == (Away(window), elsewhere)
         field_.ven = ven
         await field_.ven.cancel_opt("works")
-        assert field_.ven.rules.unavailable == ()
+        assert field_.ven.rules.unavailable == (elsewhere,)
 
-    assert field_.vtn.seen("schedules") == ["Created", "Canceled"]
+    assert field_.vtn.seen("schedules") == ["Created", "Created", "Canceled"]
 
 
 @pytest.mark.parametrize("step_s", [3600.0, -3600.0])

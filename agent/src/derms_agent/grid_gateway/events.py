@@ -261,10 +261,7 @@ def judged(event: Event, rules: Rules, now_unix_s: float) -> Refusal | None:
     ends_unix_s = event.start_unix_s + event.duration_s if event.duration_s else math.inf
     if ends_unix_s + event.startafter_s <= now_unix_s:
         return Refusal(Code.OK, "its time is over")
-    if any(
-        window.start_unix_s < ends_unix_s and event.start_unix_s < window.start_unix_s + window.duration_s
-        for window in rules.unavailable
-    ):
+    if any(away.meets(event, ends_unix_s) for away in rules.unavailable):
         return Refusal(Code.OK, "the depot has opted out for this time")
     return None
 

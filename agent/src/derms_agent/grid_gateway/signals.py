@@ -44,12 +44,29 @@ _PRICES = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Away:
+    """A time for which the depot has opted out of the events of one market context; None: of all."""
+
+    window: Window
+    market_context: str | None = None
+
+    def meets(self, event: Event, ends_unix_s: float) -> bool:
+        """Whether an event that ends then is one of those that the depot takes no part in."""
+        begins_unix_s = self.window.start_unix_s
+        return (
+            self.market_context in {None, event.market_context}
+            and begins_unix_s < ends_unix_s
+            and event.start_unix_s < begins_unix_s + self.window.duration_s
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """Who this VEN is, and what the depot makes of signals.
 
     `market_contexts`: those that it takes part in; none named: any. `resources`: what each resourceID of the utility's
-    stands for: site, a circuit, an EVSE. `unavailable`: times for which it has opted out.
+    stands for: site, a circuit, an EVSE. `unavailable`: what it has opted out of.
     """
 
     ven_id: str
@@ -59,7 +76,7 @@ class Rules:
     market_contexts: frozenset[str] = frozenset()
     resources: Mapping[str, str] = field(default_factory=dict)
     groups: frozenset[str] = frozenset()
-    unavailable: tuple[Window, ...] = ()
+    unavailable: tuple[Away, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

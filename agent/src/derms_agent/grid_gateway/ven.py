@@ -56,7 +56,7 @@ from derms_agent.grid_gateway.incoming import (
 )
 from derms_agent.grid_gateway.messages import EventResponse, Opt, Report, ReportInterval
 from derms_agent.grid_gateway.reports import Buffer, Schedule
-from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
@@ -212,7 +212,12 @@ class Ven:
         return self.transport.endpoint.url, self.identity.client_id or ""
 
     def _adopt_rules(self) -> None:
-        away = tuple(window for one in self.opts.values() if one.opt is Opt.OUT for window in one.available)
+        away = tuple(
+            Away(window, one.market_context)
+            for one in self.opts.values()
+            if one.opt is Opt.OUT
+            for window in one.available
+        )
         self.rules = replace(self.terms.applied(self._by_file), unavailable=away)
         if self.registration is not None:
             self.rules = replace(self.rules, ven_id=self.registration.ven_id, vtn_id=self.registration.vtn_id)
