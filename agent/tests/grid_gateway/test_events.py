@@ -318,6 +318,51 @@ def test_targets(targets: Targets, places: set[str] | None) -> None:
     assert answered(received) == [("e1", 0, code, opt)]
 
 
+@pytest.mark.parametrize(
+    ("of_event", "of_signal", "places"),
+    [
+        (Targets(), Targets(vens=("ven-1",)), {"site"}),
+        (Targets(), Targets(groups=("north",)), {"site"}),
+        (Targets(), Targets(resources=("bay-1",)), {"charger-001"}),
+        (Targets(vens=("ven-1",)), Targets(vens=("ven-1",), resources=("bay-1", "bay-9")), {"charger-001"}),
+        (Targets(resources=("bay-1",)), Targets(), {"charger-001"}),
+        # To name the VEN or the site does not widen what the event is for.
+        (Targets(resources=("bay-1",)), Targets(vens=("ven-1",)), {"charger-001"}),
+        (Targets(resources=("bay-1",)), Targets(resources=("depot",)), {"charger-001"}),
+        (Targets(), Targets(vens=("ven-2",)), None),
+        (Targets(vens=("ven-1",)), Targets(resources=("bay-9",)), None),
+        (Targets(), Targets(groups=("south",)), None),
+        (Targets(), Targets(others=1), None),
+        (Targets(vens=("ven-2",)), Targets(resources=("bay-1",)), None),
+    ],
+)
+def test_targets_of_a_signal(of_event: Targets, of_signal: Targets, places: set[str] | None) -> None:
+    received = receive(State(), event("e1", replace(simple(3), targets=of_signal), targets=of_event))
+
+    assert {one.target for one in bounds(received.state)} == (places or set())
+    code, opt = (200, Opt.IN) if places else (Code.TARGET_MISMATCH, Opt.OUT)
+    assert answered(received) == [("e1", 0, code, opt)]
+
+
+def test_a_signal_for_others_leaves_those_beside_it() -> None:
+    for_others = replace(dispatch(0), targets=Targets(others=1))
+    price = Signal(
+        id="p", name="ELECTRICITY_PRICE", type="price", unit=Unit("currencyPerKWh", "EUR", 1.0),
+        intervals=intervals(NOW + HOUR, (HOUR, 0.3)), targets=Targets(vens=("ven-2",)),
+    )  # fmt: skip
+    received = receive(State(), event("e1", for_others, price, simple(1)))
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert [(one.target, one.high_w) for one in bounds(received.state)] == [("site", 60_000.0)]
+    assert events.prices(received.state, RULES, NOW) == ()
+
+
+def test_simple_counts_where_the_other_signal_is_for_another_place() -> None:
+    state = held(event("e1", simple(1), replace(dispatch(7), targets=Targets(resources=("bay-1",)))))
+
+    assert {(one.target, one.high_w) for one in bounds(state)} == {("site", 60_000.0), ("charger-001", 7_000.0)}
+
+
 def test_a_market_context_that_the_depot_is_not_in() -> None:
     rules = replace(RULES, market_contexts=frozenset({"http://utility.example/other"}))
     received = receive(State(), event(), rules=rules)

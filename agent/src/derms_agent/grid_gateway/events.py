@@ -319,16 +319,15 @@ def bounds(
     :param baseline_w: what stands for the baseline of an event that is still to begin; None: it is not known
     :param until_unix_s: bounds that begin later are left out
     """
-    by_place: dict[str, list[_Span]] = {}
+    wanted: dict[str, list[_Span]] = {}
     for key, held in state.events.items():
         if held.actuated:
             base_w = baseline_w if held.baseline_w is None else held.baseline_w
-            spans = tuple(_spans(key, held, rules, base_w))
-            for place in signals.places(held.event, rules) or ():
-                by_place.setdefault(place, []).extend(spans)
+            for place, own in signals.by_place(held.event, rules).items():
+                wanted.setdefault(place, []).extend(_spans(key, held, own, rules, base_w))
     found = [
         _bound(place, number, span, state.events[span.key], baseline_w)
-        for place, spans in by_place.items()
+        for place, spans in wanted.items()
         for key, own in groupby(sorted(_decided(spans), key=lambda span: span.key), key=lambda span: span.key)
         for number, span in enumerate(own)
     ]
@@ -354,11 +353,11 @@ def _bound(place: str, number: int, span: _Span, held: Held, baseline_w: float |
     )
 
 
-def _spans(key: Key, held: Held, rules: Rules, base_w: float | None) -> Iterator[_Span]:
-    """Yield what an event wants, its ramps in steps."""
+def _spans(key: Key, held: Held, own: Iterable[Signal], rules: Rules, base_w: float | None) -> Iterator[_Span]:
+    """Yield what an event wants by its signals for a place (`own`), its ramps in steps."""
     order = held.event.priority or math.inf
     shift_s = held.start_unix_s - held.event.start_unix_s
-    for signal in signals.obeyed(held.event, rules):
+    for signal in own:
         wanted = [
             (
                 interval.start_unix_s + shift_s,

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from derms_agent.grid_gateway.incoming import Code, Event, Interval, Signal
+from derms_agent.grid_gateway.incoming import Code, Event, Interval, Signal, Targets
 from derms_agent.grid_gateway.messages import Window
 from derms_agent.model import GridLevel
 
@@ -94,6 +94,9 @@ def _power(signal: Signal) -> bool:
 def refused_signal(signal: Signal, rules: Rules) -> Refusal | None:
     """Return why a signal cannot be obeyed, or None where it can."""
     kind = (signal.name, signal.type)
+    if _named(signal.targets, rules, (SITE,)) is None:
+        why = f"{signal.name} {signal.type}: found targets that are none of this depot's"
+        return Refusal(Code.TARGET_MISMATCH, why)
     if kind in _SIMPLE:
         return _refused_levels(signal, rules)
     if kind in _POWERS and not _power(signal):
@@ -118,15 +121,30 @@ def _refused_levels(signal: Signal, rules: Rules) -> Refusal | None:
     return None
 
 
-def obeyed(event: Event, rules: Rules) -> tuple[Signal, ...]:
-    """Return the signals of an event that the depot goes by.
+def by_place(event: Event, rules: Rules) -> dict[str, tuple[Signal, ...]]:
+    """Return the signals of an event that the depot goes by, for each of its places.
 
     An event may say the same in several ways, so that each VEN finds one it knows: SIMPLE is for those that know no
     other, and counts only where there is no other.
     """
-    known = tuple(signal for signal in event.signals if refused_signal(signal, rules) is None)
-    others = tuple(signal for signal in known if signal.name.upper() != "SIMPLE")
-    return others or known
+    whole = places(event, rules)
+    known: dict[str, list[Signal]] = {}
+    for signal in event.signals:
+        if whole is not None and refused_signal(signal, rules) is None:
+            own = _named(signal.targets, rules, whole) or ()
+            # A signal for the whole site is one for all that its event is for, and no more.
+            for place in whole if SITE in own else own:
+                known.setdefault(place, []).append(signal)
+    return {
+        place: tuple(one for one in found if one.name.upper() != "SIMPLE") or tuple(found)
+        for place, found in known.items()
+    }
+
+
+def obeyed(event: Event, rules: Rules) -> tuple[Signal, ...]:
+    """Return the signals of an event that the depot goes by anywhere."""
+    found = [one for own in by_place(event, rules).values() for one in own]
+    return tuple(signal for signal in event.signals if signal in found)
 
 
 def refused(event: Event, rules: Rules) -> Refusal | None:
@@ -166,11 +184,18 @@ def most_w(signal: Signal, interval: Interval, rules: Rules, baseline_w: float |
 def places(event: Event, rules: Rules) -> tuple[str, ...] | None:
     """Return what of the depot an event is for, or None where it is for others.
 
+    A signal may have targets of its own: see `by_place`.
+    """
+    return _named(event.targets, rules, (SITE,))
+
+
+def _named(targets: Targets, rules: Rules, whole: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return what of the depot is named: all there is (`whole`) where nothing is, or this VEN; None: only others are.
+
     Resources that are named narrow it down, for a VTN often names the VEN beside them.
     """
-    targets = event.targets
     named = tuple(dict.fromkeys(rules.resources[one] for one in targets.resources if one in rules.resources))
     if named:
         return named
     ours = rules.ven_id in targets.vens or any(group in rules.groups for group in targets.groups)
-    return (SITE,) if targets.all or (ours and not targets.resources) else None
+    return whole if targets.all or (ours and not targets.resources) else None
