@@ -8,12 +8,16 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from derms_agent.grid_gateway import events
+from derms_agent.control.limits import BaseLoad
+from derms_agent.grid_gateway import control_link, events
+from derms_agent.grid_gateway.control_link import ControlLink, Honour
 from derms_agent.grid_gateway.events import Bound, Received, State
 from derms_agent.grid_gateway.incoming import (
     BrokenEvent,
@@ -29,6 +33,9 @@ from derms_agent.grid_gateway.incoming import (
 from derms_agent.grid_gateway.messages import Opt, Window
 from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.model import GridLevel, Rank
+from derms_agent.orchestrator import asks
+from derms_agent.orchestrator.api import ask_of
+from derms_agent.orchestrator.asks import Ask
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
@@ -193,12 +200,37 @@ def test_prices_are_a_schedule_and_bound_nothing() -> None:
     ]
 
 
-def test_a_bound_is_a_limit_of_the_grid_by_the_clock_of_the_host() -> None:
+async def put(bound: Bound) -> Ask:
+    """Return what a bound is to the orchestrator once it has come over its socket, by a clock that shows 50 s."""
+
+    class Socket(control_link._Connection):
+        async def ask(self, verb: str, **arguments: Any) -> Any:
+            assert verb == "limit.put"
+            found.append(asks.placed(ask_of(arguments, "gateway", {"site": None}, NOW), 50.0, NOW))
+            return {"can_honour": True, "why": ""}
+
+    found: list[Ask] = []
+    link = ControlLink(Path("/nonexistent"))
+    link._orders = Socket(Path("/nonexistent"))
+    assert await link.put(bound) == Honour(True, "")
+    return found[0]
+
+
+@pytest.mark.anyio
+async def test_a_bound_is_a_limit_of_the_grid_by_the_clock_of_the_host() -> None:
     (bound,) = bounds(held(event()))
-    limit = bound.limit(now_s=50.0, now_unix_s=NOW)
+    ask = await put(bound)
+    none = (0.0, 0.0, 0.0)
+    base = BaseLoad(
+        circuit="main", source="meter", low_a=none, high_a=none, low_w=0.0, high_w=0.0, reactive_var=0.0,
+        apparent_va=None,
+    )  # fmt: skip
+    (limit,) = asks.limits_of([ask], base)
 
     assert (limit.start_s, limit.end_s, limit.high, limit.rank) == (50.0 + HOUR, 50.0 + 2 * HOUR, 60_000.0, Rank.GRID)
     assert "e1" in limit.source
+    assert ask.baseline_w == BASELINE_W
+    assert (await put(replace(bound, baseline_w=None))).baseline_w is None
 
 
 # Modifications: defects 9 and 10
@@ -432,12 +464,13 @@ def test_an_event_in_force_that_is_cancelled_is_let_go_within_its_startafter() -
     assert bound.end_unix_s == NOW + 1.5 * HOUR + 300.0
 
 
-def test_an_open_end_lasts_until_it_is_cancelled() -> None:
+@pytest.mark.anyio
+async def test_an_open_end_lasts_until_it_is_cancelled() -> None:
     open_ended = event("e1", simple(1, length=0.0), length=0.0)
     (bound,) = bounds(held(open_ended), NOW + 1000 * HOUR)
 
     assert math.isinf(bound.end_unix_s)
-    assert bound.limit(0.0, NOW).end_s is None
+    assert (await put(bound)).end_s is None
     ended = receive(held(open_ended), replace(open_ended, status=Status.CANCELLED), now=NOW + 2 * HOUR).state
     assert bounds(ended, NOW + 2 * HOUR) == ()
 

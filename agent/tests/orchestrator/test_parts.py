@@ -242,6 +242,25 @@ def test_an_ask_comes_back_from_json_as_it_was(
     assert from_json(json.loads(json.dumps(to_json(ask), allow_nan=False))) == ask
 
 
+@given(st.none() | finite)
+def test_the_baseline_of_an_ask_comes_back_from_json(baseline_w: float | None) -> None:
+    ask = Ask(id="a", source="b", rank=Rank.GRID, baseline_w=baseline_w)
+    assert from_json(json.loads(json.dumps(to_json(ask), allow_nan=False))).baseline_w == baseline_w
+
+
+def test_an_ask_that_was_stored_before_there_were_baselines_is_one_without() -> None:
+    stored = {
+        "id": "a", "source": "b", "rank": "grid", "target": "site", "high_w": 5.0, "end_s": 60.0, "put_by": "root",
+    }  # fmt: skip
+    ask = Ask(id="a", source="b", rank=Rank.GRID, high_w=5.0, end_s=60.0, put_by="root")
+    assert (from_json(stored), from_json(stored).baseline_w) == (ask, None)
+
+
+def test_another_baseline_is_no_news_to_control() -> None:
+    asks = {Ask(id="a", source="b", rank=Rank.GRID, high_w=5.0, baseline_w=each) for each in (None, 1.0, 2.0)}
+    assert len(asks) == 1
+
+
 @pytest.mark.parametrize("lacks", ["id", "source", "rank", "target", "put_by"])
 def test_an_ask_that_lacks_something_is_no_ask(lacks: str) -> None:
     stored = to_json(Ask(id="a", source="b", rank=Rank.GRID))

@@ -263,8 +263,10 @@ def test_vehicles_charge_under_the_limit_and_come_down_when_asked(orchestrator: 
     assert report["ready"] is True
     assert all(one["vehicle"] and one["why"] for one in report["evses"])
 
-    answer = orchestrator.ask("limit.put", name="half", high_w=SITE_W / 2, rank="grid", duration_s=600)
-    assert answer["can_honour"] is True
+    half = {"name": "half", "high_w": SITE_W / 2, "rank": "grid", "baseline_w": SITE_W}
+    assert orchestrator.ask("limit.put", **half, duration_s=600)["can_honour"] is True
+    (listed,) = orchestrator.ask("limit.list")
+    assert {name: listed[name] for name in half} == half
     stored, _ = Latest(Store(orchestrator.directory), ASKS, ASKS_JOURNAL).load()
     assert [one["id"] for one in stored["asks"]] == ["half"]
     within(FOLLOW_S, lambda: charging.drawn_w() <= SITE_W / 2 + SLACK_W)

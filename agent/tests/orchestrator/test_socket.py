@@ -36,7 +36,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-ASK_NAMES = ("source", "rank", "target", "low_w", "high_w", "start", "end", "duration_s")
+ASK_NAMES = ("source", "rank", "target", "low_w", "high_w", "start", "end", "duration_s", "baseline_w")
 times = st.datetimes(timezones=st.just(timezone.utc)).map(lambda at: at.isoformat())
 
 
@@ -65,6 +65,7 @@ def anyio_backend() -> str:
         ({"high_w": 10**400}, "high_w: found 1000"),
         ({"low_w": math.inf}, "low_w: found inf, expected a number"),
         ({"low_w": math.nan}, "low_w: found nan, expected a number"),
+        ({"baseline_w": "5"}, "baseline_w: found '5', expected a number"),
         ({"high_w": None}, "found neither low_w nor high_w"),
         ({"low_w": 6.0, "high_w": 5.0}, "low_w: found 6, expected at most high_w, 5"),
         ({"start": "tomorrow"}, "start: found 'tomorrow', expected a time as"),
@@ -142,6 +143,9 @@ def test_an_ask_has_what_was_asked_for_and_who_asked() -> None:
     ask = ask_of({**later, "duration_s": 9}, "root", TARGETS, NOW_UNIX_S)
     start = datetime(2026, 11, 25, 18, tzinfo=timezone.utc).timestamp()
     assert (ask.rank, ask.high_w, ask.start_unix_s, ask.end_unix_s) == (Rank.GRID, math.inf, start, start + 9)
+    assert "baseline_w" not in ask_json(ask, 0.0)
+    ask = ask_of({**later, "baseline_w": 80_000}, "root", TARGETS, NOW_UNIX_S)
+    assert ask_json(ask, 0.0)["baseline_w"] == 80_000.0
 
 
 asked = st.fixed_dictionaries(

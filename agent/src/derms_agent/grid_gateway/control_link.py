@@ -85,6 +85,8 @@ class ControlLink:
         }
         if math.isfinite(bound.end_unix_s):
             arguments["end"] = iso8601.time_text(bound.end_unix_s)
+        if bound.baseline_w is not None:
+            arguments["baseline_w"] = bound.baseline_w
         try:
             answer = await self._orders.ask("limit.put", **arguments)
         except NotTaken as why:

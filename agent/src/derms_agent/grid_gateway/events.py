@@ -40,7 +40,7 @@ from derms_agent.grid_gateway.incoming import (
 )
 from derms_agent.grid_gateway.messages import EventResponse, Opt
 from derms_agent.grid_gateway.signals import Refusal, Rules
-from derms_agent.model import Limit, LimitQuantity, Rank
+from derms_agent.model import Rank
 from derms_agent.one_line import one_line
 
 VERSION = 1
@@ -130,20 +130,6 @@ class Bound:
     source: str
     baseline_w: float | None = None
     rank: Rank = Rank.GRID
-
-    def limit(self, now_s: float, now_unix_s: float) -> Limit:
-        """Return it by a monotonic clock that shows `now_s`."""
-        ends = math.isfinite(self.end_unix_s)
-        return Limit(
-            target=self.target,
-            quantity=LimitQuantity.ACTIVE_POWER,
-            low=-math.inf,
-            high=self.high_w,
-            source=self.source,
-            rank=self.rank,
-            start_s=now_s + self.start_unix_s - now_unix_s,
-            end_s=now_s + self.end_unix_s - now_unix_s if ends else None,
-        )
 
 
 @dataclass(frozen=True, slots=True)

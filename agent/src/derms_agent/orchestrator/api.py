@@ -24,6 +24,7 @@ def ask_of(found: Mapping[str, Any], user: str, targets: Mapping[str, Any], now_
     rank = RANKS[arguments.one_of("rank", RANKS, "operator")]
     target = arguments.optional_text("target") or limits.SITE
     low_w, high_w = arguments.number("low_w", -_MOST_W, _MOST_W), arguments.number("high_w", -_MOST_W, _MOST_W)
+    baseline_w = arguments.number("baseline_w", -_MOST_W, _MOST_W)
     start_unix_s, end_unix_s = arguments.time("start"), arguments.time("end")
     duration_s = arguments.number("duration_s", 0.0, 366 * 86400.0)
     arguments.end()
@@ -52,4 +53,5 @@ def ask_of(found: Mapping[str, Any], user: str, targets: Mapping[str, Any], now_
         start_unix_s=start_unix_s,
         end_unix_s=end_unix_s,
         put_by=user,
+        baseline_w=baseline_w,
     )

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from derms_agent.control import limits
 from derms_agent.model import Limit, Rank
 
+_NUMBERS = ("low_w", "high_w", "start_unix_s", "end_unix_s", "start_s", "end_s", "baseline_w")
 RANKS: Mapping[str, Rank] = {"grid": Rank.GRID, "operator": Rank.OPERATOR, "price": Rank.PRICE}
 
 
@@ -23,7 +24,8 @@ class Ask:
     """A limit that somebody asks for, in W, consumption positive; infinite where a side is not bounded.
 
     `start_unix_s` and `end_unix_s` are as asked, None for always; `start_s` and `end_s` are the same by the control's
-    clock. `put_by` is the user who asked.
+    clock. `put_by` is the user who asked. `baseline_w`: what was drawn without it, from which whoever asks reckons;
+    it bounds nothing, so that another baseline is no other ask to control.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Ask:
     start_s: float | None = None
     end_s: float | None = None
     put_by: str = ""
+    baseline_w: float | None = field(default=None, compare=False)
 
     def over(self, now_s: float) -> bool:
         """Whether its time is over."""
@@ -73,9 +76,9 @@ def limits_of(asks: Iterable[Ask], base: limits.BaseLoad) -> tuple[Limit, ...]:
 
 
 def to_json(ask: Ask) -> dict[str, Any]:
-    """Return an ask as plain JSON; an infinite side is absent."""
+    """Return an ask as plain JSON; an infinite side is absent, and a baseline that is not known."""
     found: dict[str, Any] = {"id": ask.id, "source": ask.source, "rank": ask.rank.name.lower(), "target": ask.target}
-    for name in ("low_w", "high_w", "start_unix_s", "end_unix_s", "start_s", "end_s"):
+    for name in _NUMBERS:
         value = getattr(ask, name)
         if value is not None and math.isfinite(value):
             found[name] = value
@@ -84,11 +87,7 @@ def to_json(ask: Ask) -> dict[str, Any]:
 
 def from_json(stored: Mapping[str, Any]) -> Ask:
     """Return what `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
-    numbers = {
-        name: float(stored[name])
-        for name in ("low_w", "high_w", "start_unix_s", "end_unix_s", "start_s", "end_s")
-        if name in stored
-    }
+    numbers = {name: float(stored[name]) for name in _NUMBERS if name in stored}
     return Ask(
         id=str(stored["id"]),
         source=str(stored["source"]),
