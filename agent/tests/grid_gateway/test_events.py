@@ -320,6 +320,22 @@ def test_another_vtn_is_refused_and_changes_nothing() -> None:
     assert received.state == state
 
 
+def test_the_events_of_a_vtn_that_is_no_longer_registered_with_are_cancelled() -> None:
+    open_ended = event("e1", simple(1, NOW - HOUR, 0.0), start=NOW - HOUR, length=0.0)
+    before = held(open_ended)
+    moved = replace(RULES, vtn_id="vtn-2")
+    both = receive(before, event("e1", simple(3)), vtn="vtn-2", rules=moved).state
+    after = events.of_vtn(both, "vtn-2", NOW)
+
+    assert {one.key for one in bounds(both)} == {("vtn-1", "e1"), ("vtn-2", "e1")}
+    assert {one.key for one in bounds(after)} == {("vtn-2", "e1")}
+    assert after.events["vtn-1", "e1"].phase(NOW) is Status.CANCELLED
+    assert events.of_vtn(after, "vtn-2", NOW + 60) is after
+    # It stands again where that VTN has the VEN again, and still lists it.
+    again = events.of_vtn(receive(after, open_ended, now=NOW + 60).state, "vtn-1", NOW + 60)
+    assert {one.key for one in bounds(again, NOW + 60)} == {("vtn-1", "e1")}
+
+
 @pytest.mark.parametrize("vtn", ["0", "00123", "lower", "1.2.3"])
 def test_any_text_is_a_vtn_id(vtn: str) -> None:  # defect 8
     assert answered(receive(State(), event(), vtn=vtn, rules=replace(RULES, vtn_id=vtn))) == [("e1", 0, 200, Opt.IN)]

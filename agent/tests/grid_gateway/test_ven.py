@@ -18,10 +18,19 @@ from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
 
 from derms_agent.document_store import Store
+from derms_agent.grid_gateway import events
 from derms_agent.grid_gateway import ven as ven_module
 from derms_agent.grid_gateway.control_link import Honour, NoControl
-from derms_agent.grid_gateway.events import Bound
-from derms_agent.grid_gateway.incoming import CreateReport, ReportRequest
+from derms_agent.grid_gateway.events import Bound, State
+from derms_agent.grid_gateway.incoming import (
+    CreateReport,
+    DistributeEvent,
+    Event,
+    Interval,
+    ReportRequest,
+    Signal,
+    Status,
+)
 from derms_agent.grid_gateway.messages import Opt, Opted, Window
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Away, Rules
@@ -467,6 +476,25 @@ async def test_a_step_of_the_clock_has_events_placed_anew(field_: Field, caplog:
 
     assert field_.ven.trouble is None
     assert caplog.text.count("The clock was stepped by") == 8
+
+
+async def test_an_open_ended_event_of_a_vtn_before_ends_once_the_vtn_has_said_what_it_has(field_: Field) -> None:
+    now = time.time()
+    signal = Signal(id="s", name="SIMPLE", type="level", intervals=(Interval(now - 60, 0.0, 1.0),))
+    event = Event(
+        id="for ever", modification=0, status=Status.ACTIVE, market_context="http://utility.example/shed",
+        created_unix_s=now, start_unix_s=now - 60, duration_s=0.0, signals=(signal,),
+    )  # fmt: skip
+    before = DistributeEvent("r1", "before", (event,))
+    field_.ven.state = events.receive(State(), before, replace(RULES, vtn_id="before"), now, lambda: 0.0).state
+    field_.vtn.do("mode", mode="503")
+    async with field_.running():
+        await within(5, lambda: field_.ven.trouble)
+        assert field_.depot.high_w() == [60_000.0]
+        field_.vtn.do("mode", mode="")
+        await within(10, lambda: registered(field_) and not field_.depot.bounds)
+
+    assert field_.renew().state.events["before", "for ever"].phase(time.time()) is Status.CANCELLED
 
 
 # Answers that are none: defect 5

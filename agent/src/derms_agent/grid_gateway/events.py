@@ -7,6 +7,7 @@
 - An event that is cancelled or completed ends; one that comes so, and is not known, never begins. Ending it once more
   changes nothing.
 - An event that is no longer listed is cancelled by that. Should it be listed again unchanged, it stands again.
+  So is one of another VTN than the VEN is registered with, once that has said what it has: `of_vtn`.
 - A broken event, or one that is refused, changes nothing for the others.
 
 An event begins somewhere within its startafter; where is drawn once, when it first comes. Its baseline is frozen at its
@@ -185,7 +186,8 @@ def receive(
             responses.append(_answer(one.id, one.modification, refusal))
     if all(one.id is not None for one in message.events):
         listed = {(message.vtn_id, str(one.id)) for one in message.events}
-        held = {key: _unlisted(one, key, listed, message.vtn_id, now_unix_s) for key, one in held.items()}
+        unlisted = {key for key in held.keys() - listed if key[0] == message.vtn_id}
+        held = {key: _left_out(one, now_unix_s) if key in unlisted else one for key, one in held.items()}
     return Received(pruned(State(held), now_unix_s), tuple(responses), tuple(accepted))
 
 
@@ -229,10 +231,17 @@ def _ended(known: Held, event: Event, now_unix_s: float) -> Held:
     return replace(known, event=said, ended_unix_s=ended_unix_s, implied=False)
 
 
-def _unlisted(held: Held, key: Key, listed: set[Key], vtn_id: str, now_unix_s: float) -> Held:
-    if key in listed or key[0] != vtn_id or held.ended_unix_s is not None or held.end_unix_s <= now_unix_s:
+def _left_out(held: Held, now_unix_s: float) -> Held:
+    if held.ended_unix_s is not None or held.end_unix_s <= now_unix_s:
         return held
     return replace(held, ended_unix_s=now_unix_s, implied=True)
+
+
+def of_vtn(state: State, vtn_id: str, now_unix_s: float) -> State:
+    """Return the state where the events of every other VTN are cancelled: nobody is left who could do so."""
+    others = {key: _left_out(held, now_unix_s) for key, held in state.events.items() if key[0] != vtn_id}
+    due = {key: held for key, held in others.items() if held is not state.events[key]}
+    return State({**state.events, **due}) if due else state
 
 
 def judged(event: Event, rules: Rules, now_unix_s: float) -> Refusal | None:

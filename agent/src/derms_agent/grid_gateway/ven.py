@@ -367,6 +367,7 @@ class Ven:
                 # A VTN that pushes is not polled: this shows that it is there, and brings what a push has lost.
                 sync_s = await self._sync(ven_id)
             self._rung = 0
+            await self._let_go_of_others(registration.vtn_id)
             await self._answer_late()
             if self.clock() >= sync_s:
                 sync_s = await self._sync(ven_id)
@@ -555,6 +556,16 @@ class Ven:
             if self.control_trouble is None:
                 self._unanswered -= {(message.vtn_id, answer.event_id) for answer in answers}
             return answers
+
+    async def _let_go_of_others(self, vtn_id: str) -> None:
+        """Have the events of a VTN that the VEN was registered with before end: the one now has said what it wants."""
+        async with self._busy:
+            now_unix_s = self.wall()
+            before, self.state = self.state, events.of_vtn(self.state, vtn_id, now_unix_s)
+            if self.state is not before:
+                self._events.save(self.state)
+                await self._hand_over()
+                self._log_events(before, self.state, now_unix_s)
 
     def _log_events(self, before: State, after: State, now_unix_s: float) -> None:
         """Say what has come; what it has to do with is on its way by then."""
