@@ -206,6 +206,18 @@ def test_an_event_is_all_that_was_said_of_it() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("classes", "others"),
+    [(["EVSE"], 0), (["Electric_Vehicle"], 0), (["Water_Heater", "EVSE"], 0), (["Water_Heater", "Pool_Pump"], 2)],
+)
+def test_chargers_and_vehicles_are_the_depots_own_class_of_devices(classes: list[str], others: int) -> None:
+    named = "".join(f"<power:endDeviceAsset><power:mrid>{name}</power:mrid></power:endDeviceAsset>" for name in classes)
+    found = one(distribute(event(targets=named)))
+
+    assert found.targets == Targets(others=others)
+    assert found.targets.all is (others == 0)
+
+
 @pytest.mark.parametrize("start", ["2026-11-26T18:00:00Z", "2026-11-26T18:00:00", "2026-11-26T18:00:00.000Z"])
 def test_a_time_without_a_zone_is_utc(start: str) -> None:  # defect 11
     assert one(distribute(event(start=start))).start_unix_s == SIX

@@ -103,7 +103,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Whom something is for. `others` counts kinds of targets that are told apart by nothing that this depot has."""
+    """Whom something is for. `others` counts what nothing here is; the depot's own class of devices names nobody."""
 
     vens: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
@@ -621,18 +621,25 @@ _OWN_TARGETS = {
     "partyID": "parties",
 }
 
+_OWN_ASSETS = frozenset({"electric_vehicle", "evse"})
+"""The classes of devices, of those that OpenADR 2.0b names, that a depot is made of."""
+
 
 def _targets(element: Element | None) -> Targets:
     if element is None:
         return Targets()
     named: dict[str, list[str]] = {kind: [] for kind in _OWN_TARGETS.values()}
-    others = 0
+    others, assets = 0, []
     for found in element:
-        kind = _OWN_TARGETS.get(etree.QName(found).localname)
-        if kind is None:
-            others += 1
+        name = etree.QName(found).localname
+        if name == "endDeviceAsset":
+            assets += [str(one.text or "").strip().lower() for one in found]
+        elif name in _OWN_TARGETS:
+            named[_OWN_TARGETS[name]].append(str(found.text or ""))
         else:
-            named[kind].append(str(found.text or ""))
+            others += 1
+    if assets and _OWN_ASSETS.isdisjoint(assets):
+        others += len(assets)
     return Targets(**{kind: tuple(names) for kind, names in named.items()}, others=others)
 
 
