@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -15,8 +16,11 @@ from typing import Any
 import anyio
 import pytest
 from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
+from agent.tests.grid_gateway.test_refusals import DEPOT
+from agent.tests.grid_gateway.test_transport import asyncio_peer, context
 from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
 
+from derms_agent import settings
 from derms_agent.document_store import Store
 from derms_agent.grid_gateway import events
 from derms_agent.grid_gateway import ven as ven_module
@@ -33,6 +37,7 @@ from derms_agent.grid_gateway.incoming import (
 )
 from derms_agent.grid_gateway.messages import Opt, Opted, Window
 from derms_agent.grid_gateway.reports import Buffer
+from derms_agent.grid_gateway.service import assemble
 from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Transport, Trouble
@@ -269,6 +274,56 @@ async def test_the_orchestrator_knows_what_nobody_wants_any_more(field_: Field) 
     assert "night" in field_.depot.bounds
 
 
+# TLS
+
+
+async def test_a_vtn_of_an_unknown_authority_is_logged_once_with_the_reason_and_is_an_alarm(
+    field_: Field, stranger: Authority, caplog: pytest.LogCaptureFixture
+) -> None:
+    happened: list[tuple[str, dict[str, Any]]] = []
+    ven = field_.renew(authorities=stranger.path)
+    ven.happened = lambda kind, what: happened.append((kind, dict(what)))
+    tries: list[float] = []
+    ven.draw = lambda: tries.append(ven.clock()) or 0.1  # type: ignore[func-returns-value]
+    async with field_.running():
+        await within(10, lambda: len(tries) >= 3)
+        words = ven.trouble
+        assert ven.shown()["trouble"] == words
+
+    reason = "unknown CA: the VTN's certificate is from an authority that CA_PATH does not hold; put the authority "
+    assert words is not None
+    assert words.startswith(f"TLS Handshake Failure: {reason}")
+    lines = [one for one in caplog.records if one.getMessage().startswith("TLS Handshake Failure VTN localhost: ")]
+    assert [(one.levelno, reason in one.getMessage()) for one in lines] == [(logging.ERROR, True)]
+    assert ("alarm", {"about": "VTN localhost", "words": words}) in happened
+    assert len([what for kind, what in happened if kind == "alarm" and "TLS" in what["words"]]) == 1
+
+
+async def test_tls_1_2_which_agent_conf_admits_is_warned_of_at_every_connect(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = context(authority, minimum=ssl.TLSVersion.TLSv1_2, maximum=ssl.TLSVersion.TLSv1_2)
+    depot, conf, limits = (tmp_path / name for name in ("depot.yml", "agent.conf", "limits.conf"))
+    depot.write_text(DEPOT, encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    pki = authority.directory
+    async with asyncio_peer(old) as port:
+        lines = {
+            "GATEWAY": "gateway-1", "DEPOT": depot, "GRID_STATE_DIRECTORY": tmp_path, "TLS_MINIMUM": "1.2",
+            "VTN_URL": f"https://localhost:{port}", "CERT_PATH": pki / "ven.crt", "KEY_PATH": pki / "ven.key",
+            "CA_PATH": pki / "ca.crt",
+        }  # fmt: skip
+        conf.write_text("".join(f"{key}={value}\n" for key, value in lines.items()), encoding="utf-8")
+        ven = assemble(settings.load(conf, limits)).ven
+        for connects in (1, 2):
+            for _request in range(2):
+                await ven.transport.post("OadrPoll", b"<a/>")
+                found = [one for one in caplog.records if "spoken to over TLS 1.2" in one.getMessage()]
+                assert [one.levelno for one in found] == [logging.WARNING] * connects
+            await ven.transport.aclose()
+    ven.buffer.close()
+
+
 # Registration
 
 
@@ -329,8 +384,6 @@ async def test_the_id_that_the_utility_gave_is_registered_with(
 
 
 def _openadr_fingerprint(path: Path) -> str:
-    import ssl  # noqa: PLC0415
-
     from derms_agent.grid_gateway.transport import fingerprint_of  # noqa: PLC0415
 
     digits = fingerprint_of(ssl.PEM_cert_to_DER_cert(path.read_text(encoding="ascii")))[-20:].upper()
