@@ -3,7 +3,7 @@
 
 Its one argument is a JSON object: vtn_id, host, port, poll_s, cert, key, ca, tls_minimum. Commands are JSON objects on
 standard input, a line each, and each is answered with a line. `mode` puts something between the VTN and its answers:
-a status, no body, a body that drips, or nothing at all.
+a status, no body, a body that drips, or nothing at all; `bring` has the next polls answered with these messages.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Lab(Vtn):
         self.schedules: list[str] = []
         self.polls = 0
         self.requests: list[str] = []
+        self.bodies: list[str] = []
+        self.brought: list[str] = []
         self.mode = ""
 
     def do_reset(self) -> None:
@@ -71,13 +73,21 @@ class Lab(Vtn):
         )
         return web.Response(text=text, content_type="application/xml")
 
+    def note(self, service: str, body: str) -> bool:
+        """Remember a request; return whether it is a poll."""
+        self.requests.append(service)
+        if "oadrPayloadResourceStatus" in body:
+            self.statuses.append(body)
+        if polls := "oadrPoll " in body:
+            self.polls += 1
+        else:
+            self.bodies.append(body)
+        return polls
+
     @web.middleware
     async def between(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        self.requests.append(request.path.rsplit("/", 1)[1])
         body = await request.read()
-        self.polls += b"oadrPoll " in body
-        if b"oadrPayloadResourceStatus" in body:
-            self.statuses.append(body.decode())
+        polls = self.note(request.path.rsplit("/", 1)[1], body.decode())
         if self.mode == "empty":
             return web.Response(text="", content_type="application/xml")
         if self.mode == "stall":
@@ -96,6 +106,8 @@ class Lab(Vtn):
             return web.Response(status=int(self.mode), text="no")
         if self.mode.startswith("<"):
             return web.Response(text=self.mode, content_type="application/xml")
+        if polls and self.brought:
+            return web.Response(text=self.brought.pop(0), content_type="application/xml")
         found: web.StreamResponse = await handler(request)
         return found
 
@@ -158,6 +170,13 @@ class Lab(Vtn):
 
     def do_mode(self, mode: str) -> None:
         self.mode = mode
+
+    def do_bring(self, messages: list[str]) -> None:
+        self.brought += messages
+
+    def do_bodies(self, of: str) -> list[str]:
+        """Return all messages of a kind that have come."""
+        return [body for body in self.bodies if f"<oadr:{of}" in body]
 
     def do_seen(self) -> dict[str, Any]:
         names = ("registrations", "opts", "statuses", "polls", "requests", "schedules", "vens")

@@ -21,6 +21,21 @@ devices: {charger: {bus: bus, unit_id: 255, profile: keba_p30, circuit: main, ev
 """
 
 
+def refused(directory: Path, *lines: str) -> tuple[str, str]:
+    """Have it refuse to start; return what the journal and engine.log have of that."""
+    depot, conf, limits = (directory / name for name in ("depot.yml", "agent.conf", "limits.conf"))
+    depot.write_text(DEPOT, encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    first = ("GATEWAY=gateway-1", f"DEPOT={depot}", f"GRID_STATE_DIRECTORY={directory}")
+    log = directory / "engine.log"
+    conf.write_text("\n".join((*first, f"ENGINE_LOG={log}", *lines)) + "\n", encoding="utf-8")
+    done = subprocess.run(
+        [*AGENT, "--agent-conf", conf, "--limits-conf", limits], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    return done.stderr, log.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -35,15 +50,12 @@ devices: {charger: {bus: bus, unit_id: 255, profile: keba_p30, circuit: main, ev
     ],
 )
 def test_a_mistake_is_named_in_the_journal_and_in_engine_log(tmp_path: Path, line: str, words: str) -> None:
-    depot, conf, limits = (tmp_path / name for name in ("depot.yml", "agent.conf", "limits.conf"))
-    depot.write_text(DEPOT, encoding="utf-8")
-    limits.write_text("", encoding="utf-8")
-    first = ("GATEWAY=gateway-1", f"DEPOT={depot}", f"GRID_STATE_DIRECTORY={tmp_path}")
-    log = tmp_path / "engine.log"
-    conf.write_text("\n".join((*first, f"ENGINE_LOG={log}", line)) + "\n", encoding="utf-8")
-    done = subprocess.run(
-        [*AGENT, "--agent-conf", conf, "--limits-conf", limits], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert f"Refused to start: {'' if words.startswith('agent.conf: ') else f'{tmp_path}/'}{words}" in done.stderr
-    assert f"ERROR {done.stderr.splitlines()[-1].removeprefix('ERROR ')}" in log.read_text(encoding="utf-8")
+    said, logged = refused(tmp_path, line)
+    assert f"Refused to start: {'' if words.startswith('agent.conf: ') else f'{tmp_path}/'}{words}" in said
+    assert f"ERROR {said.splitlines()[-1].removeprefix('ERROR ')}" in logged
+
+
+def test_samples_that_cannot_be_kept_are_named_as_well(tmp_path: Path) -> None:
+    (tmp_path / "samples.sqlite").mkdir()
+    for text in refused(tmp_path, "VTN_URL=https://vtn.example"):
+        assert text.splitlines()[-1].endswith("Refused to start: unable to open database file")

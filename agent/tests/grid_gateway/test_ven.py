@@ -18,7 +18,7 @@ import pytest
 from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from agent.tests.grid_gateway.test_refusals import DEPOT
 from agent.tests.grid_gateway.test_transport import asyncio_peer, context
-from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
+from agent.tests.grid_gateway.vtn_messages import create_report, eiresponse, payload
 
 from derms_agent import settings
 from derms_agent.document_store import Store
@@ -36,13 +36,15 @@ from derms_agent.grid_gateway.incoming import (
     Status,
 )
 from derms_agent.grid_gateway.messages import Opt, Opted, Window
+from derms_agent.grid_gateway.mirror import Mirror
 from derms_agent.grid_gateway.reports import Buffer
-from derms_agent.grid_gateway.service import assemble
+from derms_agent.grid_gateway.service import Service, assemble
 from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, Ven
 from derms_agent.model import GridLevel
+from derms_agent.socket_protocol import ProtocolError
 
 pytestmark = pytest.mark.anyio
 RULES = Rules(
@@ -585,6 +587,29 @@ async def test_an_event_whose_answer_was_lost_on_the_way_is_asked_for_again(fiel
 
 
 # Reports
+
+
+async def test_a_disk_that_takes_no_samples_ends_nothing(field_: Field, caplog: pytest.LogCaptureFixture) -> None:
+    field_.ven.buffer._connection.execute("PRAGMA query_only = ON")
+    broken = "OperationalError: attempt to write a readonly database"
+    async with field_.running() as ven:
+        await within(10, lambda: f"cannot be kept: {broken}" in caplog.text)
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls"))
+        assert len(field_.vtn.seen("registrations")) == 1
+        # In the conversation, over the socket, and where samples are counted.
+        field_.vtn.do("bring", messages=[create_report("r")])
+        await within(10, lambda: broken in [one.getMessage() for one in caplog.records])
+        verbs = Service(ven, frozenset({"root"}), Mirror("small")).verbs()
+        with pytest.raises(ProtocolError, match="readonly") as caught:
+            await verbs.changing["registration.cancel"]({}, "root")
+        assert caught.value.code == "disk"
+        await verbs.changing["registration.create"]({}, "root")
+        await within(10, lambda: registered(field_))
+        field_.add([1])
+        await within(10, lambda: field_.depot.bounds)
+        assert ven.shown()["samples_waiting"] == 0
+        ven.buffer.close()
+        assert ven.shown()["samples_waiting"] is None
 
 
 async def test_a_status_is_reported_once_where_it_is_asked_for_once(field_: Field) -> None:  # defect 13

@@ -91,3 +91,28 @@ def distribute(*events: str, vtn_id: str = "vtn-1", request_id: str = "r1", resp
         f"<oadr:oadrDistributeEvent>{response}<pyld:requestID>{request_id}</pyld:requestID>"
         f"<ei:vtnID>{vtn_id}</ei:vtnID>{''.join(events)}</oadr:oadrDistributeEvent>"
     ).encode()
+
+
+def create_report(
+    id: str,  # noqa: A002
+    specifier: str = "telemetry-status",
+    data_point: str = "site-status",
+    every: str = "PT0S",
+) -> str:
+    lasts = f"<xcal:duration>{every}</xcal:duration>"
+    return payload(
+        "<oadr:oadrCreateReport><pyld:requestID>r</pyld:requestID><oadr:oadrReportRequest><ei:reportRequestID>"
+        f"{id}</ei:reportRequestID><ei:reportSpecifier><ei:reportSpecifierID>{specifier}</ei:reportSpecifierID>"
+        f"<xcal:granularity>{lasts}</xcal:granularity><ei:reportBackDuration>{lasts}</ei:reportBackDuration>"
+        f"<ei:specifierPayload><ei:rID>{data_point}</ei:rID>"
+        "<ei:readingType>x-notApplicable</ei:readingType></ei:specifierPayload></ei:reportSpecifier>"
+        "</oadr:oadrReportRequest></oadr:oadrCreateReport>"
+    )
+
+
+def cancel_report(*ids: str, to_follow: bool) -> str:
+    named = "".join(f"<ei:reportRequestID>{one}</ei:reportRequestID>" for one in ids)
+    return payload(
+        f"<oadr:oadrCancelReport><pyld:requestID>r</pyld:requestID>{named}"
+        f"<pyld:reportToFollow>{str(to_follow).lower()}</pyld:reportToFollow></oadr:oadrCancelReport>"
+    )

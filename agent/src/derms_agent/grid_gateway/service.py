@@ -11,9 +11,11 @@ import argparse
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +136,8 @@ class Service:
 
     async def _create_registration(self, found: Mapping[str, Any], user: str) -> object:
         Arguments(found).end()
-        self.ven.join()
+        with _kept():
+            self.ven.join()
         logger.info("The registration is wanted by %s", user)
         return {}
 
@@ -182,9 +185,19 @@ class Service:
     async def _told(asked: Any) -> None:
         """Wait for the VTN to be told something. Raises ProtocolError where it was not."""
         try:
-            await asked
+            with _kept():
+                await asked
         except (Trouble, NotRegistered, Refused, messages.Unsendable) as why:
             raise ProtocolError("vtn", f"{type(why).__name__}: {why}") from why
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Tell whoever asks that the disk does not take it. Raises ProtocolError."""
+    try:
+        yield
+    except (OSError, sqlite3.Error) as problem:
+        raise ProtocolError("disk", f"{type(problem).__name__}: {problem}") from problem
 
 
 def connected(host: str, made: Connected) -> None:
@@ -296,7 +309,7 @@ def run(options: argparse.Namespace) -> int:
         configuration = settings.load(options.agent_conf, options.limits_conf)
         log_to(configuration.agent.engine_log)
         service = assemble(configuration)
-    except (Mistakes, ValueError, OSError) as problem:
+    except (Mistakes, ValueError, OSError, sqlite3.Error) as problem:
         log_to(settings.engine_log_of(options.agent_conf))
         for line in str(problem).splitlines():
             logger.error("Refused to start: %s", line)

@@ -269,7 +269,7 @@ class Ven:
             except Cancelled as why:
                 self._say(str(why))
                 pause_s = _CANCELLED_PAUSE_S
-            except (OSError, messages.Unsendable) as problem:
+            except (OSError, sqlite3.Error, messages.Unsendable) as problem:
                 self._say(f"{type(problem).__name__}: {problem}")
             attempt = 1 if self.heard_s > heard_s else attempt + 1
             if pause_s is None:
@@ -773,13 +773,13 @@ class Ven:
     async def agree(self, wanted: Terms) -> None:
         """Go by other terms from now on, and offer the VTN the reports that they name.
 
-        Raises Trouble, NotRegistered, Refused or Unsendable, and then goes by those before.
+        Raises Trouble, NotRegistered, Refused, Unsendable, OSError or sqlite3.Error, and then goes by those before.
         """
         before, self.terms = self.terms, wanted
         if self.registration is not None and wanted.offers(self._by_file) != before.offers(self._by_file):
             try:
                 await self._offer_and_create()
-            except (Trouble, NotRegistered, Refused, messages.Unsendable):
+            except (Trouble, NotRegistered, Refused, messages.Unsendable, OSError, sqlite3.Error):
                 self.terms = before
                 raise
         self.store.save(TERMS, terms.to_json(wanted))
@@ -798,6 +798,9 @@ class Ven:
             await self._offer_and_create()
         except Refused as why:
             logger.warning("The VTN takes no reports: %s", why)
+        except (OSError, sqlite3.Error) as problem:
+            # The VTN has heard of them, and this process knows what it asked for.
+            logger.warning("Which reports are asked for cannot be kept: %s: %s", type(problem).__name__, problem)
 
     async def _offer_and_create(self) -> None:
         body = messages.register_report(_fresh_id(), self._known().ven_id, self.offers, self.wall())
@@ -975,8 +978,15 @@ class Ven:
             "terms": terms.shown(self.terms, self._by_file),
             "terms_by_file": terms.shown(Terms(), self._by_file),
             "reports": [one.request.id for one in self.schedules.values()],
-            "samples_waiting": self.buffer.count(),
+            "samples_waiting": self._samples_waiting(),
         }
+
+    def _samples_waiting(self) -> int | None:
+        """Return how many samples the VTN has not taken yet; None: their file cannot be read."""
+        try:
+            return self.buffer.count()
+        except sqlite3.Error:
+            return None
 
 
 class Cancelled(Exception):
