@@ -101,6 +101,12 @@ class Gateway:
     def asks(self) -> list[float]:
         return [one["high_w"] for one in self.ask("o.sock", "limit.list")]
 
+    def at_default(self) -> bool:
+        """Whether the default limit of 30 kW is what holds for lack of the grid's link."""
+        site = self.ask("o.sock", "status")["site"]
+        at_default: bool = site["limit_by"] == "default limit: the grid's link is lost"
+        return at_default and round(site["evse_limit_w"] + site["base_w"]) == 30_000
+
     def log(self) -> str:
         return (self.directory / "engine.log").read_text(encoding="utf-8")
 
@@ -149,8 +155,24 @@ def test_an_event_reaches_the_orchestrator_and_survives_both(gateway: Gateway) -
     gateway.vtn.start()
     within(20, lambda: len(gateway.vtn.seen("registrations")) == 1)
     within(10, lambda: gateway.ask("g.sock", "status")["trouble"] is None)
+    # It lists another event and no longer that one, which ends it; a link that stands is none to fall back from.
+    ven_id = gateway.ask("g.sock", "status")["ven_id"]
+    gateway.vtn.do("add", ven_id=ven_id, values=[1], start=time.time() + 3600, length_s=600, event_id="next")
+    within(10, lambda: [one["in_force"] for one in gateway.ask("o.sock", "limit.list")] == [False])
+    assert not gateway.at_default()
+
+    # The VEN leaves, as it was asked to: nobody renews the link, and the default limit holds until it is back.
     gateway.ask("g.sock", "registration.cancel")
     within(10, lambda: "cancelled by root" in gateway.log())
+    within(20, gateway.at_default)
+    gateway.ask("g.sock", "registration.create")
+    within(20, lambda: not gateway.at_default())
+
+    # So it does when the VTN is gone: not before the link is lost, and without anybody doing anything.
+    assert gateway.ask("g.sock", "status")["registered"]
+    gateway.vtn.kill()
+    within(20, gateway.at_default)
+    assert gateway.ask("g.sock", "status")["link_lost"]
     with pytest.raises(ProtocolError, match="found verb"):
         gateway.ask("g.sock", "event.lists")
     gateway.end("grid-gateway", signal.SIGTERM)
