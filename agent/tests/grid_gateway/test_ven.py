@@ -406,6 +406,43 @@ async def test_the_ven_may_leave(field_: Field) -> None:
         await within(5, lambda: len(field_.vtn.seen("registrations")) == 2)
 
 
+async def test_a_vtn_that_ends_the_registration_is_left_alone_until_somebody_wants_it_asked(
+    field_: Field, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ven_module, "POLL_S", 0.2)  # without a registration: silence of 0.6 s would be a trouble
+    cancel = (
+        "<oadr:oadrCancelPartyRegistration><pyld:requestID>r</pyld:requestID><ei:registrationID>reg-1"
+        "</ei:registrationID><ei:venID>ven-0</ei:venID></oadr:oadrCancelPartyRegistration>"
+    )
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls"))
+        field_.vtn.do("bring", messages=[payload(cancel)])
+        await within(5, lambda: ven.registration is None)
+        await within(5, lambda: "ended the registration" in (ven.trouble or ""))
+        (answer,) = field_.vtn.do("bodies", of="oadrCanceledPartyRegistration")
+        assert "<ei:registrationID>reg-1</ei:registrationID>" in answer
+        requests = field_.vtn.seen("requests")
+        await anyio.sleep(1.5)
+        assert field_.vtn.seen("requests") == requests
+        assert not ven.link_lost
+        assert "Heartbeat Timeout" not in caplog.text
+        ven.join()
+        await within(5, lambda: registered(field_))
+        assert len(field_.vtn.seen("registrations")) == 2
+
+
+async def test_a_vtn_that_wants_the_ven_registered_anew_has_it_so_at_once_under_the_same_id(field_: Field) -> None:
+    again = payload("<oadr:oadrRequestReregistration><ei:venID>ven-0</ei:venID></oadr:oadrRequestReregistration>")
+    async with field_.running():
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls"))
+        field_.vtn.do("bring", messages=[again])
+        await within(5, lambda: len(field_.vtn.seen("registrations")) == 2)
+        await within(5, lambda: field_.ven.trouble is None)
+        assert field_.vtn.do("bodies", of="oadrResponse")
+
+    assert field_.vtn.seen("registrations")[1]["asked"] == "ven-0"
+
+
 async def test_a_ven_that_leaves_and_joins_again_within_a_poll_is_registered_anew(field_: Field) -> None:
     async with field_.running() as ven:
         await within(10, lambda: registered(field_) and field_.vtn.seen("polls") > 0)

@@ -268,14 +268,15 @@ class Ven:
                 self._say(f"The VTN refuses: {why}")
             except Cancelled as why:
                 self._say(str(why))
-                pause_s = _CANCELLED_PAUSE_S
+                await self._stay_away(_CANCELLED_PAUSE_S)
+                pause_s = 0.0
             except (OSError, sqlite3.Error, messages.Unsendable) as problem:
                 self._say(f"{type(problem).__name__}: {problem}")
             attempt = 1 if self.heard_s > heard_s else attempt + 1
             if pause_s is None:
                 most_s = max(LONGEST_PAUSE_S, 2 * self.poll_s)
                 pause_s = transport.backoff_s(attempt, self.draw(), most_s=most_s)
-            await anyio.sleep(pause_s)
+            await self._pause(pause_s)
 
     def _in_trouble(self, trouble: Trouble) -> None:
         host = f"VTN {self.transport.endpoint.host}"
@@ -386,11 +387,22 @@ class Ven:
         await self._take(message)
         return self.clock() + SYNC_EVERY_S
 
-    async def _pause(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> bool:
+        """Wait for so long; return whether somebody wants the VTN asked before that."""
         with anyio.move_on_after(max(0.0, seconds)):
             await self._woken.wait()
-        if self._woken.is_set():
+        woken = self._woken.is_set()
+        if woken:
             self._woken = anyio.Event()
+        return woken
+
+    async def _stay_away(self, seconds: float) -> None:
+        """Ask the VTN nothing, as it wants it, until somebody else wants it asked: its silence is no trouble."""
+        until_s = self.clock() + seconds
+        while (left_s := until_s - self.clock()) > 0:
+            self.heard_s = self.clock()
+            if await self._pause(min(left_s, self.poll_s)):
+                return
 
     async def _drain(self, ven_id: str) -> None:
         """Poll, and once more as long as there was something."""
