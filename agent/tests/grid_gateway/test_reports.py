@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from lxml import etree
 
 from derms_agent.grid_gateway import messages, reports
 from derms_agent.grid_gateway.events import Bound
+from derms_agent.grid_gateway.incoming import ReportRequest
 from derms_agent.grid_gateway.messages import LAST_KNOWN, ReportInterval, ResourceStatus
 
 RESOURCES = {"R-all": "site", "R-hall": "hall", "R-one": "evse-1", "R-gone": "evse-9"}
@@ -127,3 +130,19 @@ def test_metadata_and_report_follow_the_schema() -> None:
 def test_what_was_offered_and_asked_for_is_read_again() -> None:
     assert reports.from_json(reports.to_json((), ["a"])) == ((), ("a",))
     assert reports.from_json({"version": 1, "requests": []}) == ((), ("site-power", "evse-power", "site-status"))
+
+
+def test_a_report_that_is_begun_again_after_a_restart_ends_when_it_would_have() -> None:
+    request = ReportRequest(
+        id="r", specifier="telemetry-usage", granularity_s=1.0, report_back_s=10.0, data_points=("site-power",),
+        duration_s=3600.0,
+    )  # fmt: skip
+    first = reports.begun(request, 100.0, NOW)
+    assert (first.start_s, first.end_s) == (100.0, 3700.0)
+    (kept,), _ = reports.from_json(reports.to_json((first.request,), ()))
+    again = reports.begun(kept, 1100.0, NOW + 1000)
+    assert (again.start_s, again.end_s, again.send_s) == (1100.0, 3700.0, 1110.0)
+    # One that is to start later, and one without an end.
+    later = reports.begun(replace(request, start_unix_s=NOW + 60), 100.0, NOW)
+    assert (later.start_s, later.end_s) == (160.0, 3760.0)
+    assert reports.begun(replace(request, duration_s=0.0), 100.0, NOW).end_s == math.inf

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -673,6 +674,31 @@ async def test_a_status_is_reported_once_where_it_is_asked_for_once(field_: Fiel
     assert "<oadr:oadrManualOverride>true</oadr:oadrManualOverride>" in status
     assert not field_.ven.schedules
     assert field_.ven.buffer.count() == 0
+
+
+async def test_a_report_once_that_finds_no_vtn_is_sampled_once_and_sent_ever_more_seldom(field_: Field) -> None:
+    once = ReportRequest(
+        id="first", specifier="telemetry-status", granularity_s=0, report_back_s=0, data_points=("site-status",)
+    )
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls"))
+        await within(5, lambda: ven._report is not None)
+        field_.vtn.do("mode", mode="503")
+        ven.draw = lambda: 0.5  # pauses of 1, 2 and 4 s
+        await ven.reply_to(CreateReport("r", (once,)))
+        await within(5, lambda: ven.schedules["first"].failures >= 1)
+        await anyio.sleep(2.5)
+        assert ven.buffer.count() == 1
+        assert ven.schedules["first"].failures <= 3
+        assert field_.vtn.seen("requests").count("EiReport") <= 1 + 3
+        # A successor neither forgets the sample nor takes another.
+        assert field_.renew().schedules["first"].sample_s == math.inf
+        field_.ven.buffer.close()
+        field_.ven = ven
+        field_.vtn.do("mode", mode="")
+        await within(10, lambda: not ven.schedules)
+        assert ven.buffer.count() == 0
+        assert field_.vtn.seen("statuses")[-1].count("</oadr:oadrPayloadResourceStatus>") == 1
 
 
 async def test_resources_that_the_depot_file_has_anew_are_offered_and_those_it_has_lost_asked_for_no_more(

@@ -71,13 +71,18 @@ def offer_of(request: ReportRequest, offered: Iterable[Offer]) -> Offer | None:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """When a report is sampled and sent, by a monotonic clock; it starts at `start_s` and ends at `end_s`."""
+    """When a report is sampled and sent, by a monotonic clock; it starts at `start_s` and ends at `end_s`.
+
+    After so many `failures` in a row it is not sent before `again_s`.
+    """
 
     request: ReportRequest
     start_s: float
     end_s: float
     sample_s: float
     send_s: float
+    failures: int = 0
+    again_s: float = -math.inf
 
     @property
     def once(self) -> bool:
@@ -91,16 +96,33 @@ class Schedule:
 
 
 def begun(request: ReportRequest, now_s: float, now_unix_s: float) -> Schedule:
-    """Return the schedule of a report that was asked for."""
-    start_s = now_s if request.start_unix_s is None else max(now_s, now_s + request.start_unix_s - now_unix_s)
-    end_s = start_s + request.duration_s if request.duration_s and request.report_back_s else math.inf
-    return Schedule(request, start_s, end_s, start_s, start_s + max(0.0, request.report_back_s))
+    """Return the schedule of a report that was asked for.
+
+    What is asked for without a start begins now, and has its start from then on: begun again it ends no later.
+    """
+    asked = request if request.start_unix_s is not None else dataclasses.replace(request, start_unix_s=now_unix_s)
+    asked_s = now_s if request.start_unix_s is None else now_s + request.start_unix_s - now_unix_s
+    start_s = max(now_s, asked_s)
+    end_s = asked_s + request.duration_s if request.duration_s and request.report_back_s else math.inf
+    return Schedule(asked, start_s, end_s, start_s, start_s + max(0.0, request.report_back_s))
 
 
 def sampled(schedule: Schedule, now_s: float) -> Schedule:
     """Return the schedule after a sample; one that was late does not make the next ones early."""
+    if schedule.once:
+        return dataclasses.replace(schedule, sample_s=math.inf)
     next_s = schedule.sample_s + schedule.every_s
     return dataclasses.replace(schedule, sample_s=next_s if next_s > now_s else now_s + schedule.every_s)
+
+
+def failed(schedule: Schedule, again_s: float) -> Schedule:
+    """Return the schedule after a report that was not taken, and is not to be sent again before `again_s`."""
+    return dataclasses.replace(schedule, failures=schedule.failures + 1, again_s=again_s)
+
+
+def taken(schedule: Schedule) -> Schedule:
+    """Return the schedule after a report that was taken."""
+    return dataclasses.replace(schedule, failures=0, again_s=-math.inf)
 
 
 def sent(schedule: Schedule, now_s: float) -> Schedule:

@@ -181,7 +181,13 @@ class Ven:
             if reports.offer_of(request, self.offers) is None:
                 logger.warning("Report %s is of something that this depot has no longer: it ends", request.id)
             else:
-                self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
+                self.schedules[request.id] = self._resumed(request)
+
+    def _resumed(self, request: ReportRequest) -> Schedule:
+        """Return the schedule of a report that a predecessor was asked for, and may have sampled and not sent."""
+        schedule = reports.begun(request, self.clock(), self.wall())
+        there = schedule.once and self.buffer.oldest(request.id)[1]
+        return reports.sampled(schedule, self.clock()) if there else schedule
 
     def _recalled(self, name: str, read: Callable[[Mapping[str, Any]], T], nothing: T) -> T:
         document, problem = self.store.load(name)
@@ -863,24 +869,31 @@ class Ven:
             await self._work_on(schedule)
         except (Trouble, NotRegistered, Refused, messages.Unsendable) as why:
             logger.debug("Report %s waits: %s", schedule.request.id, why)
+            waits = self.schedules.get(schedule.request.id)
+            if waits is not None:
+                most_s = max(LONGEST_PAUSE_S, 2 * self.poll_s)
+                pause_s = transport.backoff_s(waits.failures + 1, self.draw(), most_s=most_s)
+                self.schedules[waits.request.id] = reports.failed(waits, self.clock() + pause_s)
         except (OSError, sqlite3.Error) as problem:
             logger.warning("Report %s: its samples cannot be kept: %s", schedule.request.id, problem)
 
     async def _work_on(self, schedule: Schedule) -> None:
         now_s = self.clock()
         request_id = schedule.request.id
-        if now_s < schedule.sample_s and now_s < schedule.send_s and now_s < schedule.end_s:
-            return
         if schedule.sample_s <= now_s < schedule.end_s:
             self._sample(schedule)
             schedule = self.schedules[request_id] = reports.sampled(schedule, now_s)
-        if now_s >= min(schedule.send_s, schedule.end_s):
-            if not (schedule.once or now_s >= schedule.end_s):
-                self.schedules[request_id] = reports.sent(schedule, now_s)
-            await self._send_report(schedule)
-            if schedule.once or now_s >= schedule.end_s:
-                self.schedules.pop(request_id, None)
-                self._save_reports()
+        if now_s < max(schedule.again_s, min(schedule.send_s, schedule.end_s)):
+            return
+        last = schedule.once or now_s >= schedule.end_s
+        if not last:
+            self.schedules[request_id] = reports.sent(schedule, now_s)
+        await self._send_report(schedule)
+        if last:
+            self.schedules.pop(request_id, None)
+            self._save_reports()
+        elif request_id in self.schedules:
+            self.schedules[request_id] = reports.taken(self.schedules[request_id])
 
     def _sample(self, schedule: Schedule) -> None:
         request = schedule.request
