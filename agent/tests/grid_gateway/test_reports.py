@@ -61,11 +61,11 @@ def overridden(status: Mapping[str, Any] | None, *in_force: Bound) -> set[str]:
 
 @pytest.mark.parametrize("following", ["overdrawing", "recovering"])
 def test_an_evse_that_does_not_follow_shows_in_every_resource_that_it_is_part_of(following: str) -> None:
-    """The depot makes room for it elsewhere, so the site as a whole may well obey."""
+    """However much room the depot makes for it elsewhere, in the site as well: the VTN learns of the shed check."""
     status = report(evse("evse-1", "row", 9000.0, following), evse("evse-2", "yard", 9000.0))
-    assert overridden(status, bound("site", 60_000.0)) == {"R-all", "R-hall", "R-one"}
+    assert overridden(status, bound("site", 60_000.0)) == {"site-status", "R-all", "R-hall", "R-one"}
     other = report(evse("evse-1", "row", 9000.0), evse("evse-2", "yard", 9000.0, following))
-    assert overridden(other, bound("site", 60_000.0)) == {"R-all"}
+    assert overridden(other, bound("site", 60_000.0)) == {"site-status", "R-all"}
 
 
 @pytest.mark.parametrize("following", ["following", "unproven", "suspect"])
@@ -122,7 +122,7 @@ def test_metadata_and_report_follow_the_schema() -> None:
     root = etree.fromstring(messages.update_report("r", "v", (sent,)))
     shown = [(one.text, one.getnext().findtext("{*}oadrManualOverride")) for one in root.iter("{*}rID")]
     assert shown == [
-        ("site-status", "false"), ("status-R-all", "true"), ("status-R-hall", "true"), ("status-R-one", "true"),
+        ("site-status", "true"), ("status-R-all", "true"), ("status-R-hall", "true"), ("status-R-one", "true"),
         ("status-R-gone", "false"),
     ]  # fmt: skip
 

@@ -151,7 +151,17 @@ def points(
     """
     held = tuple(in_force)
     online = status is not None and status.get("state") not in {"fault", "fallback"}
-    found = {SITE_STATUS: _status(SITE_STATUS, status, held, SITE, power_w(status), online=online, distrusted=False)}
+    found = {
+        SITE_STATUS: _status(
+            SITE_STATUS,
+            status,
+            held,
+            SITE,
+            power_w(status),
+            online=online,
+            distrusted=_distrusted(_evses(status, SITE)),
+        )
+    }
     for resource, place in resources.items():
         name = status_point(resource)
         evses = tuple(_evses(status, place))
@@ -163,7 +173,7 @@ def points(
             place,
             power_w(status) if place == SITE else sum(drawn_w),
             online=any(one.get("power_w") is not None or one.get("measured_a") is not None for one in evses),
-            distrusted=any(one.get("following") in _DISTRUSTED for one in evses),
+            distrusted=_distrusted(evses),
         )
     site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
     for name, key in ((SITE_POWER, "power_w"), (EVSE_POWER, "evse_power_w")):
@@ -172,6 +182,10 @@ def points(
             Point(data_point=name, quality=NO_VALUE) if value is None else Point(data_point=name, value=float(value))
         )
     return found
+
+
+def _distrusted(evses: Iterable[Mapping[str, Any]]) -> bool:
+    return any(one.get("following") in _DISTRUSTED for one in evses)
 
 
 def _status(
