@@ -258,6 +258,8 @@ def grid_alarms(grid: Mapping[str, Any]) -> list[str]:
     host = f"VTN {urlsplit(grid['vtn']).hostname}"
     trouble = grid["trouble"]
     alarms = [] if trouble is None else [f"! {host}: {_short(trouble.removeprefix(f'{host}: '), 120)}"]
+    if grid["registered"] and grid.get("client_id") not in {None, grid["ven_id"]}:
+        alarms.append(f"! {host}: knows this VEN as {grid['ven_id']}, and not by its CLIENT_ID {grid['client_id']}")
     if grid["link_lost"]:
         alarms.append(f"! {host}: Heartbeat Timeout: no valid answer for {grid['heard_s_ago']:.0f} s")
     if grid["control_trouble"] is not None:

@@ -51,6 +51,7 @@ class Lab(Vtn):
         self.requests: list[str] = []
         self.bodies: list[str] = []
         self.brought: list[str] = []
+        self.refused: list[str] = []
         self.mode = ""
 
     def do_reset(self) -> None:
@@ -59,6 +60,11 @@ class Lab(Vtn):
         self.vens.clear()
         for kept in (self.server.events, self.server.events_updated, self.server.registered_reports):
             kept.clear()
+
+    async def register(self, payload: dict[str, Any]) -> tuple[str, str]:
+        if payload.get("ven_id") in self.refused:
+            return None  # type: ignore[return-value]  # openleadr answers that without a venID
+        return await super().register(payload)
 
     async def opt(self, request: web.Request) -> web.Response:
         body = (await request.read()).decode()
@@ -167,6 +173,9 @@ class Lab(Vtn):
 
     def do_forget(self, ven_id: str) -> None:
         self.vens.pop(ven_id, None)
+
+    def do_refuse(self, ven_id: str) -> None:
+        self.refused.append(ven_id)
 
     def do_mode(self, mode: str) -> None:
         self.mode = mode

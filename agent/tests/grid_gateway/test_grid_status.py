@@ -17,6 +17,7 @@ WELL: dict[str, Any] = {
     "registered": True,
     "absent": False,
     "ven_id": "ven-7",
+    "client_id": None,
     "vtn_id": "utility",
     "poll_s": 10.0,
     "heard_s_ago": 4.2,
@@ -78,6 +79,13 @@ def test_what_is_wrong_is_an_alarm_with_the_words_that_the_log_has() -> None:
         "! VTN vtn.example: Heartbeat Timeout: no valid answer for 62 s",
         "! grid gateway: the orchestrator does not take events: it is gone",
     ]
+
+
+def test_another_id_than_the_utility_gave_is_an_alarm() -> None:
+    assert status.grid_alarms({**WELL, "client_id": "ven-7"}) == []
+    other = {**WELL, "client_id": "depot-7"}
+    assert status.grid_alarms(other) == ["! VTN vtn.example: knows this VEN as ven-7, and not by its CLIENT_ID depot-7"]
+    assert status.grid_alarms({**other, "registered": False, "ven_id": None}) == []
 
 
 def test_the_vtn_is_named_once() -> None:

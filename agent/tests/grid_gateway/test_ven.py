@@ -373,7 +373,7 @@ async def test_a_vtn_that_is_away_at_the_start_is_found_when_it_comes(field_: Fi
 
 
 async def test_the_id_that_the_utility_gave_is_registered_with(
-    new_vtn: Callable[..., LabVtn], authority: Authority, tmp_path: Path
+    new_vtn: Callable[..., LabVtn], authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     fingerprint = _openadr_fingerprint(authority.directory / "ven.crt")
     known = Field(new_vtn(more={"vens": {"depot-7": fingerprint}}), Depot(), authority, tmp_path)
@@ -384,6 +384,22 @@ async def test_the_id_that_the_utility_gave_is_registered_with(
 
     assert known.ven_id == "depot-7"
     assert known.vtn.seen("registrations")[0]["asked"] == "depot-7"
+    assert "CLIENT_ID" not in caplog.text
+
+
+async def test_another_id_than_the_utility_gave_is_warned_of_and_shown(
+    field_: Field, caplog: pytest.LogCaptureFixture
+) -> None:
+    field_.vtn.do("refuse", ven_id="depot-7")
+    ven = field_.renew(client_id="depot-7")
+    async with field_.running():
+        await within(10, lambda: registered(field_))
+        await within(5, lambda: field_.vtn.seen("polls"))
+
+    assert [(one["asked"], one["ven_id"]) for one in field_.vtn.seen("registrations")] == [(None, "ven-0")]
+    words = "VTN 00123 knows this VEN as ven-0, and not by its CLIENT_ID depot-7: ask the utility operator"
+    assert [one.levelno for one in caplog.records if one.getMessage() == words] == [logging.WARNING]
+    assert (ven.shown()["ven_id"], ven.shown()["client_id"]) == ("ven-0", "depot-7")
 
 
 def _openadr_fingerprint(path: Path) -> str:

@@ -474,6 +474,9 @@ class Ven:
         self._adopt_rules()
         self._save_registration()
         logger.info("Registered with VTN %s as %s: polling every %g s", answer.vtn_id, ven_id, poll_s)
+        if self.identity.client_id not in {None, ven_id}:
+            words = "VTN %s knows this VEN as %s, and not by its CLIENT_ID %s: ask the utility operator"
+            logger.warning(words, answer.vtn_id, ven_id, self.identity.client_id)
         self.happened("registered", {"vtn_id": answer.vtn_id, "ven_id": ven_id, "poll_s": poll_s})
         await self._offer_reports()
 
@@ -981,6 +984,7 @@ class Ven:
             "registered": known is not None,
             "absent": self.absent,
             "ven_id": None if known is None else known.ven_id,
+            "client_id": self.identity.client_id,
             "vtn_id": None if known is None else known.vtn_id,
             "poll_s": self.poll_s,
             "heard_s_ago": round(now_s - self.heard_s, 1),
