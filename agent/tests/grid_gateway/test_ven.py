@@ -20,6 +20,7 @@ from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from agent.tests.grid_gateway.test_refusals import DEPOT
 from agent.tests.grid_gateway.test_transport import asyncio_peer, context
 from agent.tests.grid_gateway.vtn_messages import create_report, eiresponse, payload
+from lxml import etree
 
 from derms_agent import settings
 from derms_agent.document_store import Store
@@ -146,6 +147,14 @@ class Field:
     def opts(self) -> dict[str, str]:
         return {one["event_id"]: one["opt"] for one in self.vtn.seen("opts")}
 
+    def answers(self) -> list[tuple[str, str, str]]:
+        """Return the event, the code and the opt of each answer to an event, as the VTN was sent them."""
+        return [
+            (one.findtext(".//{*}eventID"), one.findtext("{*}responseCode"), one.findtext("{*}optType"))
+            for body in self.vtn.do("bodies", of="oadrCreatedEvent")
+            for one in etree.fromstring(body.encode()).iter("{*}eventResponse")
+        ]
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Ven]:
         async with anyio.create_task_group() as tasks:
@@ -218,9 +227,13 @@ async def test_an_event_that_comes_while_control_is_away_is_kept_and_answered_wh
         field_.add([1], event_id="e1")
         await within(5, lambda: field_.ven.control_trouble)
         await within(5, lambda: ("00123", "e1") in field_.ven.state.events)
+        # The VTN, which may send it more than once, is told each time that nobody could be asked.
+        refused = ("e1", "469", "optOut")
+        await within(5, lambda: {*field_.answers()} == {refused})
         field_.depot.down = False
         await within(5, lambda: field_.depot.high_w() == [60_000.0])
-        await within(5, lambda: not field_.ven._unanswered)
+        await within(5, lambda: field_.answers()[-1] == ("e1", "200", "optIn"))
+        assert {*field_.answers()[:-1]} == {refused}
 
     assert field_.ven.control_trouble is None
 
