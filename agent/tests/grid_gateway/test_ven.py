@@ -19,7 +19,7 @@ import pytest
 from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of
 from agent.tests.grid_gateway.test_refusals import DEPOT
 from agent.tests.grid_gateway.test_transport import asyncio_peer, context
-from agent.tests.grid_gateway.vtn_messages import create_report, eiresponse, payload
+from agent.tests.grid_gateway.vtn_messages import cancel_report, create_report, eiresponse, payload
 from lxml import etree
 
 from derms_agent import settings
@@ -728,6 +728,37 @@ async def test_a_report_once_that_finds_no_vtn_is_sampled_once_and_sent_ever_mor
         await within(10, lambda: not ven.schedules)
         assert ven.buffer.count() == 0
         assert field_.vtn.seen("statuses")[-1].count("</oadr:oadrPayloadResourceStatus>") == 1
+
+
+async def test_what_waits_at_the_vtn_is_fetched_at_once_however_seldom_it_is_polled(field_: Field) -> None:
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls"))
+        offers = len(field_.vtn.do("bodies", of="oadrRegisterReport"))
+        messages = [create_report("again", "METADATA"), create_report("r", every="PT1H"), create_report("q", "other")]
+        field_.vtn.do("bring", messages=messages)
+        assert ven.registration is not None
+        ven.registration = replace(ven.registration, poll_s=600.0)
+        ven.wake()
+        await within(5, lambda: len(field_.vtn.do("bodies", of="oadrCreatedReport")) == 3)
+        answers = [etree.fromstring(one.encode()) for one in field_.vtn.do("bodies", of="oadrCreatedReport")]
+        assert [one.findtext(".//{*}responseCode") for one in answers] == ["200", "200", "461"]
+        # METADATA is all that is offered, once more, and no report of its own.
+        assert len(field_.vtn.do("bodies", of="oadrRegisterReport")) == offers + 1
+        assert [[one.text for one in answer.iter("{*}reportRequestID")] for answer in answers] == [[], ["r"], ["r"]]
+        assert [*ven.schedules] == ["r"]
+
+        # One report is taken back with a last report, another without.
+        await within(5, lambda: ven.buffer.count() == 1)
+        await ven.reply_to(CreateReport("s", (replace(ven.schedules["r"].request, id="s"),)))
+        await within(5, lambda: ven.buffer.count() == 2)
+        cancels = [cancel_report("s", to_follow=False), cancel_report("r", to_follow=True)]
+        field_.vtn.do("bring", messages=cancels)
+        ven.wake()
+        await within(5, lambda: len(field_.vtn.do("bodies", of="oadrCanceledReport")) == 2)
+        (last,) = field_.vtn.do("bodies", of="oadrUpdateReport")
+        assert "<ei:reportRequestID>r</ei:reportRequestID>" in last
+        assert not ven.schedules
+        assert ven.buffer.count() == 0
 
 
 async def test_resources_that_the_depot_file_has_anew_are_offered_and_those_it_has_lost_asked_for_no_more(
