@@ -669,7 +669,7 @@ async def test_a_disk_that_takes_no_samples_ends_nothing(field_: Field, caplog: 
         verbs = Service(ven, frozenset({"root"}), Mirror("small")).verbs()
         with pytest.raises(ProtocolError, match="readonly") as caught:
             await verbs.changing["registration.cancel"]({}, "root")
-        assert caught.value.code == "disk"
+        assert caught.value.code == "not stored"
         await verbs.changing["registration.create"]({}, "root")
         await within(10, lambda: registered(field_))
         field_.add([1])

@@ -197,7 +197,7 @@ def _kept() -> Iterator[None]:
     try:
         yield
     except (OSError, sqlite3.Error) as problem:
-        raise ProtocolError("disk", f"{type(problem).__name__}: {problem}") from problem
+        raise ProtocolError("not stored", f"{type(problem).__name__}: {problem}") from problem
 
 
 def connected(host: str, made: Connected) -> None:
