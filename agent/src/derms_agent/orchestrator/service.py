@@ -489,13 +489,17 @@ class Service:
             document = {"boot_id": self.engine.boot_id, **handover.to_json(self.controller.memory())}
             await anyio.to_thread.run_sync(self.store.save, MEMORY, document)
 
+    async def save_what_moves(self) -> None:
+        """Store sessions and memory; where the disk does not take them, that is said."""
+        with _said("Sessions cannot be kept"):
+            await self.save_sessions()
+            await self.save_memory()
+
     async def keep_sessions(self) -> None:
         """Store sessions and memory now and then, for energy grows and shares move."""
         while True:
             await anyio.sleep(60)
-            with _said("Sessions cannot be kept"):
-                await self.save_sessions()
-                await self.save_memory()
+            await self.save_what_moves()
 
 
 @dataclass(frozen=True, slots=True)
@@ -659,9 +663,7 @@ async def _run_with_buses(service: Service) -> None:
             await serve(listener, service.verbs())
     with _said("What was asked cannot be kept"):
         await service.save_asks(whole=True)
-    with _said("Sessions cannot be kept"):
-        await service.save_sessions()
-        await service.save_memory()
+    await service.save_what_moves()
     logger.info("Stopped at %s: setpoints stay in force as leases", stamp(time.time()))
 
 
