@@ -133,6 +133,15 @@ def test_a_journal_is_worth_nothing_beside_a_file_that_another_release_wrote(tmp
     assert value_of(tmp_path) == (7, None)
 
 
+def test_lines_of_an_earlier_series_count_for_nothing(tmp_path: Path) -> None:
+    kept = stored(tmp_path, 3)
+    earlier = (tmp_path / JOURNAL).read_bytes()
+    kept.save({"value": 9}, whole=True)
+    (tmp_path / JOURNAL).write_bytes(earlier)  # as where the process ends before it is emptied
+
+    assert value_of(tmp_path) == (9, None)
+
+
 def test_whole_it_can_be_read_by_whoever_knows_no_journal(tmp_path: Path) -> None:
     stored(tmp_path, 3).save({"value": 9}, whole=True)
 
