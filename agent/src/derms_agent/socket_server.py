@@ -12,6 +12,7 @@ import logging
 import os
 import pwd
 import socket
+import sqlite3
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -65,9 +66,12 @@ class Verbs:
         arguments = {key: value for key, value in message.items() if key not in {"v", "id", "verb"}}
         try:
             return await verb(arguments, user)
-        except OSError as problem:
+        except (OSError, sqlite3.Error) as problem:
             # Whoever asked is not told that it is kept; a service whose disk is full goes on.
-            raise ProtocolError("not stored", f"{name}: {problem}; it holds until this service ends") from problem
+            words = f"{name}: {type(problem).__name__}: {problem}"
+            if name in self.looking:
+                raise ProtocolError("failed", words) from problem
+            raise ProtocolError("not stored", f"{words}; it holds until this service ends") from problem
 
 
 async def serve(listener: anyio.abc.Listener[anyio.abc.SocketStream], verbs: Verbs) -> None:

@@ -668,9 +668,9 @@ async def test_a_disk_that_takes_no_samples_ends_nothing(field_: Field, caplog: 
         await within(10, lambda: broken in [one.getMessage() for one in caplog.records])
         verbs = Service(ven, frozenset({"root"}), Mirror("small")).verbs()
         with pytest.raises(ProtocolError, match="readonly") as caught:
-            await verbs.changing["registration.cancel"]({}, "root")
+            await verbs.run({"verb": "registration.cancel"}, "root")
         assert caught.value.code == "not stored"
-        await verbs.changing["registration.create"]({}, "root")
+        await verbs.run({"verb": "registration.create"}, "root")
         await within(10, lambda: registered(field_))
         field_.add([1])
         await within(10, lambda: field_.depot.bounds)

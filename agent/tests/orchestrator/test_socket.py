@@ -224,9 +224,11 @@ async def test_what_the_disk_does_not_take_is_refused_and_ends_no_service() -> N
     async def full(_found: Mapping[str, Any], _user: str) -> object:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(ProtocolError, match="No space left on device") as refusal:
-        await Verbs({}, {"limit.put": full}, frozenset({"root"})).run({"verb": "limit.put"}, "root")
-    assert refusal.value.code == "not stored"
+    verbs = Verbs({"status": full}, {"limit.put": full}, frozenset({"root"}))
+    for verb, code in (("limit.put", "not stored"), ("status", "failed")):
+        with pytest.raises(ProtocolError, match="No space left on device") as refusal:
+            await verbs.run({"verb": verb}, "root")
+        assert refusal.value.code == code
 
 
 @pytest.mark.anyio

@@ -14,8 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,8 +135,7 @@ class Service:
 
     async def _create_registration(self, found: Mapping[str, Any], user: str) -> object:
         Arguments(found).end()
-        with _kept():
-            self.ven.join()
+        self.ven.join()
         logger.info("The registration is wanted by %s", user)
         return {}
 
@@ -185,19 +183,9 @@ class Service:
     async def _told(asked: Any) -> None:
         """Wait for the VTN to be told something. Raises ProtocolError where it was not."""
         try:
-            with _kept():
-                await asked
+            await asked
         except (Trouble, NotRegistered, Refused, messages.Unsendable) as why:
             raise ProtocolError("vtn", f"{type(why).__name__}: {why}") from why
-
-
-@contextmanager
-def _kept() -> Iterator[None]:
-    """Tell whoever asks that the disk does not take it. Raises ProtocolError."""
-    try:
-        yield
-    except (OSError, sqlite3.Error) as problem:
-        raise ProtocolError("not stored", f"{type(problem).__name__}: {problem}") from problem
 
 
 def connected(host: str, made: Connected) -> None:
