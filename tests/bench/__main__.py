@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.bench import (
     agent_bus,
     agent_service,
+    agent_services,
     control_cycle,
     control_droop,
     control_energy,
@@ -32,6 +33,7 @@ BENCHMARKS = {
     **host.BENCHMARKS,
     **agent_bus.BENCHMARKS,
     **agent_service.BENCHMARKS,
+    **agent_services.BENCHMARKS,
     **inventory.BENCHMARKS,
     **control_droop.BENCHMARKS,
     **control_energy.BENCHMARKS,

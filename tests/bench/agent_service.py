@@ -54,7 +54,6 @@ SETTLED_S = 30.0
 START_S = 60.0
 EVENTS = int(os.environ.get("DERMS_BENCH_SHEDS", "500"))
 LINES, UNITS, BAUD_RATE = 2, 12, 19_200
-STEADY_S = 60.0
 RESTARTS = 3
 REBOOTS = 5
 VEHICLES = 50
@@ -134,9 +133,10 @@ class Service:
         name: str = "orchestrator",
         socket: str = "socket",
         program: Sequence[str | Path] = (AGENT,),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self._directory = directory
-        self._name, self._program = name, program
+        self._name, self._program, self._environment = name, program, dict(environment or {})
         self._socket = directory / socket
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -153,7 +153,7 @@ class Service:
         ready = threading.Event()
         threading.Thread(target=_listen, args=(told, ready), daemon=True).start()
         files = ("--agent-conf", self._directory / "agent.conf", "--limits-conf", self._directory / "limits.conf")
-        environment = {**os.environ, "NOTIFY_SOCKET": str(path)}
+        environment = {**os.environ, "NOTIFY_SOCKET": str(path), **self._environment}
         if release is not None:
             environment["PYTHONPATH"] = str(release)
         with (self._directory / "journal").open("ab") as journal:
@@ -254,7 +254,7 @@ def depot_file(
     )
 
 
-def configured(directory: Path, depot: str, **more: object) -> Service:
+def configured(directory: Path, depot: str, environment: Mapping[str, str] | None = None, **more: object) -> Service:
     """Return the service of a depot file, with all its files in one directory; `more` goes into agent.conf."""
     (directory / "state").mkdir()
     (directory / "depot.yml").write_text(depot, encoding="utf-8")
@@ -269,7 +269,7 @@ def configured(directory: Path, depot: str, **more: object) -> Service:
         **more,
     }
     (directory / "agent.conf").write_text("".join(f"{k}={v}\n" for k, v in agent.items()), encoding="utf-8")
-    return Service(directory)
+    return Service(directory, environment=environment)
 
 
 @contextmanager
@@ -406,19 +406,6 @@ def shed_serial() -> list[Figure]:
     spread = in_words(found.last_s)
     return [
         Figure("agent.service.shed_serial", last_ms, "ms", arithmetic_ms, ratio, "≤ 1.2 × line", ratio <= 1.2, spread)
-    ]
-
-
-def steady() -> list[Figure]:
-    """Measure what the orchestrator takes with 200 EVSEs that charge."""
-    with in_service(200) as (orchestrator, _):
-        began_s, cpu_s = time.monotonic(), orchestrator.cpu_s()
-        time.sleep(STEADY_S)
-        cpu = 100 * (orchestrator.cpu_s() - cpu_s) / (time.monotonic() - began_s)
-        rss_mib = orchestrator.rss_mib()
-    return [
-        Figure("agent.service.steady_200.cpu", cpu, "% of a core", None, None, "≤ 15 %", cpu <= 15),
-        Figure("agent.service.steady_200.rss", rss_mib, "MiB", None, None, "≤ 200 MiB", rss_mib <= 200),
     ]
 
 
@@ -619,7 +606,6 @@ BENCHMARKS: dict[tuple[str, ...], Callable[[], list[Figure]]] = {
     ("agent.service.shed_100", "agent.service.limit_put_answer_100"): lambda: shed(100),
     ("agent.service.shed_500", "agent.service.limit_put_answer_500"): lambda: shed(500),
     ("agent.service.shed_serial",): shed_serial,
-    ("agent.service.steady_200.cpu", "agent.service.steady_200.rss"): steady,
     ("agent.service.restart.ready", "agent.service.restart.lowered"): restart,
     ("agent.service.upgrade.power", "agent.service.upgrade.lowered"): upgrade,
     ("agent.service.reboot",): reboot,

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,9 +172,20 @@ class Utility:
 
 
 @contextmanager
-def registered(poll_s: int, *, push: bool = False, signed: bool = False) -> Iterator[Utility]:
-    """Raise a depot with its chargers at 16 A, under control, and registered with a VTN; both sign where `signed`."""
-    with tempfile.TemporaryDirectory() as name, chargers(COUNT) as depot:
+def registered(
+    poll_s: int,
+    *,
+    push: bool = False,
+    signed: bool = False,
+    count: int = COUNT,
+    brokered: Callable[[Path, Authority], tuple[Mapping[str, str], Mapping[str, object]]] = lambda *_: ({}, {}),
+) -> Iterator[Utility]:
+    """Raise a depot with its chargers at 16 A, under control, and registered with a VTN; both sign where `signed`.
+
+    :param brokered: given a directory and an authority, gives what both services have in their environment, and what
+        stands in agent.conf beside
+    """
+    with tempfile.TemporaryDirectory() as name, chargers(count) as depot:
         directory = Path(name)
         authority = Authority(directory / "pki")
         for whose in ("vtn", "ven"):
@@ -182,8 +193,8 @@ def registered(poll_s: int, *, push: bool = False, signed: bool = False) -> Iter
         # openleadr's client makes a number of an id of digits, and then opts out of everything.
         program = ("-m", "tests.bench.openadr_vtn")
         vtn = LabVtn(authority, poll_s=poll_s, vtn_id="VTN-1", more={"signs": signed}, program=program).start()
-        text = depot_file(depot.port, COUNT, 1, None)
-        level_kw = SHARE * WATTS * COUNT / 1000
+        text = depot_file(depot.port, count, 1, None)
+        level_kw = SHARE * WATTS * count / 1000
         url = f"https://localhost:{vtn.port}"
         text += f"vtn: {{url: '{url}', ven_name: {VEN_NAME}, levels: {{moderate: {{limit_kw: {level_kw}}}}}}}\n"
         (directory / "gateway").mkdir()
@@ -200,9 +211,10 @@ def registered(poll_s: int, *, push: bool = False, signed: bool = False) -> Iter
             told["PUSH_URL"] = push_url
         if signed:
             told["XML_SIGNATURES"] = "require"
-        orchestrator = configured(directory, text, **told)
+        environment, more = brokered(directory, authority)
+        orchestrator = configured(directory, text, environment, **told, **more)
         noting = (sys.executable, "-m", "tests.bench.openadr_gateway", directory / "notes")
-        gateway = Service(directory, "grid-gateway", "gateway.socket", noting)
+        gateway = Service(directory, "grid-gateway", "gateway.socket", noting, environment)
         try:
             orchestrator.start()
             settle(orchestrator, depot)

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -477,3 +479,8 @@ def test_a_broken_document_is_put_aside_and_said(tmp_path: Path, content: bytes)
     assert "kept as ledger.json.unreadable" in problem
     assert (tmp_path / f"{LEDGER}.unreadable").read_bytes() == content
     assert store.load(LEDGER) == (None, None)
+
+
+def test_only_the_planner_brings_scipy_along() -> None:
+    code = "import sys, derms_agent.orchestrator.service; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

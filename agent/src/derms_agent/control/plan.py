@@ -22,8 +22,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
-from scipy.optimize import linprog
 
 from derms_agent.control.network import Floats, Network
 
@@ -113,6 +111,10 @@ def plan(
     :param limits: of the network's constraints (`Network.limits`), taken to last
     :param reserved_a: by EVSE, what those without a known departure are to have in the meantime
     """
+    # Control's own process never plans: it starts without SciPy's second, and does without its 50 MiB.
+    from scipy import sparse  # noqa: PLC0415
+    from scipy.optimize import linprog  # noqa: PLC0415
+
     needs = [need for need in needs if need.charge_as > 0 and need.most_a > 0 and need.departure_at_s > now_s]
     if not needs:
         return Plan(edges_s=(now_s,), currents_a={})

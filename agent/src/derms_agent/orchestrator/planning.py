@@ -5,13 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from derms_agent.control import allocate
 from derms_agent.control.cycle import Bounds
 from derms_agent.control.network import Network
 from derms_agent.control.plan import Need, Outlook, Plan, plan
 from derms_agent.model import Circuit, Evse, Session
-from derms_agent.orchestrator.controller import Controller
+
+if TYPE_CHECKING:  # the planner's process needs no more of the agent than what is above
+    from derms_agent.orchestrator.controller import Controller
 
 __all__ = ["Plan", "Question", "answer", "question"]
 
