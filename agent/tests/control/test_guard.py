@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from derms_agent import profiles
-from derms_agent.control import guard, ledger
+from derms_agent.control import cycle, guard, ledger, limits
 from derms_agent.control.guard import Admission, Purpose, Rules, admit
 from derms_agent.control.ledger import (
     Acknowledged,
@@ -415,12 +415,47 @@ def test_a_fallback_counts_against_ratings_while_all_is_well() -> None:
 def test_a_fallback_counts_against_what_protects_a_circuit_and_not_against_what_the_grid_asks_for() -> None:
     stations = [station("one"), station("two")]
     tree = Circuits({"main": circuit(rating_a=60.0)}, stations)
-    caps: Caps = {("main", LimitQuantity.CURRENT, None): (-20.0, 20.0)}
+    caps: Caps = {("main", LimitQuantity.CURRENT, None): (-60.0, 20.0)}
     book = proven(stations, {"one": 0.0, "two": 0.0})
     asked = admit(book, {"two": Amount(32.0)}, 0.0, circuits=tree, caps=caps, base=NO_BASE)
     assert [write.amount.active_a for write in asked.writes] == [20.0]
     protected = admit(book, {"two": Amount(32.0)}, 0.0, circuits=tree, caps=caps, kept=caps, base=NO_BASE)
     assert [write.amount.active_a for write in protected.writes] == [14.0]
+
+
+def test_a_fallback_counts_beside_the_base_load_that_was_taken_off_a_rating() -> None:
+    """Between 10 s and 60 s after this process died eight have fallen back, and two still hold what they were told."""
+    quick = [station(f"quick-{number}", watchdog_s=10.0) for number in range(8)]
+    slow = [station("slow-1", watchdog_s=60.0), station("slow-2", watchdog_s=60.0)]
+    main = circuit(rating_a=100.0)
+    tree = Circuits({"main": main}, [*slow, *quick])
+    reading = limits.Metered(read_at_s=0.0, current_a=(40.0,) * 3, active_w=(40.0 * main.neutral_voltage_v,) * 3)
+    found = limits.circuits(
+        {"main": main}, limits.base_loads({"main": main}, {"main": reading}, now_s=0.0, fresh_s=5.0)
+    )
+    admission = admit(
+        proven([*slow, *quick], {one.name: 0.0 for one in (*slow, *quick)}),
+        {one.name: Amount(32.0) for one in slow},
+        0.0,
+        circuits=tree,
+        caps=cycle.caps_of(limits.combine(found, 0.0), tree.circuits),
+        kept=cycle.protecting(found, tree.circuits),
+        base=NO_BASE,
+    )
+    told_a = [write.amount.active_a for write in admission.writes if write.purpose is Purpose.RAISE]
+    assert told_a == [6.0, 6.0]
+    assert sum(told_a) + 40.0 + sum(one.fallback.high for one in quick) == main.rating_a[0]
+
+
+def test_what_is_given_back_is_held_against_a_rating_and_the_base_load_on_that_side() -> None:
+    """A base load of 40 A leaves no less room for discharge; one that generates 40 A does."""
+    stations = [station("one", lowest_a=-32.0), station("two", lowest_a=-32.0, fallback=Span(low=-20.0))]
+    tree = Circuits({"main": circuit(rating_a=50.0)}, stations)
+    book = proven(stations, {"one": 0.0, "two": 0.0})
+    for low, high, told_a in ((-50.0, 10.0, -30.0), (-30.0, 30.0, -10.0)):
+        kept: Caps = {("main", LimitQuantity.CURRENT, None): (low, high)}
+        found = admit(book, {"one": Amount(-32.0)}, 0.0, circuits=tree, caps=kept, kept=kept, base=NO_BASE)
+        assert written(found) == {"one": Amount(told_a)}
 
 
 def test_fallbacks_that_are_too_much_by_themselves_leave_each_what_it_falls_back_to() -> None:

@@ -21,7 +21,8 @@ declared, so both are counted.
 
 Against a rating, and against what protects a circuit (`kept`: its rating less a base load that was measured), each EVSE
 counts with what it falls back to as well (`Reach.alone`): whoever may draw more on its own than it was told does so
-while others still hold what they were told. Where the fallbacks by themselves are more than that, which the depot's
+while others still hold what they were told. What protects a circuit has two sides, for a base load that is drawn leaves
+less to be taken and no less to be given. Where the fallbacks by themselves are more than that, which the depot's
 check rules out for the declared base load, it is they that may not be exceeded: to take away what an EVSE has up to its
 fallback would not help.
 """
@@ -138,14 +139,18 @@ class Reach(NamedTuple):
 class Bound:
     """A row's limits: its rating, for EVSEs and base load together, and what caps the EVSEs without it.
 
-    `rating_alone` (with base load) and `kept` (without) may not be exceeded with fallbacks counted: the rating, and
-    what protects the circuit, or if that is more, what fallbacks come to by themselves. The others are of any corner,
-    of taking, of giving (a positive number), of reactive power; `base` is what the base load adds.
+    `rating_alone` (with base load) and those that are `kept` (without; `least_kept` is the lowest) may not be exceeded
+    with fallbacks counted: the rating, and what protects the circuit, or if that is more, what fallbacks come to by
+    themselves. The others are of any corner, of taking, of giving (a positive number), of reactive power; `base` is
+    what the base load adds.
     """
 
     rating: float
     rating_alone: float
-    kept: float
+    kept_any: float
+    kept_taken: float
+    kept_given: float
+    least_kept: float
     base: Sums
     any: float
     taken: float
@@ -732,20 +737,37 @@ def _added(one: Sums, other: Sums) -> Sums:
 def _bound(row: _Row, base: Sums, fallbacks: Sums, caps: Caps, kept: Caps) -> Bound:
     reactive_low, reactive_high = -math.inf, math.inf
     low, high = _cap(caps, row.capped_by)
+    kept_low, kept_high = _cap(kept, row.kept_by)
     if row.phase is not None:
         every = max(high, -low)
-        kept_low, kept_high = _cap(kept, row.kept_by)
-        protects = max(kept_high, -kept_low)
+        any_kept, taken, given = max(kept_high, -kept_low), kept_high, -kept_low
     else:
         every = _cap(caps, row.apparent_by)[1]
         reactive_low, reactive_high = _cap(caps, row.reactive_by)
-        protects = _cap(kept, row.kept_by)[1]
+        any_kept, taken, given = kept_high, math.inf, math.inf  # apparent power has no sign
     alone, base_length, back_length = row.rating, _length(base), _length(fallbacks)
     if base_length + back_length > row.rating:
         alone = max(alone, _any(row, _added(fallbacks, base)))
-    if back_length > protects:
-        protects = max(protects, _any(row, fallbacks))
-    return Bound(row.rating, alone, protects, base, every, high, -low, reactive_low, reactive_high, base_length)
+    least_kept = min(any_kept, taken, given)
+    if back_length > least_kept:
+        back = _extent(row, fallbacks)
+        any_kept, taken, given = max(any_kept, back.any), max(taken, back.taken), max(given, back.given)
+        least_kept = min(any_kept, taken, given)
+    return Bound(
+        row.rating,
+        alone,
+        any_kept,
+        taken,
+        given,
+        least_kept,
+        base,
+        every,
+        high,
+        -low,
+        reactive_low,
+        reactive_high,
+        base_length,
+    )
 
 
 def _cap(caps: Caps, places: Sequence[_Place]) -> tuple[float, float]:
@@ -761,8 +783,8 @@ def _cap(caps: Caps, places: Sequence[_Place]) -> tuple[float, float]:
 def _excess(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Excess | None:
     # No corner is farther than all terms laid end to end, so few rows need be looked at closely.
     length = _length(now)
-    with_fallbacks = length if alone is now else _length(alone)
-    if length <= bound.least and with_fallbacks + bound.base_length <= bound.rating and with_fallbacks <= bound.kept:
+    alone_length = length if alone is now else _length(alone)
+    if length <= bound.least and alone_length + bound.base_length <= bound.rating and alone_length <= bound.least_kept:
         return None
     return next(_excesses(row, now, alone, bound), None)
 
@@ -776,20 +798,29 @@ def _excesses(row: _Row, now: Sums, alone: Sums, bound: Bound) -> Iterator[Exces
                 yield Excess(row.circuit, row.phase, "any", found, rating)
             if bound.rating_alone == bound.rating:
                 break  # what is now is within what is with fallbacks
-    if length > bound.kept:
-        found = _any(row, alone)
-        if found > bound.kept * (1 + ROUNDING) + ROUNDING:
-            yield Excess(row.circuit, row.phase, "any", found, bound.kept)
-    if _length(now) <= bound.least:
-        return
-    extent = _extent(row, now)
-    for side, found, limit in (
-        ("any", extent.any, bound.any),
-        ("taken", extent.taken, bound.taken),
-        ("given", extent.given, bound.given),
-        ("reactive", extent.reactive_high, bound.reactive_high),
-        ("reactive", -extent.reactive_low, -bound.reactive_low),
-    ):
+    if length > bound.least_kept:
+        extent = _extent(row, alone)
+        yield from _beyond(
+            row,
+            ("any", extent.any, bound.kept_any),
+            ("taken", extent.taken, bound.kept_taken),
+            ("given", extent.given, bound.kept_given),
+        )
+    if _length(now) > bound.least:
+        extent = _extent(row, now)
+        yield from _beyond(
+            row,
+            ("any", extent.any, bound.any),
+            ("taken", extent.taken, bound.taken),
+            ("given", extent.given, bound.given),
+            ("reactive", extent.reactive_high, bound.reactive_high),
+            ("reactive", -extent.reactive_low, -bound.reactive_low),
+        )
+
+
+def _beyond(row: _Row, *sides: tuple[str, float, float]) -> Iterator[Excess]:
+    """Yield the sides on which what is found is more than the limit."""
+    for side, found, limit in sides:
         # What does not flow is not over, whatever the limit; a limit below zero cannot be met by taking less.
         if found > max(limit, 0.0) * (1 + ROUNDING) + ROUNDING:
             yield Excess(row.circuit, row.phase, side, found, limit)
