@@ -234,6 +234,48 @@ def test_generation_gives_no_headroom_and_consumption_none_to_export() -> None:
     assert found[Phase.L3,] == pytest.approx((-250, 220))
 
 
+def test_what_one_phase_generates_leaves_no_more_to_the_others() -> None:
+    reading = phasor_reading([50 + 0j, -50 + 0j, 0j], 10.0)
+    found = limits.base_loads(TREE, {"main": reading}, 0.0, 5.0)["main"]
+    assert (found.low_w, found.high_w) == pytest.approx((-50 * VOLTS, 50 * VOLTS))
+    (of_site,) = limits.site(30_000.0, found)
+    assert of_site.high == pytest.approx(30_000 - 50 * VOLTS)
+
+
+def test_what_a_generator_with_a_meter_gives_leaves_no_more_to_evses() -> None:
+    """A load of 60 A and 20 A reactive beside 40 A from a generator; on L2 the generator gives more than is drawn."""
+    load, gives = 60 + 20j, 40.0
+    reading = replace(
+        phasor_reading([load - gives, 10 - gives + 0j, load - gives], 16.0), generated_a=(gives, gives, gives)
+    )
+    found = limits.base_loads(TREE, {"main": reading}, 0.0, 5.0)["main"]
+    assert found.high_a == pytest.approx((abs(load), 10, abs(load)))
+    assert found.low_a == pytest.approx((-abs(gives + 20j), -gives, -abs(gives + 20j)))
+    assert found.high_w == pytest.approx(130 * VOLTS)
+    assert found.low_w == pytest.approx(-3 * gives * VOLTS)
+    assert "generators" in found.source
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    load=st.complex_numbers(max_magnitude=150).map(lambda one: complex(abs(one.real), one.imag)),
+    gives=st.complex_numbers(max_magnitude=150).map(lambda one: complex(-abs(one.real), one.imag)),
+    evse_a=st.floats(0, 80),
+)
+def test_load_or_generator_alone_is_within_what_their_meters_show(load: complex, gives: complex, evse_a: float) -> None:
+    reading = replace(
+        phasor_reading([load + gives] * 3, evse_a),
+        generated_a=(abs(gives.real),) * 3,
+        generated_reactive_a=(abs(gives.imag),) * 3,
+        generated_var=3 * abs(gives.imag) * VOLTS,
+    )
+    found = limits.base_loads({"main": MAIN}, {"main": reading}, 0.0, 5.0)["main"]
+    for flow in (load, gives, load + gives):
+        assert abs(flow) <= found.high_a[0] + 1e-6 if flow.real >= 0 else abs(flow) <= -found.low_a[0] + 1e-6
+        assert found.low_w - 1e-6 <= 3 * flow.real * VOLTS <= found.high_w + 1e-6
+        assert 3 * abs(flow.imag) * VOLTS <= found.reactive_var + 1e-6
+
+
 def test_through_a_transformer_a_line_carries_two_windings_and_the_ratio_of_voltages() -> None:
     medium = replace(MAIN, voltage_v=4000.0, base_load_a=(0.0, 0.0, 0.0))
     transformer = replace(

@@ -12,7 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from derms_agent.control.metering import Drawn, Rules, Shown, bracket, clearest, metered, reached, standing
+from derms_agent.control.metering import (
+    Drawn,
+    Generated,
+    Rules,
+    Shown,
+    bracket,
+    clearest,
+    metered,
+    reached,
+    seen_from,
+    standing,
+)
+from derms_agent.control.metering import (
+    given as gave,
+)
 from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase
 
 
@@ -233,3 +247,67 @@ def test_polled_in_phase_the_base_load_is_not_under_estimated_for_longer_than_a_
         one = standing(*known_by(now_s, shown, trails), now_s)
         if one is not None and now_s - one.read_at_s <= Rules().fresh_s:
             assert one.current_a[0] - one.evse_low_a[0] >= load_a(now_s - Rules().fresh_s) - 1e-6
+
+
+# Generators
+
+
+def generated(at_s: float, amperes: float) -> Generated:
+    return Generated(
+        asked_s=at_s,
+        answered_s=at_s + 0.05,
+        current_a=on_all(amperes),
+        reactive_a=on_all(0.0),
+        reactive_var=0.0,
+    )
+
+
+def test_a_generator_gave_the_most_of_what_its_samples_around_show() -> None:
+    meter = shown(5.0, 20.0)
+    found = gave(meter, [generated(3.5, 90.0), generated(4.5, 30.0), generated(5.5, 40.0), generated(6.5, 80.0)])
+    assert found is not None
+    assert found.current_a == on_all(40.0)
+    assert gave(meter, [generated(4.5, 40.0)]) is None
+
+
+def test_a_meter_shows_no_base_load_while_nobody_knows_what_is_generated() -> None:
+    meters = [shown(1.0, 20.0), shown(2.0, 20.0)]
+    around = [generated(at_s, 40.0) for at_s in (0.5, 1.5, 2.5)]
+    known = standing(meters, [], 2.6, generators=[around])
+    assert known is not None
+    assert known.generated_a == on_all(40.0)
+    # The second sample waits for what the generator shows after it, or, where that answers no more, says nothing.
+    for now_s in (2.1, 4.5):
+        first = standing(meters, [], now_s, generators=[around[:2]])
+        assert first is not None
+        assert first.read_at_s == 1.0
+    assert standing(meters, [], 2.6, generators=[around, []]) is None
+
+
+def test_load_that_rises_behind_a_generator_that_rises_as_well_stands_at_once() -> None:
+    sun = [generated(0.5, 10.0), generated(1.4, 10.0), generated(1.6, 60.0), generated(2.5, 60.0)]
+    evse = [drawn(0.5, 0.0), drawn(1.5, 0.0), drawn(2.5, 5.0)]
+    found = standing([shown(1.0, 20.0), shown(2.0, 20.0)], [evse], 2.6, generators=[sun])
+    assert found is not None
+    assert found.generated_a == on_all(60.0)
+
+
+def test_a_generator_behind_a_transformer_may_be_on_any_line_at_any_angle() -> None:
+    wye, delta_wye = Connection.WYE, Connection.DELTA_WYE
+
+    def circuit(name: str, parent: str | None, connection: Connection, voltage_v: float) -> Circuit:
+        return Circuit(name=name, parent=parent, connection=connection, voltage_v=voltage_v, rating_a=on_all(100))
+
+    circuits = {
+        "grid": circuit("grid", None, wye, 4000.0),
+        "transformer": circuit("transformer", "grid", delta_wye, 400.0),
+        "yard": circuit("yard", "transformer", wye, 400.0),
+        "roof": circuit("roof", "yard", wye, 400.0),
+    }
+    sample = generated(1.0, 30.0)
+    assert seen_from(circuits, "roof", "roof", sample) == seen_from(circuits, "yard", "roof", sample) == sample
+    for above, ratio in (("transformer", 1.0), ("grid", 0.1)):
+        found = seen_from(circuits, above, "roof", sample)
+        assert found.current_a == found.reactive_a == pytest.approx(on_all(30 * ratio * 2 / 3**0.5))
+    with pytest.raises(ValueError, match="expected it to be above"):
+        seen_from(circuits, "roof", "yard", sample)

@@ -16,7 +16,7 @@ from derms_agent import depot as depots
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Outcome, State
 from derms_agent.control.guard import Write
-from derms_agent.model import Evse, PerPhase, Phase, Proof, ProofKind, Quality, Reading, Value
+from derms_agent.model import Evse, Measures, Meter, PerPhase, Phase, Proof, ProofKind, Quality, Reading, Value
 from derms_agent.orchestrator.controller import Controller, Policy
 from derms_agent.orchestrator.site import Site, site_of
 
@@ -50,7 +50,7 @@ def new_controller(site: Site, ledger: book.Ledger | None = None, **policy: Any)
 
 @dataclass
 class Play:
-    """A controller over devices that obey at once; `base_a` is what else flows at the root.
+    """A controller over devices that obey at once; `base_a` is what else is drawn at the root, `sun_a` is generated.
 
     `silent` devices answer nothing, writes to `deaf` ones are lost.
     """
@@ -58,6 +58,7 @@ class Play:
     controller: Controller
     now_s: float = BEGAN_S
     base_a: PerPhase = (20.0, 20.0, 20.0)
+    sun_a: PerPhase = (0.0, 0.0, 0.0)
     frequency_hz: float = 50.0
     limit_a: dict[str, float] = field(default_factory=dict)
     most_a: dict[str, float] = field(default_factory=dict)
@@ -127,16 +128,20 @@ class Play:
         """Let every device but the silent ones answer, the meter last; of those, what they said last becomes stale."""
         for name in self.silent & self.last.keys():
             self.controller.take(name, replace(self.last[name], quality=Quality.STALE), self.now_s)
-        lines = list(self.base_a)
+        lines = [drawn - given for drawn, given in zip(self.base_a, self.sun_a, strict=True)]
         for evse in self.site.evses:
             for phase in evse.phases:
                 lines[PHASES.index(phase)] += self.drawn_a(evse)
         for name, device in self.site.devices.items():
             if device.evses and name not in self.silent:
                 self.take(name, self.shown(name), self.now_s)
+        volts = 400 / math.sqrt(3)
+        if "sun" in self.site.devices and "sun" not in self.silent:
+            sun = {f"current_l{line}": self.sun_a[line - 1] for line in (1, 2, 3)}
+            sun |= {f"active_power_l{line}": -volts * self.sun_a[line - 1] for line in (1, 2, 3)}
+            self.take("sun", sun, self.now_s)
         if "grid" not in self.silent:
-            volts = 400 / math.sqrt(3)
-            values = {f"current_l{line}": lines[line - 1] for line in (1, 2, 3)}
+            values = {f"current_l{line}": abs(lines[line - 1]) for line in (1, 2, 3)}
             values |= {f"active_power_l{line}": volts * lines[line - 1] for line in (1, 2, 3)}
             values |= {"reactive_power": 0.0, "frequency": self.frequency_hz, "voltage_l1": volts, "energy": 1e6}
             self.take("grid", values, self.now_s + METER_AT_S)
@@ -204,3 +209,16 @@ def _charged(site: Site) -> Play:
 def charging(_charged: Play) -> Play:
     """Return the depot with a vehicle at each EVSE, that take all that the site leaves them."""
     return _charged.twin()
+
+
+@pytest.fixture
+def sunny(site: Site) -> Play:
+    """Return the depot with 60 A drawn beside its vehicles and 40 A from a generator that has a meter."""
+    depot = depots.load(DEMO)
+    meter = replace(depot.devices["grid"], name="sun", unit_id=2)
+    sun = Meter(name="sun", device="sun", measures=Measures.GENERATOR, circuit="main")
+    depot = replace(depot, devices={**depot.devices, "sun": meter}, meters={**depot.meters, "sun": sun})
+    one = Play(new_controller(site_of(depot, site.gateway, shed_s=2.0)), base_a=(60.0,) * 3, sun_a=(40.0,) * 3)
+    one.step(3)
+    one.vehicles()
+    return one

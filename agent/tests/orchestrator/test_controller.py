@@ -49,6 +49,30 @@ def test_vehicles_take_what_the_site_leaves_beside_its_base_load_and_never_more(
     assert one.controller.stays_over == ()
 
 
+def test_what_a_generator_gives_is_not_given_to_vehicles(sunny: Play) -> None:
+    one = sunny
+    for _ in range(2 * SETTLED_S):
+        one.step()
+        assert one.told_w() + 3 * BASE_W <= SITE_VA + 1
+    # What a rectifier loses is not known, and counts as base load.
+    assert all(60.0 <= amperes < 70.0 for amperes in one.controller.base["main"].high_a)
+    assert one.told_w() + 3 * BASE_W > 0.9 * SITE_VA
+    one.sun_a = (0.0,) * 3
+    before = one.told_w()
+    one.step(SETTLED_S)
+    assert one.told_w() == pytest.approx(before)
+
+
+def test_the_declared_worst_is_drawn_while_nobody_knows_what_is_generated(sunny: Play) -> None:
+    one = sunny
+    one.step(SETTLED_S)
+    assert one.controller.informed()
+    assert one.controller.base["main"].measured
+    one.silent.add("sun")
+    one.step(8)
+    assert not one.controller.base["main"].measured
+
+
 def test_no_vehicle_is_offered_more_than_its_own_limit(charging: Play) -> None:
     one = charging
     one.controller.policy = replace(one.controller.policy, limit_va=1e6)

@@ -27,7 +27,7 @@ from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask, from_json, limits_of, placed, to_json
 from derms_agent.orchestrator.handover import Memory
-from derms_agent.orchestrator.image import EvseReading, evse_readings, meter_sample
+from derms_agent.orchestrator.image import EvseReading, evse_readings, generated, meter_sample
 from derms_agent.orchestrator.sessions import LONGEST_GAP_S, Metering, followed
 from derms_agent.orchestrator.store import JOURNAL, LEDGER
 
@@ -152,6 +152,33 @@ def test_a_meters_sample_has_magnitudes_of_currents_and_signs_of_powers(site: Si
     assert (sample.frequency_hz, sample.import_wh, sample.reactive_var) == (49.9, 7.0, 0.0)
     assert meter_sample(site, "main", replace(reading, quality=Quality.STALE)) is None
     assert meter_sample(site, "main", replace(reading, values={"active_power": 5.0})) is None
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_generators_sample_is_by_magnitude_whichever_way_its_meter_counts(site: Site, sign: int) -> None:
+    volts = 400 / math.sqrt(3)
+    values: dict[str, Value] = {f"current_l{line}": 10.0 for line in (1, 2, 3)}
+    values |= {f"active_power_l{line}": sign * 8.0 * volts for line in (1, 2, 3)}
+    sample = generated(site, "main", Reading("sun", values, 5.0, asked_at_s=5.0, answered_at_s=5.1))
+    assert sample is not None
+    assert sample.current_a == (10.0, 10.0, 10.0)
+    assert sample.reactive_a == pytest.approx((6.0, 6.0, 6.0))
+    assert sample.reactive_var == pytest.approx(18 * volts)
+
+
+def test_all_of_a_generator_may_be_on_a_line_that_it_does_not_show(site: Site) -> None:
+    volts = 400 / math.sqrt(3)
+    values: dict[str, Value] = {"active_power": -4.0 * volts, "reactive_power": 3.0 * volts}
+    reading = Reading("sun", values, 5.0, asked_at_s=5.0, answered_at_s=5.1)
+    found = generated(site, "main", reading)
+    assert found is not None
+    assert found.current_a == pytest.approx((5.0, 5.0, 5.0))
+    assert found.reactive_a == pytest.approx((3.0, 3.0, 3.0))
+    one_line = generated(site, "main", replace(reading, values={**values, "current_l1": 5.5}))
+    assert one_line is not None
+    assert one_line.current_a == pytest.approx((5.5, 5.0, 5.0))
+    assert generated(site, "main", replace(reading, values={"current_l1": 5.0})) is None
+    assert generated(site, "main", replace(reading, quality=Quality.STALE)) is None
 
 
 # Sessions

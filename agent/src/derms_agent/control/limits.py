@@ -11,8 +11,10 @@ here, so that whoever shares power out needs no meter.
 **Base load.** What is measured counts only while it is good and fresh; otherwise the circuit's configured worst case
 stands, whose angle is unknown, so that its magnitude is taken off (triangle inequality). It is an interval
 `low <= 0 <= high`: generation in it never raises what may be drawn (it can end within a cycle), consumption in it never
-raises what may be fed in. Where the base load alone is above a limit, nothing is left: 0, never less than 0, so that a
-standstill of all EVSEs keeps within every limit of this module.
+raises what may be fed in. So phases are not netted, and what the meters of generators show is added to what flows
+beside them; of what is generated on the same phase without a meter, nobody can tell. Where the base load alone is above
+a limit, nothing is left: 0, never less than 0, so that a standstill of all EVSEs keeps within every limit of this
+module.
 
 **Times** are monotonic s. A limit is in force from `start_s` inclusive to `end_s` exclusive: of two that follow each
 other exactly one holds at the seam.
@@ -288,6 +290,8 @@ class Metered:
     EVSEs that the reading contains, over the time in which it may have been taken; leave both at no flow for a meter
     that measures the base load alone. EVSEs draw with a power factor of 1; `evse_var` bounds what deviates from that.
     `complete`: each of these EVSEs was sampled on both sides of the reading, so that none is wholly unknown.
+    `generated_a`, `generated_reactive_a` and `generated_var` are the most that generators with meters gave meanwhile,
+    by magnitude: without them so much more would be drawn.
     """
 
     read_at_s: float
@@ -299,6 +303,9 @@ class Metered:
     evse_high_a: PerPhase = NO_FLOW
     evse_var: float = 0.0
     complete: bool = True
+    generated_a: PerPhase = NO_FLOW
+    generated_reactive_a: PerPhase = NO_FLOW
+    generated_var: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,14 +370,16 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
     """Return the base load that a reading shows, or None where it shows none.
 
     Per phase, the reading's active current less the EVSEs' is the base load's; what is left of the magnitude is
-    reactive and is not touched by EVSEs whose power factor is 1.
+    reactive and is not touched by EVSEs whose power factor is 1. Each phase, and each of load and generators, may be
+    left without the others.
     """
     if reading.quality is not Quality.GOOD or not 0 <= now_s - reading.read_at_s <= fresh_s:
         return None
     if reading.active_w is None:
         return None
     values = (*reading.current_a, *reading.active_w, reading.reactive_var, *reading.evse_low_a, *reading.evse_high_a)
-    if not all(map(math.isfinite, values)):
+    generated = (*reading.generated_a, *reading.generated_reactive_a, reading.generated_var)
+    if not all(map(math.isfinite, (*values, *generated))):
         return None
     volts = circuit.neutral_voltage_v
     low_a, high_a = [0.0] * 3, [0.0] * 3
@@ -379,19 +388,22 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
         active_a = active_w / volts
         reactive_a = math.sqrt(max(current_a * current_a - active_a * active_a, 0.0))
         reactive_a += reading.evse_var / volts
-        least, most = active_a - reading.evse_high_a[index], active_a - reading.evse_low_a[index]
-        high_a[index] = math.hypot(max(most, 0.0), reactive_a)
-        low_a[index] = -math.hypot(min(least, 0.0), reactive_a)
+        given_a, given_reactive_a = reading.generated_a[index], reading.generated_reactive_a[index]
+        least = min(active_a - reading.evse_high_a[index], -given_a, 0.0)
+        most = max(active_a - reading.evse_low_a[index] + given_a, 0.0)
+        high_a[index] = math.hypot(most, reactive_a + given_reactive_a)
+        low_a[index] = -math.hypot(least, max(reactive_a, given_reactive_a))
         low_w += least * volts
         high_w += most * volts
+    beside = ", generators' meters beside it" if any(generated) else ""
     return BaseLoad(
         circuit=circuit.name,
-        source=f"base load of {circuit.name}, measured",
+        source=f"base load of {circuit.name}, measured{beside}",
         low_a=(low_a[0], low_a[1], low_a[2]),
         high_a=(high_a[0], high_a[1], high_a[2]),
-        low_w=min(low_w, 0.0),
-        high_w=max(high_w, 0.0),
-        reactive_var=abs(reading.reactive_var) + reading.evse_var,
+        low_w=low_w,
+        high_w=high_w,
+        reactive_var=abs(reading.reactive_var) + reading.evse_var + reading.generated_var,
         apparent_va=None,
     )
 

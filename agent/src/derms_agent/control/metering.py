@@ -17,6 +17,9 @@ meanwhile the newest sample's own lower bound says so, and it stands at once. Wh
 as long as each EVSE is sampled on both sides, at most `fresh_s` old in any case, and never below what a newer sample
 proves.
 
+What generators with meters of their own give is bracketed in the same way, at its most, and added: it may end at once,
+and what it covered flows from the grid then. Where that is not known, a circuit's meter shows no base load.
+
 Only meters whose EVSEs are reached without a transformer are read this way (`reached`): behind one, amperes of a line
 are not those of the EVSE.
 """
@@ -25,7 +28,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from derms_agent.control.limits import PHASES, Metered
 from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, Evse, PerPhase, per_phase
@@ -56,6 +60,20 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """What a generator's meter showed, by magnitude: A of each line, A and var of it that may be reactive, at the most.
+
+    Sampled between two moments in s.
+    """
+
+    asked_s: float
+    answered_s: float
+    current_a: PerPhase
+    reactive_a: PerPhase
+    reactive_var: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """In s: how far two samples of an EVSE may be apart, how long a clear sample stands, and how long any may.
 
@@ -66,6 +84,9 @@ class Rules:
     hold_s: float = 3.0
     fresh_s: float = 5.0
     answers_s: float = 2.5
+
+
+_Sample = TypeVar("_Sample", Drawn, Generated)
 
 
 def reached(circuits: Mapping[str, Circuit], evses: Iterable[Evse], circuit: str) -> tuple[Evse, ...] | None:
@@ -89,29 +110,71 @@ def reached(circuits: Mapping[str, Circuit], evses: Iterable[Evse], circuit: str
     return tuple(found)
 
 
+def seen_from(circuits: Mapping[str, Circuit], circuit: str, of: str, sample: Generated) -> Generated:
+    """Return a sample of a generator on the circuit `of` as the lines of a circuit above see it.
+
+    Behind a transformer, or at another voltage, it may be on any line and at any angle.
+    """
+    way = [circuits[of]]
+    while way[-1].name != circuit:
+        parent = way[-1].parent
+        if parent is None:
+            raise ValueError(f"{of}: found nothing between it and its root that is {circuit}, expected it to be above")
+        way.append(circuits[parent])
+    ratio = way[0].neutral_voltage_v / way[-1].neutral_voltage_v
+    same = abs(ratio - 1) <= SAME_VOLTAGE
+    if same and not any(one.connection is Connection.DELTA_WYE for one in way):
+        return sample
+    most_a = max(sample.current_a) * ratio * 2 / _SQRT3  # two windings may meet in a line
+    anywhere = (most_a, most_a, most_a)
+    return replace(sample, current_a=anywhere, reactive_a=anywhere)
+
+
 def bracket(meter: Shown, samples: Sequence[Drawn], rules: Rules = Rules()) -> tuple[PerPhase, PerPhase] | None:
     """Return the least and the most that an EVSE drew while a meter was sampled; None where that is not known (yet).
 
     `samples` are in the order of time.
     """
-    chosen: list[Drawn] = []
-    for sample in samples:
-        if sample.answered_s <= meter.asked_s:
-            chosen = [sample]
-            continue
-        if not chosen or sample.answered_s - chosen[-1].asked_s > rules.gap_s:
-            return None
-        chosen.append(sample)
-        if sample.asked_s >= meter.answered_s:
-            break
-    else:
+    chosen = _around(meter, samples, rules)
+    if not chosen:
         return None
     lows = zip(*(sample.low_a for sample in chosen), strict=True)
     highs = zip(*(sample.high_a for sample in chosen), strict=True)
     return per_phase(min(values) for values in lows), per_phase(max(values) for values in highs)
 
 
-def metered(meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None]) -> Metered:
+def given(meter: Shown, samples: Sequence[Generated], rules: Rules = Rules()) -> Generated | None:
+    """Return the most that a generator gave while a meter was sampled; None where that is not known (yet)."""
+    chosen = _around(meter, samples, rules)
+    if not chosen:
+        return None
+    return Generated(
+        asked_s=chosen[0].asked_s,
+        answered_s=chosen[-1].answered_s,
+        current_a=per_phase(map(max, zip(*(sample.current_a for sample in chosen), strict=True))),
+        reactive_a=per_phase(map(max, zip(*(sample.reactive_a for sample in chosen), strict=True))),
+        reactive_var=max(sample.reactive_var for sample in chosen),
+    )
+
+
+def _around(meter: Shown, samples: Sequence[_Sample], rules: Rules) -> list[_Sample]:
+    """Return the samples from the last before a meter was asked to the first after it answered; none: not known."""
+    chosen: list[_Sample] = []
+    for sample in samples:
+        if sample.answered_s <= meter.asked_s:
+            chosen = [sample]
+            continue
+        if not chosen or sample.answered_s - chosen[-1].asked_s > rules.gap_s:
+            return []
+        chosen.append(sample)
+        if sample.asked_s >= meter.answered_s:
+            return chosen
+    return []
+
+
+def metered(
+    meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None], generators: Sequence[Generated] = ()
+) -> Metered:
     """Return a meter's sample with what the EVSEs beneath it drew; an unknown one may have drawn nothing, or all."""
     anything = ((0.0, 0.0, 0.0), meter.current_a)
     known = [anything if one is None else one for one in brackets]
@@ -123,6 +186,9 @@ def metered(meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None]) 
         evse_low_a=per_phase(sum(low[line] for low, _ in known) for line in range(len(PHASES))),
         evse_high_a=per_phase(sum(high[line] for _, high in known) for line in range(len(PHASES))),
         complete=None not in brackets,
+        generated_a=per_phase(sum(one.current_a[line] for one in generators) for line in range(len(PHASES))),
+        generated_reactive_a=per_phase(sum(one.reactive_a[line] for one in generators) for line in range(len(PHASES))),
+        generated_var=sum(one.reactive_var for one in generators),
     )
 
 
@@ -136,27 +202,39 @@ def clearest(found: Sequence[Metered], now_s: float, rules: Rules = Rules()) -> 
         lately = [*(one for one in found if one.complete and now_s - one.read_at_s <= rules.fresh_s)][-1:] + lately
     best = min(reversed(lately), key=_width_a)
     for line in range(len(PHASES)):
-        least_a = newest.current_a[line] - newest.evse_high_a[line]
-        if least_a > best.current_a[line] - best.evse_low_a[line] + _TOLERANCE_A:
+        least_a = _net_a(newest, line) - newest.evse_high_a[line]
+        if least_a > _net_a(best, line) - best.evse_low_a[line] + _TOLERANCE_A:
             return newest
     return best
 
 
-def standing(
-    shown: Iterable[Shown], trails: Sequence[Sequence[Drawn]], now_s: float, rules: Rules = Rules()
-) -> Metered | None:
-    """Return what stands now of a meter's samples, given those of each EVSE beneath it, all in the order of time.
+def _net_a(one: Metered, line: int) -> float:
+    """Return what a line would carry without its generators; what flows back counts as less than nothing."""
+    back = one.active_w is not None and one.active_w[line] < 0
+    return (-one.current_a[line] if back else one.current_a[line]) + one.generated_a[line]
 
-    A sample counts once every EVSE that still answers was sampled after it.
+
+def standing(
+    shown: Iterable[Shown],
+    trails: Sequence[Sequence[Drawn]],
+    now_s: float,
+    rules: Rules = Rules(),
+    generators: Sequence[Sequence[Generated]] = (),
+) -> Metered | None:
+    """Return what stands now of a meter's samples, given those of each EVSE and generator beneath it, in order of time.
+
+    A sample counts once every EVSE and generator that still answers was sampled after it, and where it is known what
+    each generator gave.
     """
-    found = [
-        metered(one, [bracket(one, trail, rules) for trail in trails])
-        for one in shown
-        if not any(
-            trail and trail[-1].asked_s < one.answered_s and now_s - trail[-1].asked_s <= rules.answers_s
-            for trail in trails
-        )
-    ]
+    found = []
+    newest_s = [trail[-1].asked_s for trail in trails if trail]
+    newest_s += [samples[-1].asked_s for samples in generators if samples]
+    for one in shown:
+        if any(asked_s < one.answered_s and now_s - asked_s <= rules.answers_s for asked_s in newest_s):
+            continue
+        gave = [most for samples in generators if (most := given(one, samples, rules)) is not None]
+        if len(gave) == len(generators):
+            found.append(metered(one, [bracket(one, trail, rules) for trail in trails], gave))
     return clearest(found, now_s, rules)
 
 

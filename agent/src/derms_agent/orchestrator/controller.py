@@ -24,6 +24,7 @@ from derms_agent.model import (
     Evse,
     Limit,
     LimitQuantity,
+    Meter,
     Proof,
     ProofKind,
     Quality,
@@ -35,7 +36,14 @@ from derms_agent.model import (
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.handover import Memory
-from derms_agent.orchestrator.image import DC_EFFICIENCY, EvseReading, MeterSample, evse_readings, meter_sample
+from derms_agent.orchestrator.image import (
+    DC_EFFICIENCY,
+    EvseReading,
+    MeterSample,
+    evse_readings,
+    generated,
+    meter_sample,
+)
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
 from derms_agent.profiles.profile import Quantity
@@ -127,6 +135,7 @@ class Controller:
     _metering: dict[str, Metering] = field(default_factory=dict)
     _drawn: dict[str, deque[metering.Drawn]] = field(default_factory=dict)
     _shown: dict[str, deque[metering.Shown]] = field(default_factory=dict)
+    _generated: dict[tuple[str, str], deque[metering.Generated]] = field(default_factory=dict)
     _meters: dict[str, MeterSample] = field(default_factory=dict)
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
     _beside_asks: tuple[Limit, ...] = ()
@@ -199,6 +208,10 @@ class Controller:
         for circuit, meter in site.meters.items():
             if meter.device == device_name:
                 self._take_meter(circuit, reading)
+        for circuit, meters in site.generators.items():
+            for meter in meters:
+                if meter.device == device_name:
+                    self._take_generator(circuit, meter, reading)
         return urgent
 
     def foresee(self, device_name: str, armed: Sequence[book.Armed]) -> bool:
@@ -304,6 +317,12 @@ class Controller:
         cap = self.policy.demand_cap
         if cap is not None and circuit == self.site.root.name and sample.import_wh is not None:
             self._demand = demand.add(self._demand, demand.Sample(sample.answered_s, sample.import_wh), cap)
+
+    def _take_generator(self, circuit: str, meter: Meter, reading: Reading) -> None:
+        sample = generated(self.site, meter.circuit, reading)
+        trail = self._generated.setdefault((circuit, meter.name), deque(maxlen=_KEPT))
+        if sample is not None and not (trail and sample.asked_s <= trail[-1].asked_s):
+            trail.append(metering.seen_from(self.site.depot.circuits, circuit, meter.circuit, sample))
 
     def proved(self, evse: str, write: int, proof: Proof | None, at_s: float) -> None:
         """Take in what became of a write; None: nobody waited for its answer."""
@@ -547,13 +566,22 @@ class Controller:
             beneath = self._reached(circuit)
             if beneath is None:
                 continue
-            chosen = metering.standing(shown, [self._drawn.get(evse.name, ()) for evse in beneath], now_s, _METERING)
+            chosen = metering.standing(
+                shown,
+                [self._drawn.get(evse.name, ()) for evse in beneath],
+                now_s,
+                _METERING,
+                self._generators(circuit),
+            )
             if chosen is not None:
                 found[circuit] = chosen
         return found
 
+    def _generators(self, circuit: str) -> list[Sequence[metering.Generated]]:
+        return [self._generated.get((circuit, meter.name), ()) for meter in self.site.generators.get(circuit, ())]
+
     def informed(self) -> bool:
-        """Whether every device has answered, and each meter has been read between two readings of all EVSEs beneath.
+        """Whether every device has answered, and each meter has been read between two readings of all that is beneath.
 
         Before that the base load is its worst case, by which no setpoint that a predecessor left should be judged.
         """
@@ -563,6 +591,7 @@ class Controller:
             beneath = self._reached(circuit)
             if beneath is not None and not any(
                 all(metering.bracket(one, self._drawn.get(evse.name, ())) is not None for evse in beneath)
+                and all(metering.given(one, samples) is not None for samples in self._generators(circuit))
                 for one in self._shown.get(circuit, ())
             ):
                 return False

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from derms_agent.control.cycle import EvseImage
+from derms_agent.control.metering import Generated
 from derms_agent.control.thermal import Temperature
 from derms_agent.model import Device, Evse, PerPhase, Phase, Quality, Reading, Value, per_phase
 from derms_agent.orchestrator.site import Site
@@ -24,6 +25,7 @@ _SQRT3 = math.sqrt(3)
 _Of: TypeAlias = "Callable[[str], Value | None]"
 """The values of one EVSE by the points' names."""
 _CURRENTS = ("current_l1", "current_l2", "current_l3")
+_POWERS = ("active_power_l1", "active_power_l2", "active_power_l3")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,7 @@ def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | No
         return None
     values = reading.values
     currents = [_number(values.get(name)) for name in _CURRENTS]
-    powers = [_number(values.get(f"active_power_{line}")) for line in ("l1", "l2", "l3")]
+    powers = [_number(values.get(name)) for name in _POWERS]
     if currents[0] is None:
         return None
     at = site.depot.circuits[circuit]
@@ -162,6 +164,42 @@ def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | No
         frequency_hz=_number(values.get("frequency")),
         voltage_share=None if voltage_v is None else voltage_v / nominal_v,
         import_wh=_number(values.get("energy")),
+    )
+
+
+def generated(site: Site, circuit: str, reading: Reading) -> Generated | None:
+    """Return what the reading of a generator's meter says of it, in A of its circuit's lines; None: it is not known.
+
+    Which way the meter counts does not matter, for it is taken by magnitude. Where it shows no current of a line, all
+    of its power may be on that one.
+    """
+    if reading.quality is not Quality.GOOD:
+        return None
+    values = reading.values
+    at = site.depot.circuits[circuit]
+    volts = at.neutral_voltage_v
+    power_w, reactive_var = _number(values.get("active_power")), _number(values.get("reactive_power"))
+    current_a, reactive_a = [0.0] * 3, [0.0] * 3
+    for line, name in enumerate(_CURRENTS):
+        if at.rating_a[line] <= 0:
+            continue
+        shown = _number(values.get(name))
+        if shown is None:
+            if power_w is None or reactive_var is None:
+                return None
+            shown = math.hypot(power_w, reactive_var) / volts
+        current_a[line] = reactive_a[line] = abs(shown)
+        own_w = _number(values.get(_POWERS[line]))
+        if own_w is not None:
+            reactive_a[line] = math.sqrt(max(shown * shown - (own_w / volts) ** 2, 0.0))
+        elif reactive_var is not None:
+            reactive_a[line] = min(abs(shown), abs(reactive_var) / volts)
+    return Generated(
+        asked_s=reading.asked_at_s,
+        answered_s=reading.answered_at_s,
+        current_a=per_phase(current_a),
+        reactive_a=per_phase(reactive_a),
+        reactive_var=sum(reactive_a) * volts if reactive_var is None else abs(reactive_var),
     )
 
 

@@ -30,7 +30,8 @@ class Site:
     `depot` has the tree of circuits that this gateway shares out, and its share of the site's limits (`tree_of`).
     `devices` are those on its buses; profiles, EVSEs and stations are the whole tree's, so that what hangs on another
     gateway's buses, and is never heard here, counts at its rating. `meters` are the own meters that measure a circuit,
-    by that circuit; `root` is the circuit that "site" stands for.
+    by that circuit, and `generators` those of generators on it or beneath it, whoever hears them; `root` is the circuit
+    that "site" stands for.
     """
 
     depot: Depot
@@ -42,6 +43,7 @@ class Site:
     circuits: Circuits
     network: Network
     meters: Mapping[str, Meter]
+    generators: Mapping[str, tuple[Meter, ...]]
     root: Circuit
     share: float
 
@@ -81,9 +83,17 @@ def tree_of(depot: Depot, gateway: str) -> tuple[Depot, float]:
 
 
 def _root_of(circuits: Mapping[str, Circuit], name: str) -> str:
-    while (parent := circuits[name].parent) is not None:
-        name = parent
-    return name
+    return _upwards(circuits, name)[-1]
+
+
+def _upwards(circuits: Mapping[str, Circuit], name: str) -> list[str]:
+    """Return a circuit and all above it; none for one that is not among them."""
+    found: list[str] = []
+    at: str | None = name
+    while at is not None and at in circuits:
+        found.append(at)
+        at = circuits[at].parent
+    return found
 
 
 def _rating_va(circuit: Circuit) -> float:
@@ -109,6 +119,11 @@ def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
         for device in depot.devices.values()
         for evse in device.evses
     }
+    meters = {
+        meter.circuit: meter
+        for meter in depot.meters.values()
+        if meter.measures is Measures.CIRCUIT and meter.device in devices and meter.circuit in depot.circuits
+    }
     return Site(
         depot=depot,
         gateway=gateway,
@@ -118,10 +133,14 @@ def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
         stations=stations,
         circuits=Circuits(depot.circuits, tuple(stations.values())),
         network=Network(depot.circuits, evses),
-        meters={
-            meter.circuit: meter
-            for meter in depot.meters.values()
-            if meter.measures is Measures.CIRCUIT and meter.device in devices and meter.circuit in depot.circuits
+        meters=meters,
+        generators={
+            circuit: tuple(
+                meter
+                for meter in depot.meters.values()
+                if meter.measures is Measures.GENERATOR and circuit in _upwards(depot.circuits, meter.circuit)
+            )
+            for circuit in meters
         },
         root=next(circuit for circuit in depot.circuits.values() if circuit.parent is None),
         share=share,
