@@ -234,6 +234,16 @@ def test_generation_gives_no_headroom_and_consumption_none_to_export() -> None:
     assert found[Phase.L3,] == pytest.approx((-250, 220))
 
 
+def test_reactive_power_that_a_meter_does_not_show_is_what_its_currents_and_powers_leave() -> None:
+    """No less than it is, whichever way it turns on each phase."""
+    base = [40 + 60j, 20 - 15j, 30 + 0j]
+    reading = replace(phasor_reading(base, 10.0), reactive_var=None)
+    found = limits.base_loads(TREE, {"main": reading}, 0.0, 5.0)["main"]
+    assert found.reactive_var == pytest.approx(75 * VOLTS)
+    (of_site,) = limits.site(100_000.0, found)
+    assert of_site.high == pytest.approx(math.sqrt(100_000**2 - (75 * VOLTS) ** 2) - 90 * VOLTS)
+
+
 def test_what_one_phase_generates_leaves_no_more_to_the_others() -> None:
     reading = phasor_reading([50 + 0j, -50 + 0j, 0j], 10.0)
     found = limits.base_loads(TREE, {"main": reading}, 0.0, 5.0)["main"]

@@ -23,7 +23,7 @@ from derms_agent.control.allocate import Allocation
 from derms_agent.control.cycle import EvseImage
 from derms_agent.control.plan import Plan
 from derms_agent.document_store import Store
-from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session, Value
+from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session, Value, per_phase
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask, from_json, limits_of, placed, to_json
 from derms_agent.orchestrator.handover import Memory
@@ -149,9 +149,32 @@ def test_a_meters_sample_has_magnitudes_of_currents_and_signs_of_powers(site: Si
     assert sample.current_a == (5.0, 10.0, 15.0)
     assert sample.active_w == (-1000.0, -2000.0, -3000.0)
     assert sample.voltage_share == pytest.approx(0.9)
-    assert (sample.frequency_hz, sample.import_wh, sample.reactive_var) == (49.9, 7.0, 0.0)
+    assert (sample.frequency_hz, sample.import_wh, sample.reactive_var) == (49.9, 7.0, None)
     assert meter_sample(site, "main", replace(reading, quality=Quality.STALE)) is None
     assert meter_sample(site, "main", replace(reading, values={"active_power": 5.0})) is None
+
+
+@pytest.mark.parametrize("lacking", ["current_l1", "current_l2", "active_power_l1", "active_power_l3"])
+def test_a_meter_that_lacks_a_value_of_a_line_shows_nothing_of_its_circuit(site: Site, lacking: str) -> None:
+    values: dict[str, Value] = {f"current_l{line}": 50.0 for line in (1, 2, 3)}
+    values |= {f"active_power_l{line}": 11_000.0 for line in (1, 2, 3)}
+    reading = Reading("grid", values, 5.0, asked_at_s=5.0, answered_at_s=5.1)
+    assert meter_sample(site, "main", reading) is not None
+    del values[lacking]
+    assert meter_sample(site, "main", reading) is None
+    # A circuit of one phase has no other to show.
+    main = replace(site.depot.circuits["main"], rating_a=per_phase(63.0 * (lacking[-1] != line) for line in "123"))
+    of_others = replace(site, depot=replace(site.depot, circuits={"main": main}))
+    sample = meter_sample(of_others, "main", reading)
+    assert sample is not None
+    assert sample.active_w is not None
+
+
+def test_a_meter_without_power_per_phase_still_shows_its_currents(site: Site) -> None:
+    values: dict[str, Value] = {f"current_l{line}": 5.0 for line in (1, 2, 3)}
+    sample = meter_sample(site, "main", Reading("grid", values, 5.0, asked_at_s=5.0, answered_at_s=5.1))
+    assert sample is not None
+    assert (sample.current_a, sample.active_w) == ((5.0, 5.0, 5.0), None)
 
 
 @pytest.mark.parametrize("sign", [1, -1])

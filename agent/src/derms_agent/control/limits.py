@@ -286,9 +286,10 @@ class Metered:
     """What a meter said of a circuit, and what the EVSEs and storage beneath drew while it did.
 
     `current_a` are magnitudes per phase, `active_w` is signed per phase (None where the meter has no power per phase),
-    `reactive_var` is signed for all phases. `evse_low_a` and `evse_high_a` bound, per phase, the active current of all
-    EVSEs that the reading contains, over the time in which it may have been taken; leave both at no flow for a meter
-    that measures the base load alone. EVSEs draw with a power factor of 1; `evse_var` bounds what deviates from that.
+    `reactive_var` is signed for all phases (None where the meter does not show it). `evse_low_a` and `evse_high_a`
+    bound, per phase, the active current of all EVSEs that the reading contains, over the time in which it may have been
+    taken; leave both at no flow for a meter that measures the base load alone. EVSEs draw with a power factor of 1;
+    `evse_var` bounds what deviates from that.
     `complete`: each of these EVSEs was sampled on both sides of the reading, so that none is wholly unknown.
     `generated_a`, `generated_reactive_a` and `generated_var` are the most that generators with meters gave meanwhile,
     by magnitude: without them so much more would be drawn.
@@ -297,7 +298,7 @@ class Metered:
     read_at_s: float
     current_a: PerPhase
     active_w: PerPhase | None
-    reactive_var: float = 0.0
+    reactive_var: float | None = None
     quality: Quality = Quality.GOOD
     evse_low_a: PerPhase = NO_FLOW
     evse_high_a: PerPhase = NO_FLOW
@@ -370,23 +371,24 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
     """Return the base load that a reading shows, or None where it shows none.
 
     Per phase, the reading's active current less the EVSEs' is the base load's; what is left of the magnitude is
-    reactive and is not touched by EVSEs whose power factor is 1. Each phase, and each of load and generators, may be
-    left without the others.
+    reactive and is not touched by EVSEs whose power factor is 1. It adds up to the reactive power where the meter does
+    not show that. Each phase, and each of load and generators, may be left without the others.
     """
     if reading.quality is not Quality.GOOD or not 0 <= now_s - reading.read_at_s <= fresh_s:
         return None
     if reading.active_w is None:
         return None
-    values = (*reading.current_a, *reading.active_w, reading.reactive_var, *reading.evse_low_a, *reading.evse_high_a)
+    values = (*reading.current_a, *reading.active_w, *reading.evse_low_a, *reading.evse_high_a)
     generated = (*reading.generated_a, *reading.generated_reactive_a, reading.generated_var)
-    if not all(map(math.isfinite, (*values, *generated))):
+    if not all(map(math.isfinite, (*values, *generated, reading.reactive_var or 0.0))):
         return None
     volts = circuit.neutral_voltage_v
     low_a, high_a = [0.0] * 3, [0.0] * 3
-    low_w = high_w = 0.0
+    low_w = high_w = reactive_var = 0.0
     for index, (current_a, active_w) in enumerate(zip(reading.current_a, reading.active_w, strict=True)):
         active_a = active_w / volts
         reactive_a = math.sqrt(max(current_a * current_a - active_a * active_a, 0.0))
+        reactive_var += reactive_a * volts
         reactive_a += reading.evse_var / volts
         given_a, given_reactive_a = reading.generated_a[index], reading.generated_reactive_a[index]
         least = min(active_a - reading.evse_high_a[index], -given_a, 0.0)
@@ -395,6 +397,8 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
         low_a[index] = -math.hypot(least, max(reactive_a, given_reactive_a))
         low_w += least * volts
         high_w += most * volts
+    if reading.reactive_var is not None:
+        reactive_var = abs(reading.reactive_var)
     beside = ", generators' meters beside it" if any(generated) else ""
     return BaseLoad(
         circuit=circuit.name,
@@ -403,7 +407,7 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
         high_a=(high_a[0], high_a[1], high_a[2]),
         low_w=low_w,
         high_w=high_w,
-        reactive_var=abs(reading.reactive_var) + reading.evse_var + reading.generated_var,
+        reactive_var=reactive_var + reading.evse_var + reading.generated_var,
         apparent_va=None,
     )
 

@@ -50,13 +50,16 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """A meter's answer: A of each line, W of each phase, var of all; sampled between two moments in s."""
+    """A meter's answer: A of each line, W of each phase, var of all; sampled between two moments in s.
+
+    None: it does not show it.
+    """
 
     asked_s: float
     answered_s: float
     current_a: PerPhase
     active_w: PerPhase | None
-    reactive_var: float = 0.0
+    reactive_var: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,14 +30,14 @@ _POWERS = ("active_power_l1", "active_power_l2", "active_power_l3")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterSample:
-    """One answer of a meter: A of each line, W of each phase where it has them, var of all; sampled in between."""
+    """One answer of a meter: A of each line, W of each phase and var of all where it has them; sampled in between."""
 
     circuit: str
     asked_s: float
     answered_s: float
     current_a: PerPhase
     active_w: PerPhase | None
-    reactive_var: float
+    reactive_var: float | None
     frequency_hz: float | None
     voltage_share: float | None
     import_wh: float | None
@@ -142,25 +142,31 @@ def _occupied(profile: Profile, value: _Of) -> bool:
 
 
 def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | None:
-    """Return what a meter's reading says of its circuit, or None where it is no good one, or has no currents."""
+    """Return what a meter's reading says of its circuit, or None where it is no good one.
+
+    A value that is missing is none, not 0: where one of a line that the circuit has is not there, the device may have
+    refused it, or said that it has none, and what flows is not known. A meter need have no power per phase at all.
+    """
     if reading.quality is not Quality.GOOD:
         return None
     values = reading.values
     currents = [_number(values.get(name)) for name in _CURRENTS]
     powers = [_number(values.get(name)) for name in _POWERS]
-    if currents[0] is None:
-        return None
     at = site.depot.circuits[circuit]
+    lines = [line for line, rating_a in enumerate(at.rating_a) if rating_a > 0]
+    lacking = [powers[line] is None for line in lines]
+    if any(currents[line] is None for line in lines) or any(lacking) > all(lacking):
+        return None
     nominal_v = at.neutral_voltage_v
     voltage_v = _number(values.get("voltage_l1"))
-    active_w = None if powers[0] is None else per_phase(0.0 if power is None else power for power in powers)
+    active_w = None if all(lacking) else per_phase(0.0 if power is None else power for power in powers)
     return MeterSample(
         circuit=circuit,
         asked_s=reading.asked_at_s,
         answered_s=reading.answered_at_s,
         current_a=per_phase(0.0 if current is None else abs(current) for current in currents),
         active_w=active_w,
-        reactive_var=_number(values.get("reactive_power")) or 0.0,
+        reactive_var=_number(values.get("reactive_power")),
         frequency_hz=_number(values.get("frequency")),
         voltage_share=None if voltage_v is None else voltage_v / nominal_v,
         import_wh=_number(values.get("energy")),
