@@ -240,7 +240,7 @@ def test_reactive_power_that_a_meter_does_not_show_is_what_its_currents_and_powe
     reading = replace(phasor_reading(base, 10.0), reactive_var=None)
     found = limits.base_loads(TREE, {"main": reading}, 0.0, 5.0)["main"]
     assert found.reactive_var == pytest.approx(75 * VOLTS)
-    (of_site,) = limits.site(100_000.0, found)
+    (of_site,) = limits.site(100_000.0, found, offered_w=1e6)
     assert of_site.high == pytest.approx(math.sqrt(100_000**2 - (75 * VOLTS) ** 2) - 90 * VOLTS)
 
 
@@ -354,14 +354,70 @@ def test_a_base_load_above_the_rating_leaves_nothing_but_a_standstill() -> None:
 
 
 def test_the_site_limit_has_reactive_power_in_it() -> None:
-    (found,) = limits.site(100_000.0, measured(20_000, 60_000))
+    load = replace(measured(20_000, 60_000), evse_taken_w=60_000.0, evse_given_w=80_000.0)
+    (found,) = limits.site(100_000.0, load)
     assert (found.target, found.quantity, found.rank) == ("site", ACTIVE, Rank.PROTECTION)
     assert found.high == pytest.approx(60_000)
     assert found.low == pytest.approx(-80_000)
-    (with_evses,) = limits.site(100_000.0, measured(20_000, -50_000), evse_var=10_000)
+    (to_lower,) = limits.site(100_000.0, replace(load, evse_taken_w=70_000.0))
+    assert to_lower.high == pytest.approx(60_000)
+    (to_raise,) = limits.site(100_000.0, measured(20_000, 60_000))
+    assert to_raise.high == pytest.approx(100_000 - math.hypot(20_000, 60_000))
+    assert to_raise.low == pytest.approx(-40_000)
+    for offered_w, high_w in ((50_000.0, 50_000.0), (70_000.0, 60_000.0)):
+        (stands,) = limits.site(100_000.0, measured(20_000, 60_000), offered_w=offered_w)
+        assert stands.high == pytest.approx(high_w)
+    (with_evses,) = limits.site(100_000.0, replace(load, reactive_var=50_000.0), evse_var=10_000)
     assert with_evses.high == pytest.approx(60_000)
     (over,) = limits.site(100_000.0, measured(20_000, 100_000))
     assert (over.low, over.high) == (0, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    base=st.complex_numbers(max_magnitude=150_000).map(lambda one: complex(abs(one.real), one.imag)),
+    drawn=st.floats(0, 50_000),
+    angles=st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)),
+    share=st.floats(0, 1),
+)
+def test_a_raise_keeps_within_the_sites_kva_at_any_power_factor(
+    base: complex, drawn: float, angles: tuple[float, float], share: float
+) -> None:
+    """EVSEs that are told A draw so many VA at an angle that is measured once they draw it."""
+    now, then = (cmath.rect(1.0, angle) for angle in angles)
+    evses_a = drawn * now / VOLTS / 3
+    flow_a = base / VOLTS / 3 + evses_a
+    reading = Metered(
+        read_at_s=0.0,
+        current_a=(abs(flow_a),) * 3,
+        active_w=(flow_a.real * VOLTS,) * 3,
+        reactive_var=3 * flow_a.imag * VOLTS,
+        evse_low_a=(abs(evses_a),) * 3,
+        evse_high_a=(abs(evses_a),) * 3,
+    )
+    load = limits.base_loads({"main": MAIN}, {"main": reading}, 0.0, 5.0)["main"]
+    (found,) = limits.site(160_000.0, load)
+    raised = max(found.high - drawn, 0.0) * share
+    assert abs(base + drawn * now + raised * then) <= max(160_000.0, abs(base + drawn * now)) + 1e-3
+
+
+def test_chargers_that_are_told_watts_may_draw_more_volt_amperes() -> None:
+    (empty,) = limits.site(100_000.0, measured(0.0, 0.0), power_factor=0.95)
+    assert empty.high == pytest.approx(95_000)
+    (assumed,) = limits.site(100_000.0, replace(measured(0.0, 0.0), apparent_va=40_000.0), power_factor=0.95)
+    assert assumed.high == pytest.approx(57_000)
+
+
+def test_once_a_raise_is_measured_the_rest_of_the_sites_limit_follows() -> None:
+    """At a power factor of 0.96 each, beside a base load that has one of 0.6."""
+    evse_w = 0.0
+    for _ in range(12):
+        load = replace(measured(30_000, 40_000 + 0.28 * evse_w), evse_taken_w=0.96 * evse_w)
+        (found,) = limits.site(100_000.0, load, power_factor=0.95)
+        assert found.high >= 0.96 * evse_w
+        evse_w = found.high / 0.96
+        assert abs(complex(30_000 + 0.96 * evse_w, 40_000 + 0.28 * evse_w)) <= 100_000 + 1e-6
+    assert abs(complex(30_000 + 0.96 * evse_w, 40_000 + 0.28 * evse_w)) > 99_500
 
 
 @settings(max_examples=100, deadline=None)

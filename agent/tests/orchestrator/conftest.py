@@ -52,7 +52,8 @@ def new_controller(site: Site, ledger: book.Ledger | None = None, **policy: Any)
 class Play:
     """A controller over devices that obey at once; `base_a` is what else is drawn at the root, `sun_a` is generated.
 
-    `silent` devices answer nothing, writes to `deaf` ones are lost.
+    `silent` devices answer nothing, writes to `deaf` ones are lost. `power_factor` is that of the chargers: one that is
+    told A draws so many VA, one that is told W draws more of them.
     """
 
     controller: Controller
@@ -60,6 +61,7 @@ class Play:
     base_a: PerPhase = (20.0, 20.0, 20.0)
     sun_a: PerPhase = (0.0, 0.0, 0.0)
     frequency_hz: float = 50.0
+    power_factor: float = 1.0
     limit_a: dict[str, float] = field(default_factory=dict)
     most_a: dict[str, float] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
@@ -83,6 +85,16 @@ class Play:
 
     def drawn_w(self) -> float:
         return sum(self.drawn_a(evse) * self.controller.watts_per_a(evse.name) for evse in self.site.evses)
+
+    def flows_a(self) -> list[complex]:
+        """Return what flows at the root on each line: active and reactive current."""
+        lines = [complex(drawn - given) for drawn, given in zip(self.base_a, self.sun_a, strict=True)]
+        turn = complex(self.power_factor, math.sqrt(1 - self.power_factor**2))
+        for evse in self.site.evses:
+            in_w = self.site.devices[evse.device].profile == "alpitronic_hyc"
+            for phase in evse.phases:
+                lines[PHASES.index(phase)] += self.drawn_a(evse) * turn / (self.power_factor if in_w else 1.0)
+        return lines
 
     def told_w(self) -> float:
         entries = self.controller.state.ledger.entries
@@ -128,10 +140,7 @@ class Play:
         """Let every device but the silent ones answer, the meter last; of those, what they said last becomes stale."""
         for name in self.silent & self.last.keys():
             self.controller.take(name, replace(self.last[name], quality=Quality.STALE), self.now_s)
-        lines = [drawn - given for drawn, given in zip(self.base_a, self.sun_a, strict=True)]
-        for evse in self.site.evses:
-            for phase in evse.phases:
-                lines[PHASES.index(phase)] += self.drawn_a(evse)
+        lines = self.flows_a()
         for name, device in self.site.devices.items():
             if device.evses and name not in self.silent:
                 self.take(name, self.shown(name), self.now_s)
@@ -142,8 +151,9 @@ class Play:
             self.take("sun", sun, self.now_s)
         if "grid" not in self.silent:
             values = {f"current_l{line}": abs(lines[line - 1]) for line in (1, 2, 3)}
-            values |= {f"active_power_l{line}": volts * lines[line - 1] for line in (1, 2, 3)}
-            values |= {"reactive_power": 0.0, "frequency": self.frequency_hz, "voltage_l1": volts, "energy": 1e6}
+            values |= {f"active_power_l{line}": volts * lines[line - 1].real for line in (1, 2, 3)}
+            values |= {"reactive_power": volts * sum(lines).imag}
+            values |= {"frequency": self.frequency_hz, "voltage_l1": volts, "energy": 1e6}
             self.take("grid", values, self.now_s + METER_AT_S)
 
     def cycle(self) -> Outcome:

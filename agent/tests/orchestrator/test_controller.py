@@ -49,6 +49,22 @@ def test_vehicles_take_what_the_site_leaves_beside_its_base_load_and_never_more(
     assert one.controller.stays_over == ()
 
 
+@pytest.mark.parametrize("names", [None, ["fast-1/1", "fast-1/2"]])
+def test_no_raise_exceeds_the_sites_kva_whatever_the_chargers_power_factor(
+    play: MakePlay, names: list[str] | None
+) -> None:
+    one = play(limit_va=SITE_VA if names is None else 100_000.0)
+    one.power_factor, one.base_a = 0.95, (2.0,) * 3
+    one.step(3)
+    one.vehicles(names)
+    limit_va = one.controller.policy.limit_va
+    for _ in range(4 * SETTLED_S):
+        one.step()
+        flows_va = abs(sum(one.flows_a())) * 400 / math.sqrt(3)
+        assert flows_va <= limit_va + 1
+    assert flows_va > 0.9 * limit_va
+
+
 def test_what_a_generator_gives_is_not_given_to_vehicles(sunny: Play) -> None:
     one = sunny
     for _ in range(2 * SETTLED_S):

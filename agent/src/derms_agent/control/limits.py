@@ -313,8 +313,9 @@ class Metered:
 class BaseLoad:
     """What is drawn on a circuit by everything that is no EVSE, beneath it included: `low <= 0 <= high`.
 
-    A per phase, W, and the reactive power's largest magnitude in var. Where the angle is unknown, `apparent_va` is the
-    magnitude of the sum; it is None where active and reactive power are known.
+    A per phase, W, and the reactive power's largest magnitude in var, that of EVSEs in it. Where the angle is unknown,
+    `apparent_va` is the magnitude of the sum; it is None where active and reactive power are known. `evse_taken_w` and
+    `evse_given_w` are what EVSEs surely took, or gave, in the reading that it is from: their reactive power is in it.
     """
 
     circuit: str
@@ -325,6 +326,8 @@ class BaseLoad:
     high_w: float
     reactive_var: float
     apparent_va: float | None
+    evse_taken_w: float = 0.0
+    evse_given_w: float = 0.0
 
     @property
     def measured(self) -> bool:
@@ -409,6 +412,8 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
         high_w=high_w,
         reactive_var=reactive_var + reading.evse_var + reading.generated_var,
         apparent_va=None,
+        evse_taken_w=sum(max(low, 0.0) for low in reading.evse_low_a) * volts,
+        evse_given_w=sum(max(-high, 0.0) for high in reading.evse_high_a) * volts,
     )
 
 
@@ -497,23 +502,27 @@ def _magnitude_va(load: BaseLoad) -> float:
     return math.hypot(max(load.high_w, -load.low_w), load.reactive_var)
 
 
-def site(limit_va: float, base: BaseLoad, evse_var: float = 0.0) -> tuple[Limit, ...]:
+def site(
+    limit_va: float, base: BaseLoad, evse_var: float = 0.0, *, power_factor: float = 1.0, offered_w: float = 0.0
+) -> tuple[Limit, ...]:
     """Return SITE_LIMIT_KVA as what EVSEs may take or give in W, with reactive power in it. Protection.
 
     Where the base load's active and reactive power are known: P = sqrt(S^2 - Q^2), with Q the largest that the base
     load and the EVSEs may have together, less the base load's active power. Where only its magnitude is known, that
     comes off S first: |base + EVSEs| <= |base| + |EVSEs|.
 
+    EVSEs have reactive power of their own. What they have now the meter shows, and it is in Q; what a raise brings is
+    not known before, so a raise is by no more than is left of S, whatever its angle. Once it is measured the rest of S
+    can follow: nothing is lost for good. What was offered so is not taken back where vehicles take less of it.
+
     :param limit_va: the site's limit in VA
     :param base: of the root circuit
-    :param evse_var: the most reactive power that EVSEs and storage may exchange, by magnitude
+    :param evse_var: the most reactive power that EVSEs and storage are told to exchange, by magnitude
+    :param power_factor: the least of what EVSEs draw for each W that they are told: of those that are told A it is 1
+    :param offered_w: what EVSEs were to have by the last limits
     """
-    if base.apparent_va is None:
-        left_w = _leg(limit_va, base.reactive_var + abs(evse_var))
-        low_w, high_w = -left_w - base.low_w, left_w - base.high_w
-    else:
-        left_w = _leg(limit_va - base.apparent_va, abs(evse_var))
-        low_w, high_w = -left_w, left_w
+    high_w = _raised(limit_va, base, base.high_w, base.evse_taken_w, abs(evse_var), power_factor, offered_w)
+    low_w = -_raised(limit_va, base, -base.low_w, base.evse_given_w, abs(evse_var), power_factor)
     return (
         Limit(
             target=SITE,
@@ -524,6 +533,23 @@ def site(limit_va: float, base: BaseLoad, evse_var: float = 0.0) -> tuple[Limit,
             rank=Rank.PROTECTION,
         ),
     )
+
+
+def _raised(  # noqa: PLR0917 - what `site` knows of one side
+    limit_va: float,
+    base: BaseLoad,
+    base_w: float,
+    evse_w: float,
+    evse_var: float,
+    power_factor: float,
+    offered_w: float = 0.0,
+) -> float:
+    """Return how much EVSEs may take, or give, of a site's limit: `base_w` beside them, `evse_w` flows already."""
+    if base.apparent_va is not None:
+        return _leg(limit_va - base.apparent_va, evse_var) * power_factor
+    reactive_var = base.reactive_var + evse_var
+    left_va = max(limit_va - math.hypot(base_w + evse_w, reactive_var), 0.0)
+    return min(_leg(limit_va, reactive_var) - base_w, max(evse_w + left_va * power_factor, offered_w))
 
 
 def _leg(hypotenuse: float, other: float) -> float:

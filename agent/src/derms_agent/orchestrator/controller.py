@@ -60,6 +60,9 @@ RETURN_S = 30.0
 """Devices that were lost with one link come back within so long of one another: each tries anew after 10 s at most."""
 _SHOWN_S = 1.0
 """How long after it acknowledged a limit a device may take until it shows it."""
+LEAST_POWER_FACTOR = 0.95
+"""Of a charger that is told W, and draws VA: data sheets of DC chargers say 0.98 and above at their rating. One that is
+told A draws no more VA than that, whatever its power factor."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
@@ -159,6 +162,7 @@ class Controller:
     _contradicted: set[str] = field(default_factory=set)
     _fed_s: dict[str, float] = field(default_factory=dict)
     _by_name: dict[str, Evse] = field(default_factory=dict)
+    _power_factor: float = field(init=False)
     _ratings: dict[str, tuple[tuple[float | None, float] | None, tuple[Limit, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -171,6 +175,9 @@ class Controller:
             spread_s=self.policy.spread_s,
         )
         self._by_name = {evse.name: evse for evse in site.evses}
+        controls = [site.profiles[evse.device].control for evse in site.evses]
+        in_w = any(control is not None and control.quantity is Quantity.POWER for control in controls)
+        self._power_factor = LEAST_POWER_FACTOR if in_w else 1.0
         # What a predecessor told each EVSE is what it has: a new process is no reason to change anything.
         self._previous = {
             name: allocate.Allocation(
@@ -538,7 +545,9 @@ class Controller:
         site, policy = self.site, self.policy
         self.base = limits.base_loads(site.depot.circuits, self._metered(now_s), now_s, METER_FRESH_S)
         root = self.base[site.root.name]
-        found = [*limits.site(policy.limit_va, root), *limits.circuits(site.depot.circuits, self.base)]
+        offered_w = sum(max(one.power_w, 0.0) for one in self._previous.values())
+        of_site = limits.site(policy.limit_va, root, power_factor=self._power_factor, offered_w=offered_w)
+        found = [*of_site, *limits.circuits(site.depot.circuits, self.base)]
         if policy.default_limit_w is not None and self.link_lost(now_s):
             default = limits.Ask(source="default limit: the grid's link is lost", high_w=policy.default_limit_w)
             found += limits.grid([default], root)
