@@ -14,8 +14,8 @@ import pwd
 import socket
 import sqlite3
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +32,7 @@ OPERATORS = "derms-operators"
 IDLE_S = 300.0
 SEND_S = 5.0
 MOST_CONNECTIONS = 64
+_LONGEST_NAME = 200
 _LATEST_UNIX_S = 32_503_680_000.0
 
 logger = logging.getLogger("derms")
@@ -64,14 +65,26 @@ class Verbs:
                 allowed = ", ".join(sorted(self.users))
                 raise ProtocolError("not allowed", f"found user {user}, expected one of {allowed} for {name}")
         arguments = {key: value for key, value in message.items() if key not in {"v", "id", "verb"}}
-        try:
+        with refused_where_it_fails(str(name), looks=name in self.looking):
             return await verb(arguments, user)
-        except (OSError, sqlite3.Error) as problem:
-            # Whoever asked is not told that it is kept; a service whose disk is full goes on.
-            words = f"{name}: {type(problem).__name__}: {problem}"
-            if name in self.looking:
-                raise ProtocolError("failed", words) from problem
-            raise ProtocolError("not stored", f"{words}; it holds until this service ends") from problem
+
+
+@contextmanager
+def refused_where_it_fails(verb: str, *, looks: bool = False) -> Iterator[None]:
+    """Have what fails while a verb is carried out refused, wherever it was asked: the service goes on.
+
+    Whoever asked is not told that it is kept where the disk does not take it. Raises ProtocolError.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as problem:
+        words = f"{verb}: {type(problem).__name__}: {problem}"
+        if looks:
+            raise ProtocolError("failed", words) from problem
+        raise ProtocolError("not stored", f"{words}; it holds until this service ends") from problem
+    except ValueError as problem:
+        logger.exception("%s cannot be carried out", verb)
+        raise ProtocolError("failed", f"{verb}: {type(problem).__name__}: {problem}") from problem
 
 
 async def serve(listener: anyio.abc.Listener[anyio.abc.SocketStream], verbs: Verbs) -> None:
@@ -234,7 +247,12 @@ class Arguments:
             name = next(iter(self._left))
             meant = nearest(name, self._names)
             hint = f" (did you mean {meant}?)" if meant else ""
-            raise ProtocolError("argument", f"found {name}, expected one of {', '.join(self._names)}{hint}")
+            known = ", ".join(self._names)
+            raise ProtocolError("argument", f"found {_cut(name)}, expected one of {known}{hint}")
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}…"
 
 
 def _wrong(name: str, found: object, expected: str) -> ProtocolError:

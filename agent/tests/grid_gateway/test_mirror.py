@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from derms_agent.grid_gateway.mirror import Mirror
-from derms_agent.mqtt import TlsFiles
+from derms_agent.grid_gateway.mirror import _SHOWN, Mirror
+from derms_agent.mqtt import TlsFiles, anew
 
 if TYPE_CHECKING:
     from agent.tests.conftest import Broker, Peer
@@ -65,3 +66,27 @@ async def test_a_state_beyond_what_the_broker_takes_is_said_and_ends_nothing(
             while not subscriber.bodies("/grid-gateway/small/state"):
                 await anyio.sleep(0.05)
         tasks.cancel_scope.cancel()
+
+
+async def test_whatever_ends_it_is_said_once_and_it_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(anew, "AGAIN_S", 0.01)
+    looks = 0
+
+    def shown() -> dict[str, Any]:
+        nonlocal looks
+        looks += 1
+        if looks <= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return dict.fromkeys(_SHOWN)
+
+    with anyio.fail_after(15):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Mirror("small").run, "mqtt://localhost:1", None, tmp_path / "outbox.sqlite", shown)
+            while looks <= 3:
+                await anyio.sleep(0.02)
+            tasks.cancel_scope.cancel()
+    (said,) = [one for one in caplog.records if "the gateway goes on without" in one.getMessage()]
+    assert said.exc_info is not None
+    assert "No space left on device" in str(said.exc_info[1])

@@ -232,6 +232,20 @@ async def test_what_the_disk_does_not_take_is_refused_and_ends_no_service() -> N
 
 
 @pytest.mark.anyio
+async def test_a_value_that_a_verb_cannot_work_with_is_refused_and_ends_no_service(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def odd(_found: Mapping[str, Any], _user: str) -> object:
+        raise ValueError("Out of range float values are not JSON compliant")
+
+    with pytest.raises(ProtocolError, match="Out of range") as refusal:
+        await Verbs({}, {"limit.put": odd}, frozenset({"root"})).run({"verb": "limit.put"}, "root")
+    assert refusal.value.code == "failed"
+    (said,) = caplog.records
+    assert said.exc_info is not None
+
+
+@pytest.mark.anyio
 @pytest.mark.parametrize(
     ("verb", "user", "code", "words"),
     [

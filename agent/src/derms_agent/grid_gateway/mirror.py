@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 
 from derms_agent.grid_gateway import iso8601
-from derms_agent.mqtt import Outbox, Publisher, StoreError, TlsFiles
+from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew, side_by_side, unsendable_said
 
 GRID = "grid-gateway"
 CLIENT_ID = "derms-grid-gateway"
@@ -46,16 +46,19 @@ class Mirror:
             return
 
     async def run(self, url: str, tls: TlsFiles | None, outbox: Path, shown: Callable[[], Mapping[str, Any]]) -> None:
-        """Publish until cancelled; whatever goes wrong with it is said, and the gateway goes on without."""
-        try:
-            async with Outbox.open(outbox) as opened:
-                publisher = Publisher(url, tls, CLIENT_ID, self._depot, opened)
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(publisher.run)
-                    tasks.start_soon(self._tell_events, publisher)
-                    await self._tell_state(publisher, shown)
-        except (StoreError, OSError, ValueError) as problem:
-            logger.error("MQTT: %s; the gateway goes on without", problem)
+        """Publish until cancelled; whatever goes wrong with it is said, and the gateway goes on meanwhile."""
+        await begun_anew(partial(self._publish, url, tls, outbox, shown), logger, "the gateway goes on without")
+
+    async def _publish(
+        self, url: str, tls: TlsFiles | None, outbox: Path, shown: Callable[[], Mapping[str, Any]]
+    ) -> None:
+        async with Outbox.open(outbox) as opened:
+            publisher = Publisher(url, tls, CLIENT_ID, self._depot, opened)
+            await side_by_side(
+                publisher.run,
+                partial(self._tell_events, publisher),
+                partial(self._tell_state, publisher, shown),
+            )
 
     async def _tell_state(self, publisher: Publisher, shown: Callable[[], Mapping[str, Any]]) -> None:
         told: Mapping[str, Any] | None = None
@@ -64,20 +67,11 @@ class Mirror:
             state = {name: found[name] for name in _SHOWN}
             if state != told:
                 told = state
-                with _said_where_too_long():
+                with unsendable_said(logger):
                     await publisher.state(GRID, self._depot, {"at": iso8601.time_text(time.time()), **state})
             await anyio.sleep(LOOK_S)
 
     async def _tell_events(self, publisher: Publisher) -> None:
         async for event in self._waiting:
-            with _said_where_too_long():
+            with unsendable_said(logger):
                 await publisher.event(GRID, self._depot, event)
-
-
-@contextmanager
-def _said_where_too_long() -> Iterator[None]:
-    """Say of a body that is longer than the broker takes, and go on: a VTN may send any number of events."""
-    try:
-        yield
-    except ValueError as problem:
-        logger.warning("MQTT: not published: %s", problem)

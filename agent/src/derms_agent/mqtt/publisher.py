@@ -15,9 +15,10 @@ import ssl
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,7 @@ from anyio import to_thread
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from derms_agent.mqtt import requests, topics
+from derms_agent.mqtt.anew import side_by_side
 from derms_agent.mqtt.outbox import Outbox
 from derms_agent.mqtt.requests import Json, Refusal, Request
 from derms_agent.mqtt.store import Message
@@ -184,9 +186,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Stay connected and send what waits, until cancelled; then say that the service is gone."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._outbox.save_regularly)
-            await self._stay_connected()
+        await side_by_side(self._outbox.save_regularly, self._stay_connected)
 
     def _message(self, topic: Topic, body: Json) -> Message:
         return Message(topic.kind, str(topic), requests.encoded(body))
@@ -247,20 +247,7 @@ class Publisher:
     async def _serve(self, client: aiomqtt.Client) -> None:
         """Send and receive until the connection breaks. Raises MqttError."""
         self._states_due = dict.fromkeys(self._states)
-        broken: list[aiomqtt.MqttError] = []
-        async with anyio.create_task_group() as tasks:
-
-            async def until_broken(part: Callable[[aiomqtt.Client], Awaitable[None]]) -> None:
-                try:
-                    await part(client)
-                except aiomqtt.MqttError as problem:
-                    broken.append(problem)
-                    tasks.cancel_scope.cancel()
-
-            for part in (self._receive, self._send_states, self._send_outbox):
-                tasks.start_soon(until_broken, part)
-        if broken:
-            raise broken[0]
+        await side_by_side(*(partial(part, client) for part in (self._receive, self._send_states, self._send_outbox)))
 
     async def _send_states(self, client: aiomqtt.Client) -> None:
         while True:
@@ -333,13 +320,13 @@ class Publisher:
 
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:
-    """Begin calls in their order, wait until all have ended, and raise the first MqttError of any."""
-    problems: list[aiomqtt.MqttError] = []
+    """Begin calls in their order, wait until all have ended, and raise the first exception of any."""
+    problems: list[Exception] = []
 
     async def call(one: Awaitable[None]) -> None:
         try:
             await one
-        except aiomqtt.MqttError as problem:
+        except Exception as problem:  # noqa: BLE001 - raised below
             problems.append(problem)
 
     async with anyio.create_task_group() as tasks:

@@ -9,14 +9,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import anyio
 
-from derms_agent.mqtt import Publisher, Request, TlsFiles
+from derms_agent.mqtt import Publisher, Request, TlsFiles, side_by_side, unsendable_said
+from derms_agent.one_line import one_line
 from derms_agent.socket_protocol import ProtocolError
+from derms_agent.socket_server import refused_where_it_fails
 
 TELEMETRY_S = 5.0
 SITE, EVSE = "site", "evse"
@@ -24,6 +28,8 @@ CLIENT_ID = "derms-orchestrator"
 _OF_EVSE = ("power_w", "measured_a", "setpoint_a", "counted_a", "delivered_wh", "soc_percent")
 _STATE_OF_EVSE = ("state", "vehicle", "setpoint_a", "following")
 _MOST_EVENTS = 1000
+
+logger = logging.getLogger("derms.orchestrator")
 
 Verb: TypeAlias = "Callable[[Mapping[str, Any], str], Awaitable[object]]"
 
@@ -53,31 +59,38 @@ class Broadcast:
 
     async def run(self, report: Callable[[], Mapping[str, Any]]) -> None:
         """Publish until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._publisher.run)
-            tasks.start_soon(self._take_requests)
-            tasks.start_soon(self._send_events)
-            while True:
-                await self._tell(report())
-                await anyio.sleep(TELEMETRY_S)
+        await side_by_side(
+            self._publisher.run, self._take_requests, self._send_events, partial(self._tell_regularly, report)
+        )
+
+    async def _tell_regularly(self, report: Callable[[], Mapping[str, Any]]) -> None:
+        while True:
+            await self._tell(report())
+            await anyio.sleep(TELEMETRY_S)
 
     async def _tell(self, report: Mapping[str, Any]) -> None:
         at = {"at": report["at"]}
-        await self._publisher.telemetry(SITE, self._depot, {**at, **report["site"]})
+        await self._telemetry(SITE, self._depot, {**at, **report["site"]})
         await self._state(SITE, self._depot, {"state": report["state"], "reason": report["reason"]}, at)
         for evse in report["evses"]:
             topic_id = id_of(evse["name"])
-            await self._publisher.telemetry(EVSE, topic_id, {**at, **{name: evse[name] for name in _OF_EVSE}})
+            await self._telemetry(EVSE, topic_id, {**at, **{name: evse[name] for name in _OF_EVSE}})
             await self._state(EVSE, topic_id, {name: evse[name] for name in _STATE_OF_EVSE}, at)
+
+    async def _telemetry(self, class_: str, topic_id: str, body: Mapping[str, Any]) -> None:
+        with unsendable_said(logger):
+            await self._publisher.telemetry(class_, topic_id, body)
 
     async def _state(self, class_: str, topic_id: str, body: Mapping[str, Any], at: Mapping[str, Any]) -> None:
         if self._shown.get((class_, topic_id)) != body:
             self._shown[class_, topic_id] = body
-            await self._publisher.state(class_, topic_id, {**at, **body})
+            with unsendable_said(logger):
+                await self._publisher.state(class_, topic_id, {**at, **body})
 
     async def _send_events(self) -> None:
         async for event in self._waiting:
-            await self._publisher.event(SITE, self._depot, event)
+            with unsendable_said(logger):
+                await self._publisher.event(SITE, self._depot, event)
 
     async def _take_requests(self) -> None:
         async for request in self._publisher.requests():
@@ -87,11 +100,11 @@ class Broadcast:
         """Carry a request out as the socket would; whom the broker lets publish it is its ACL's affair."""
         verb = self._verbs.get(request.topic.class_)
         if request.expired(anyio.current_time()):
-            await self._publisher.acknowledge(request, accepted=False, reason="it came too late")
+            await self._acknowledge(request, accepted=False, reason="it came too late")
             return
         if verb is None:
             known = ", ".join(self._verbs)
-            await self._publisher.acknowledge(request, accepted=False, reason=f"expected a request of {known}")
+            await self._acknowledge(request, accepted=False, reason=f"expected a request of {known}")
             return
         asked = {key: value for key, value in request.body.items() if key not in {"id", "valid_for"}}
         if request.topic.class_ == EVSE:
@@ -99,11 +112,20 @@ class Broadcast:
         else:
             asked |= {"name": request.id, "rank": "operator"}
         try:
-            result = await verb(asked, "mqtt")
+            with refused_where_it_fails(f"request of {request.topic.class_}"):
+                result = await verb(asked, "mqtt")
         except ProtocolError as problem:
-            await self._publisher.acknowledge(request, accepted=False, reason=str(problem))
+            await self._acknowledge(request, accepted=False, code=problem.code, reason=str(problem))
         else:
-            await self._publisher.acknowledge(request, accepted=True, result=result)
+            await self._acknowledge(request, accepted=True, result=result)
+
+    async def _acknowledge(self, request: Request, *, accepted: bool, **more: object) -> None:
+        """Answer a request; where the whole answer is more than the broker takes, whether it was accepted."""
+        try:
+            await self._publisher.acknowledge(request, accepted=accepted, **more)
+        except (ValueError, TypeError) as problem:
+            logger.warning("MQTT: the answer to %s cannot be sent: %s", one_line(request.id), problem)
+            await self._publisher.acknowledge(request, accepted=accepted, reason=f"no more can be said: {problem}")
 
 
 def id_of(evse: str) -> str:

@@ -41,7 +41,7 @@ from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import Heartbeats, listen, log_to
 from derms_agent.model import Device, OperatingState
-from derms_agent.mqtt import Outbox, Publisher, StoreError
+from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew
 from derms_agent.notify import notify
 from derms_agent.orchestrator import asks, handover
 from derms_agent.orchestrator.api import ask_of
@@ -677,7 +677,7 @@ def _said(what: str) -> Iterator[None]:
 
 
 async def _broadcast(service: Service) -> None:
-    """Publish over MQTT where there is a broker. Whatever goes wrong there is said, and control goes on without."""
+    """Publish over MQTT where there is a broker. Whatever goes wrong there is said, and control goes on meanwhile."""
     agent = service.configuration.agent
     if agent.mqtt is None:
         return
@@ -686,14 +686,16 @@ async def _broadcast(service: Service) -> None:
     if agent.mqtt.tls and tls is None:
         logger.error("MQTT: found no certificate in the service's credentials, expected cert, key and ca")
         return
+    await begun_anew(partial(_publish, service, str(agent.mqtt), tls), logger, "control goes on without telemetry")
+
+
+async def _publish(service: Service, url: str, tls: TlsFiles | None) -> None:
     depot = service.site.depot.name
     try:
-        async with Outbox.open(agent.state_directory / "outbox.sqlite") as outbox:
-            publisher = Publisher(str(agent.mqtt), tls, CLIENT_ID, depot, outbox, takes_requests=True)
+        async with Outbox.open(service.configuration.agent.state_directory / "outbox.sqlite") as outbox:
+            publisher = Publisher(url, tls, CLIENT_ID, depot, outbox, takes_requests=True)
             service.broadcast = Broadcast(publisher, depot, service.session_put, service.limit_put)
             await service.broadcast.run(service.report)
-    except (StoreError, OSError, ValueError) as problem:
-        logger.error("MQTT: %s; control goes on without telemetry", problem)
     finally:
         service.broadcast = None
 

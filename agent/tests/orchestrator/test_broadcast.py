@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests over MQTT are answered whatever they bring, and nothing that goes wrong there ends control."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from agent.tests.orchestrator.conftest import DEMO
+
+from derms_agent import settings
+from derms_agent.mqtt import Kind, Outbox, Publisher, Request, Topic, anew
+from derms_agent.orchestrator import service
+from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, Verb
+from derms_agent.socket_server import Arguments
+
+pytestmark = pytest.mark.anyio
+URL = "mqtt://localhost:1"
+"""Where no broker is: what would be sent waits."""
+
+
+@asynccontextmanager
+async def asked(directory: Path, verb: Verb) -> AsyncIterator[tuple[Publisher, Broadcast, Outbox]]:
+    async with Outbox.open(directory / "outbox.sqlite") as outbox:
+        publisher = Publisher(URL, None, CLIENT_ID, "small", outbox, takes_requests=True)
+        yield publisher, Broadcast(publisher, "small", verb, verb), outbox
+
+
+async def answer(directory: Path, verb: Verb, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a request of the site is answered."""
+    topic = Topic("small", "site", "small", Kind.REQUEST)
+    whole = {"id": "1", "valid_for": 60, **body}
+    async with asked(directory, verb) as (_, broadcast, outbox):
+        await broadcast._answer(Request(topic, "1", 60.0, whole, anyio.current_time()))
+        (message,) = (await outbox.take(10)).messages
+    found: dict[str, Any] = json.loads(message.payload)
+    return found
+
+
+async def test_what_the_disk_does_not_take_is_refused_as_at_the_socket(tmp_path: Path) -> None:
+    async def full(_found: Mapping[str, Any], _user: str) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    found = await answer(tmp_path, full, {"high_w": 1.0})
+    assert (found["accepted"], found["code"]) == (False, "not stored")
+    assert "No space left on device; it holds until this service ends" in found["reason"]
+
+
+async def test_a_body_that_a_verb_cannot_work_with_is_refused(tmp_path: Path) -> None:
+    async def odd(_found: Mapping[str, Any], _user: str) -> object:
+        raise ValueError("Out of range float values are not JSON compliant")
+
+    found = await answer(tmp_path, odd, {"high_w": 1.0})
+    assert (found["accepted"], found["code"]) == (False, "failed")
+
+
+async def test_a_name_as_long_as_a_payload_is_refused_in_an_answer_that_the_broker_takes(tmp_path: Path) -> None:
+    async def strict(found: Mapping[str, Any], _user: str) -> object:
+        arguments = Arguments({key: value for key, value in found.items() if key not in {"name", "rank"}})
+        arguments.end()
+        return {}
+
+    found = await answer(tmp_path, strict, {"x" * 65_000: 1})
+    assert (found["accepted"], found["code"]) == (False, "argument")
+
+
+async def test_an_answer_that_the_broker_does_not_take_is_shortened_to_whether_it_was_accepted(tmp_path: Path) -> None:
+    async def wordy(_found: Mapping[str, Any], _user: str) -> object:
+        return {"why": "x" * 70_000}
+
+    found = await answer(tmp_path, wordy, {"high_w": 1.0})
+    assert found["accepted"] is True
+    assert "no more can be said" in found["reason"]
+
+
+async def test_whatever_ends_telemetry_is_said_and_it_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\nMQTT_URL={URL}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    control = service.assemble(settings.load(conf, limits), (conf, limits))
+    reports = 0
+
+    def report(_self: object) -> Mapping[str, Any]:
+        nonlocal reports
+        reports += 1
+        if reports <= 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return {"at": "now", "site": {"power_w": float("nan")}, "state": "normal", "reason": "", "evses": []}
+
+    monkeypatch.setattr(anew, "AGAIN_S", 0.01)
+    monkeypatch.setattr(service.Service, "report", report)
+    with anyio.fail_after(15):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service._broadcast, control)
+            while "not published" not in caplog.text:  # a number that is none ends nothing
+                await anyio.sleep(0.02)
+            assert control.broadcast is not None
+            tasks.cancel_scope.cancel()
+    said = [one for one in caplog.records if "control goes on without telemetry" in one.getMessage()]
+    assert len(said) == 1
+    assert said[0].exc_info is not None
+    assert "No space left on device" in str(said[0].exc_info[1])
