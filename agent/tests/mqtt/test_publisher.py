@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ import pytest
 from anyio import to_thread
 from paho.mqtt.enums import CallbackAPIVersion
 
-from derms_agent.mqtt import Outbox, Publisher, Request, TlsFiles
+from derms_agent.mqtt import Kind, Outbox, Publisher, Request, TlsFiles, Topic
 from derms_agent.mqtt.publisher import WatchedClient
 
 if TYPE_CHECKING:
@@ -208,6 +209,35 @@ async def test_a_request_is_handed_over_once_and_each_repeat_is_answered(
         assert [(one.id, one.valid_for_s, one.body["limit_kw"]) for one in taken] == [("7", 30.0, 50)]
         assert seen.bodies("c1/ack") == [{"id": "7", "accepted": True, "limit_kw": 50}] * 3
         tasks.cancel_scope.cancel()
+
+
+async def test_an_id_that_another_request_had_is_refused_and_the_first_ones_answer_stays_its_own(
+    tmp_path: Path,
+) -> None:
+    """Nothing tells who sent a request: two senders may both count from 1."""
+    topic = Topic("north", "site", "north", Kind.REQUEST)
+    async with Outbox.open(tmp_path / "queue") as outbox:
+        publisher = Publisher("mqtt://localhost:1", None, "derms-orchestrator", "north", outbox, takes_requests=True)
+
+        async def answers(body: dict[str, object]) -> list[dict[str, Any]]:
+            await publisher._judge(topic, json.dumps(body).encode(), retained=False)
+            with suppress(anyio.WouldBlock):
+                request = publisher._waiting.receive_nowait()
+                await publisher.acknowledge(request, accepted=True, limit_kw=request.body["limit_kw"])
+            batch = await outbox.take(10)
+            await outbox.settle(batch, [True] * len(batch.messages))
+            return [json.loads(one.payload) for one in batch.messages]
+
+        first: dict[str, object] = {"id": "1", "valid_for": 30, "limit_kw": 50}
+        accepted = [{"id": "1", "accepted": True, "limit_kw": 50}]
+        assert await answers(first) == accepted
+        (refused,) = await answers({**first, "limit_kw": 20})
+        assert refused["accepted"] is False
+        assert "one that another request had" in refused["reason"]
+        assert await answers(first) == accepted
+        # What was never taken holds no id.
+        assert (await answers({**first, "id": "2", "valid_for": -1}))[0]["accepted"] is False
+        assert (await answers({**first, "id": "2"}))[0]["accepted"] is True
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -18,6 +18,7 @@ from derms_agent import settings
 from derms_agent.mqtt import Kind, Outbox, Publisher, Request, Topic, anew
 from derms_agent.orchestrator import service
 from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, Verb
+from derms_agent.socket_protocol import ProtocolError
 from derms_agent.socket_server import Arguments
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +31,14 @@ async def asked(directory: Path, verb: Verb) -> AsyncIterator[tuple[Publisher, B
     async with Outbox.open(directory / "outbox.sqlite") as outbox:
         publisher = Publisher(URL, None, CLIENT_ID, "small", outbox, takes_requests=True)
         yield publisher, Broadcast(publisher, "small", verb, verb), outbox
+
+
+def assembled(directory: Path) -> service.Service:
+    conf, limits = directory / "agent.conf", directory / "limits.conf"
+    lines = f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={directory}\nMQTT_URL={URL}\n"
+    conf.write_text(lines, encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    return service.assemble(settings.load(conf, limits), (conf, limits))
 
 
 async def answer(directory: Path, verb: Verb, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,10 +91,7 @@ async def test_an_answer_that_the_broker_does_not_take_is_shortened_to_whether_i
 async def test_whatever_ends_telemetry_is_said_and_it_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
-    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\nMQTT_URL={URL}\n", encoding="utf-8")
-    limits.write_text("", encoding="utf-8")
-    control = service.assemble(settings.load(conf, limits), (conf, limits))
+    control = assembled(tmp_path)
     reports = 0
 
     def report(_self: object) -> Mapping[str, Any]:
@@ -108,3 +114,57 @@ async def test_whatever_ends_telemetry_is_said_and_it_begins_anew(
     assert len(said) == 1
     assert said[0].exc_info is not None
     assert "No space left on device" in str(said[0].exc_info[1])
+
+
+@pytest.mark.parametrize(
+    ("said", "lasts"),
+    [
+        ({}, {"duration_s": 60.0}),
+        ({"duration_s": None}, {"duration_s": 60.0}),
+        ({"duration_s": 7}, {"duration_s": 7}),
+        ({"end": "2999-01-01T00:00:00Z"}, {"end": "2999-01-01T00:00:00Z"}),
+    ],
+)
+async def test_a_limit_is_named_after_its_request_and_is_a_lease_where_it_has_no_end(
+    tmp_path: Path, said: Mapping[str, Any], lasts: Mapping[str, Any]
+) -> None:
+    asked_for: list[Mapping[str, Any]] = []
+
+    async def verb(found: Mapping[str, Any], user: str) -> object:
+        asked_for.append({**found, "by": user})
+        return {}
+
+    assert (await answer(tmp_path, verb, {"high_w": 1.0, "name": "grid", "rank": "grid", **said}))["accepted"] is True
+    given = {"name": "mqtt:1", "rank": "operator", "source": "mqtt: 1", "high_w": 1.0, "by": "mqtt"}
+    assert asked_for == [{**given, **lasts}]
+
+
+async def test_nobody_but_root_replaces_a_limit_that_another_has_put(tmp_path: Path) -> None:
+    control = assembled(tmp_path)
+
+    async def put(user: str, name: str, high_w: float) -> None:
+        await control.limit_put({"name": name, "high_w": high_w, "duration_s": 60}, user)
+
+    def held() -> dict[str, tuple[float, str]]:
+        return {name: (ask.high_w, ask.put_by) for name, ask in control.controller.asks.items()}
+
+    await put("derms-grid-gateway", "event", 40_000.0)
+    await put("derms-grid-gateway", "event", 30_000.0)
+    await put("mqtt", "mqtt:1", 20_000.0)
+    await put("mqtt", "mqtt:1", 20_000.0)
+    for user, name in (("operator", "event"), ("mqtt", "event"), ("operator", "mqtt:1"), ("mqtt", "mqtt:1")):
+        with pytest.raises(ProtocolError, match=f"name: found '{name}', which .* has put, expected another") as refusal:
+            await put(user, name, 90_000.0)
+        assert refusal.value.code == "argument"  # the grid gateway goes on with the other bounds
+    assert held() == {"event": (30_000.0, "derms-grid-gateway"), "mqtt:1": (20_000.0, "mqtt")}
+    await put("root", "event", 10_000.0)
+    assert held()["event"] == (10_000.0, "root")
+
+
+async def test_a_limit_that_is_over_keeps_its_name_from_nobody(tmp_path: Path) -> None:
+    control = assembled(tmp_path)
+    began_s = control.engine.clock()
+    await control.limit_put({"name": "evening", "high_w": 1.0, "duration_s": 60}, "operator")
+    control.engine.clock = lambda: began_s + 61.0
+    await control.limit_put({"name": "evening", "high_w": 2.0, "duration_s": 60}, "somebody")
+    assert control.controller.asks["evening"].high_w == 2.0

@@ -8,6 +8,7 @@ than its `valid_for` says, and what this client itself sends waits in its own ou
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 import socket
@@ -57,6 +58,7 @@ STEADY_AFTER_S = 10.0
 
 REQUESTS_WAITING = 256
 ANSWERS_REMEMBERED = 1000
+USED = "id: found one that another request had, expected one that nobody has used, as a UUID is"
 
 ONLINE, OFFLINE = (requests.encoded({"state": state}) for state in ("online", "offline"))
 NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,6 +99,14 @@ def endpoint(url: str, *, with_tls: bool) -> tuple[str, int]:
 def retry_s(attempt: int, draw: float) -> float:
     """Return the delay before an attempt, counted from 0, in s: full jitter, `draw` being from 0 up to 1."""
     return min(MOST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempt, 16)) * draw
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A request that came: what it was, and what it was answered; None while it is being thought about."""
+
+    digest: bytes
+    answer: bytes | None = None
 
 
 class WatchedClient(aiomqtt.Client):
@@ -149,8 +159,8 @@ class Publisher:
         self._states: dict[str, bytes] = {self._own_state: ONLINE}
         self._states_due: dict[str, None] = {}
         self._state_news = anyio.Event()
-        # What was answered to each request, None while it is being thought about; the oldest are forgotten first.
-        self._answers: OrderedDict[tuple[Topic, str], bytes | None] = OrderedDict()
+        # The requests that came, by topic and id; the oldest are forgotten first.
+        self._known: OrderedDict[tuple[Topic, str], _Known] = OrderedDict()
         self._arrived, self._waiting = anyio.create_memory_object_stream[Request](REQUESTS_WAITING)
         self.connected = False
         """Whether the broker answers now."""
@@ -177,7 +187,10 @@ class Publisher:
 
     async def acknowledge(self, request: Request, *, accepted: bool, **more: object) -> None:
         """Answer a request, at least once: whether it is accepted, and whatever else its sender is to know."""
-        await self._answer(request.topic, request.id, {"id": request.id, "accepted": accepted, **more})
+        answer = requests.encoded({"id": request.id, "accepted": accepted, **more})
+        if (known := self._known.get((request.topic, request.id))) is not None:
+            self._remember(request.topic, request.id, _Known(known.digest, answer))
+        await self._send_answer(request.topic, answer)
 
     async def requests(self) -> AsyncIterator[Request]:
         """Yield each request once, though it may come twice. It may have expired while it waited here."""
@@ -290,33 +303,37 @@ class Publisher:
 
     async def _judge(self, topic: Topic, payload: bytes, *, retained: bool) -> None:
         judged = requests.judged(topic, payload, retained=retained, now_s=time.monotonic())
-        if judged.id is not None and (topic, judged.id) in self._answers:
+        digest = hashlib.sha256(payload).digest()
+        known = None if judged.id is None else self._known.get((topic, judged.id))
+        if known is not None and known.digest == digest:
             # Sent again, because the answer was late or got lost.
-            answer = self._answers[topic, judged.id]
-            if answer is not None:
-                await self._outbox.keep(Message(Kind.ACK, str(requests.answer_topic(topic)), answer))
+            if known.answer is not None:
+                await self._send_answer(topic, known.answer)
             return
+        if judged.id is not None and known is not None:
+            # Somebody else may have sent that one, and what was answered to it is no answer to this.
+            judged = Refusal(USED, judged.id)
         if isinstance(judged, Request):
-            self._remember(topic, judged.id, None)
             try:
                 self._arrived.send_nowait(judged)
             except anyio.WouldBlock:
                 judged = Refusal(f"busy: {REQUESTS_WAITING} requests wait already", judged.id)
+            else:
+                self._remember(topic, judged.id, _Known(digest))
         if isinstance(judged, Refusal):
             LOG.warning("refused a request at %s: %s", topic, judged.reason)
             if judged.id is not None:
-                await self._answer(topic, judged.id, {"id": judged.id, "accepted": False, "reason": judged.reason})
+                answer = {"id": judged.id, "accepted": False, "reason": judged.reason}
+                await self._send_answer(topic, requests.encoded(answer))
 
-    async def _answer(self, topic: Topic, id_: str, body: Json) -> None:
-        answer = requests.encoded(body)
-        self._remember(topic, id_, answer)
+    async def _send_answer(self, topic: Topic, answer: bytes) -> None:
         await self._outbox.keep(Message(Kind.ACK, str(requests.answer_topic(topic)), answer))
 
-    def _remember(self, topic: Topic, id_: str, answer: bytes | None) -> None:
-        self._answers[topic, id_] = answer
-        self._answers.move_to_end((topic, id_))
-        while len(self._answers) > ANSWERS_REMEMBERED:
-            self._answers.popitem(last=False)
+    def _remember(self, topic: Topic, id_: str, known: _Known) -> None:
+        self._known[topic, id_] = known
+        self._known.move_to_end((topic, id_))
+        while len(self._known) > ANSWERS_REMEMBERED:
+            self._known.popitem(last=False)
 
 
 async def _all(calls: Iterable[Awaitable[None]]) -> None:

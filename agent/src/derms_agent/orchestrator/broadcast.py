@@ -25,6 +25,10 @@ from derms_agent.socket_server import refused_where_it_fails
 TELEMETRY_S = 5.0
 SITE, EVSE = "site", "evse"
 CLIENT_ID = "derms-orchestrator"
+MQTT = "mqtt"
+"""The user that all who ask over MQTT are: nothing tells the one from the other."""
+NAMES = "mqtt:"
+"""What the names of limits that are asked for over MQTT begin with: no other user's is meant by one."""
 _OF_EVSE = ("power_w", "measured_a", "setpoint_a", "counted_a", "delivered_wh", "soc_percent")
 _STATE_OF_EVSE = ("state", "vehicle", "setpoint_a", "following")
 _MOST_EVENTS = 1000
@@ -110,10 +114,13 @@ class Broadcast:
         if request.topic.class_ == EVSE:
             asked["evse"] = name_of(request.topic.id)
         else:
-            asked |= {"name": request.id, "rank": "operator"}
+            asked = {"source": f"{MQTT}: {request.id}", **asked, "name": f"{NAMES}{request.id}", "rank": "operator"}
+            if asked.get("end") is None and asked.get("duration_s") is None:
+                # Nothing over MQTT takes a limit back, and whoever asked may be gone.
+                asked["duration_s"] = request.valid_for_s
         try:
             with refused_where_it_fails(f"request of {request.topic.class_}"):
-                result = await verb(asked, "mqtt")
+                result = await verb(asked, MQTT)
         except ProtocolError as problem:
             await self._acknowledge(request, accepted=False, code=problem.code, reason=str(problem))
         else:

@@ -45,7 +45,8 @@ from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew
 from derms_agent.notify import notify
 from derms_agent.orchestrator import asks, handover
 from derms_agent.orchestrator.api import ask_of
-from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, tls_files
+from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.broadcast import CLIENT_ID, MQTT, Broadcast, tls_files
 from derms_agent.orchestrator.controller import Controller, Policy, Told
 from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
@@ -60,6 +61,7 @@ from derms_agent.socket_server import Arguments, Verbs, listening, serve
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 REFUSED_TO_START = 1
+ROOT = "root"
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
 _DEMAND_S = 900.0
@@ -244,6 +246,7 @@ class Service:
         ask = asks.placed(ask_of(found, user, targets, now_unix_s), now_s, now_unix_s)
         if ask.over(now_s):
             raise ProtocolError("argument", "end: found a time that is over, expected one to come")
+        self._refuse_anothers(ask, now_s)
         self.controller.put(ask)
         honour = self.controller.honour(ask, now_s)
         with self.engine.asked():  # the answer leaves, and then the decreases; whatever the disk says, they do
@@ -257,6 +260,18 @@ class Service:
             "within_s": max((one.follow_s for one in self.site.stations.values()), default=0.0),
             "why": honour.why,
         }
+
+    def _refuse_anothers(self, ask: Ask, now_s: float) -> None:
+        """Refuse to replace what another has put; root may. Raises ProtocolError.
+
+        All who ask over MQTT are one user: none of them replaces what may be another's, only the same again.
+        """
+        known = self.controller.asks.get(ask.id)
+        if known is None or known.over(now_s) or ask.put_by == ROOT:
+            return
+        same = (known.target, known.low_w, known.high_w) == (ask.target, ask.low_w, ask.high_w)
+        if ask.put_by != known.put_by or (ask.put_by == MQTT and not same):
+            raise ProtocolError("argument", f"name: found {ask.id!r}, which {known.put_by} has put, expected another")
 
     async def _limit_remove(self, found: Mapping[str, Any], user: str) -> object:
         arguments = Arguments(found)
