@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from derms_agent.control import demand
+from derms_agent.control import demand, droop
 from derms_agent.control import ledger as book
 from derms_agent.control.guard import Purpose
 from derms_agent.model import Proof, ProofKind, Rank
@@ -580,3 +580,36 @@ def test_readings_are_urgent_where_something_happened(charging: Play) -> None:
     del one.most_a["charger-001"]
     one.step()
     assert one.urgent == ["charger-001"]
+
+
+@pytest.mark.parametrize(
+    ("course_hz", "wakes"),
+    [
+        ((50.0, 50.03, 49.97, 50.0), (False, False, False, False)),  # noise within the deadband of 36 mHz
+        ((49.9, 49.9, 49.895, 49.8), (True, False, False, True)),  # it leaves, and moves on
+        ((50.1, 50.02, 50.0), (True, True, False)),  # it comes back
+        ((47.0, 47.0), (True, False)),
+    ],
+)
+def test_an_excursion_of_the_frequency_is_urgent_and_noise_is_not(
+    charging: Play, course_hz: tuple[float, ...], wakes: tuple[bool, ...]
+) -> None:
+    one = charging
+    one.controller.policy = replace(one.controller.policy, droop=droop.Settings(nominal_hz=50.0))
+    one.step()
+    seen = []
+    for frequency_hz in course_hz:
+        one.urgent.clear()
+        one.frequency_hz = frequency_hz
+        one.step()
+        seen.append("grid" in one.urgent)
+    assert tuple(seen) == wakes
+
+
+def test_without_droop_only_what_is_beyond_ride_through_is_urgent(charging: Play) -> None:
+    one = charging
+    for frequency_hz, wakes in ((49.5, False), (48.7, True), (48.6, False), (49.5, True)):
+        one.urgent.clear()
+        one.frequency_hz = frequency_hz
+        one.step()
+        assert ("grid" in one.urgent) is wakes

@@ -152,6 +152,19 @@ def shift(settings: Settings, frequency_hz: float) -> float:
     return 0.0
 
 
+def excursion(settings: Settings, before_hz: float | None, frequency_hz: float | None) -> bool:
+    """Whether a frequency is news after another: it leaves the deadband or comes back, or moves on by more than noise.
+
+    What is not known now is no news, for nothing is done about it in a hurry.
+    """
+    if frequency_hz is None:
+        return False
+    was, is_ = (0.0 if hz is None else shift(settings, hz) for hz in (before_hz, frequency_hz))
+    if was == 0.0 or is_ == 0.0:
+        return was != is_
+    return before_hz is not None and abs(frequency_hz - before_hz) > settings.noise_hz
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """The droop's memory.

@@ -15,6 +15,7 @@ from typing import Any
 
 from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal, uptake
 from derms_agent.control import ledger as book
+from derms_agent.control import state as grid_state
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
 from derms_agent.control.guard import Write
 from derms_agent.control.overdue import Overdue
@@ -140,6 +141,7 @@ class Controller:
     _shown: dict[str, deque[metering.Shown]] = field(default_factory=dict)
     _generated: dict[tuple[str, str], deque[metering.Generated]] = field(default_factory=dict)
     _meters: dict[str, MeterSample] = field(default_factory=dict)
+    _worked_by: MeterSample | None = None
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
     _beside_asks: tuple[Limit, ...] = ()
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
@@ -214,7 +216,7 @@ class Controller:
             urgent |= self._take_evse(name, seen, now_s)
         for circuit, meter in site.meters.items():
             if meter.device == device_name:
-                self._take_meter(circuit, reading)
+                urgent |= self._take_meter(circuit, reading)
         for circuit, meters in site.generators.items():
             for meter in meters:
                 if meter.device == device_name:
@@ -306,11 +308,11 @@ class Controller:
         profile = self.site.profiles[self._by_name[name].device]
         return "current_l1" in profile.points or "current_l1" in profile.sunspec_points
 
-    def _take_meter(self, circuit: str, reading: Reading) -> None:
+    def _take_meter(self, circuit: str, reading: Reading) -> bool:
         sample = meter_sample(self.site, circuit, reading)
         known = self._meters.get(circuit)
         if sample is None or (known is not None and sample.asked_s <= known.asked_s):
-            return
+            return False
         self._meters[circuit] = sample
         self._shown.setdefault(circuit, deque(maxlen=_KEPT)).append(
             metering.Shown(
@@ -324,6 +326,26 @@ class Controller:
         cap = self.policy.demand_cap
         if cap is not None and circuit == self.site.root.name and sample.import_wh is not None:
             self._demand = demand.add(self._demand, demand.Sample(sample.answered_s, sample.import_wh), cap)
+        return circuit == self.site.root.name and self._grid_moved(sample)
+
+    def _grid_moved(self, sample: MeterSample) -> bool:
+        """Whether the grid does what the last cycle did not know: the frequency leaves droop's deadband, say."""
+        settings, before = self.policy.droop, self._worked_by
+        if settings is not None and droop.excursion(
+            settings, None if before is None else before.frequency_hz, sample.frequency_hz
+        ):
+            return True
+        lost, was_lost = (grid_state.out_of_sync(self.grid(one)) is not None for one in (sample, before))
+        return before is not None and lost is not was_lost
+
+    def grid(self, sample: MeterSample | None) -> grid_state.Grid:
+        """Return the supply as a sample of the site's meter shows it; None: nothing is known of it."""
+        return grid_state.Grid(
+            frequency_hz=None if sample is None else sample.frequency_hz,
+            voltage_share=None if sample is None else sample.voltage_share,
+            nominal_hz=self.policy.nominal_hz,
+            required=self.policy.droop is not None,
+        )
 
     def _take_generator(self, circuit: str, meter: Meter, reading: Reading) -> None:
         sample = generated(self.site, meter.circuit, reading)
@@ -444,6 +466,7 @@ class Controller:
     def cycle(self, now_s: float) -> Outcome:
         """Return what one cycle comes to; its ledger is to be stored before its writes leave."""
         self.asks = {name: ask for name, ask in self.asks.items() if not ask.over(now_s)}
+        self._worked_by = self._meters.get(self.site.root.name)
         self._notice_outage(now_s)
         self._settle(now_s)
         events, self._events = tuple(self._events), []

@@ -99,16 +99,7 @@ def operating(controller: Controller, outcome: Outcome, now_s: float) -> state.S
 
 
 def _out_of_sync(controller: Controller, now_s: float) -> str | None:
-    settings = controller.policy.droop
-    meter = controller.meter(controller.site.root.name, now_s)
-    return state.out_of_sync(
-        state.Grid(
-            frequency_hz=None if meter is None else meter.frequency_hz,
-            voltage_share=None if meter is None else meter.voltage_share,
-            nominal_hz=controller.policy.nominal_hz,
-            required=settings is not None,
-        )
-    )
+    return state.out_of_sync(controller.grid(controller.meter(controller.site.root.name, now_s)))
 
 
 def _fallback(controller: Controller, outcome: Outcome, now_s: float) -> str | None:
