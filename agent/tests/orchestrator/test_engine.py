@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,9 +22,9 @@ from derms_agent.control.guard import Purpose, Write
 from derms_agent.control.ledger import Amount
 from derms_agent.document_store import Store
 from derms_agent.model import Proof, ProofKind, Rank, Setpoint
-from derms_agent.orchestrator import engine
+from derms_agent.orchestrator import engine, planning
 from derms_agent.orchestrator.asks import Ask
-from derms_agent.orchestrator.controller import Controller
+from derms_agent.orchestrator.controller import Controller, Told
 from derms_agent.orchestrator.engine import Engine
 from derms_agent.orchestrator.store import JOURNAL
 from derms_agent.profiles.profile import Profile
@@ -346,3 +348,40 @@ async def test_what_may_wait_lets_decreases_go_first_and_waits_no_longer(chargin
         with anyio.fail_after(SOON_S):
             await bench.engine.decreases_gone()  # no device has answered
         assert time.monotonic() - began_s <= engine.HOLD_S
+
+
+def _raises(_question: object) -> None:
+    raise MemoryError("no plan fits")
+
+
+def _is_killed(_question: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("planner", "failure"), [(_raises, MemoryError), (_is_killed, anyio.BrokenWorkerProcess)])
+async def test_a_planner_that_fails_ends_no_control_and_leaves_the_last_plan(
+    charging: Play,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    planner: Callable[[object], None],
+    failure: type[Exception],
+) -> None:
+    told = Told(departure_at_s=charging.now_s + 3600.0, energy_need_wh=5_000.0)
+    charging.controller.tell("charger-001", told)
+    async with at_work(charging, tmp_path) as bench:
+        asked = planning.question(charging.controller, charging.controller.needs(), charging.now_s)
+        assert asked.needs
+        await bench.engine._plan_once(asked)
+        before = charging.controller.plan
+        assert before is not None
+        with monkeypatch.context() as patched:
+            patched.setattr(planning, "answer", planner)
+            await bench.engine._plan_once(asked)
+            await bench.engine._plan_once(asked)
+        assert charging.controller.plan is before
+        said = [one for one in caplog.records if "No plan could be made" in one.getMessage()]
+        assert [one.exc_info[0] for one in said if one.exc_info] == [failure]
+        await bench.engine._plan_once(asked)
+        assert charging.controller.plan is not before

@@ -100,6 +100,7 @@ class Engine:
     _stored_s: float = -math.inf
     _sessions_seen: frozenset[str] = frozenset()
     _plan_wanted: anyio.Event = field(default_factory=anyio.Event)
+    _plan_failures: set[type[Exception]] = field(default_factory=set)
 
     async def run(self) -> None:
         """Run until cancelled. What is in force then stays in force, and the ledger on disk says what that is."""
@@ -312,8 +313,21 @@ class Engine:
             await anyio.sleep(PLAN_AGAIN_S)
 
     async def _plan_once(self, question: planning.Question) -> None:
+        """Take a new plan in. Where none can be made, the last one stays: control works without.
+
+        The process may lack memory and be killed, or raise anything; the next time another one is begun.
+        """
         call: Awaitable[object] = anyio.to_process.run_sync(planning.answer, question, cancellable=True)
-        found = await call
+        try:
+            found = await call
+        except Exception as problem:
+            if type(problem) not in self._plan_failures:
+                logger.exception("No plan could be made; the last one stays, and it is tried again")
+            self._plan_failures.add(type(problem))
+            return
+        if self._plan_failures:
+            logger.info("Plans can be made again")
+            self._plan_failures.clear()
         if isinstance(found, planning.Plan):
             self.controller.plan = found
 
