@@ -43,11 +43,11 @@ Verb: TypeAlias = "Callable[[Mapping[str, Any], str], Awaitable[object]]"
 
 @dataclass(frozen=True, slots=True)
 class Verbs:
-    """What may be asked: by anybody who gets in, and by named users only."""
+    """What may be asked: by anybody who gets in, and by named users only; who they are is looked up at each request."""
 
     looking: Mapping[str, Verb]
     changing: Mapping[str, Verb]
-    users: frozenset[str]
+    users: Callable[[], Collection[str]]
 
     async def run(self, message: Mapping[str, Any], user: str) -> object:
         """Carry a request out. Raises ProtocolError."""
@@ -61,8 +61,9 @@ class Verbs:
                 hint = f" (did you mean {meant}?)" if meant else ""
                 expected = f"one of {', '.join(known)}{hint}"
                 raise ProtocolError("unknown verb", f"found verb {shown(name)}, expected {expected}")
-            if user not in self.users:
-                allowed = ", ".join(sorted(self.users))
+            users = self.users()
+            if user not in users:
+                allowed = ", ".join(sorted(users))
                 raise ProtocolError("not allowed", f"found user {user}, expected one of {allowed} for {name}")
         arguments = {key: value for key, value in message.items() if key not in {"v", "id", "verb"}}
         with refused_where_it_fails(str(name), looks=name in self.looking):

@@ -30,7 +30,7 @@ async def test_an_agent_is_asked_no_faster_than_it_has_time_for(
         came_s.append(time.monotonic())
         return []
 
-    verbs = Verbs({"version": answer, "bus.transact": answer}, {}, frozenset())
+    verbs = Verbs({"version": answer, "bus.transact": answer}, {}, frozenset)
     listener = await anyio.create_unix_listener(tmp_path / "socket")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(serve, listener, verbs)

@@ -546,6 +546,11 @@ def test_limits_are_read_anew_without_a_restart(orchestrator: Orchestrator, char
     orchestrator.process.send_signal(signal.SIGHUP)
     within(FOLLOW_S, lambda: charging.drawn_w() <= 14_000 + SLACK_W)
     assert "Reloaded" in orchestrator.log()
+    orchestrator.configure(CONTROL_PEERS="somebody")
+    orchestrator.process.send_signal(signal.SIGHUP)
+    within(5, lambda: orchestrator.log().count("Reloaded") == 2)
+    with pytest.raises(ProtocolError, match=r"found user .*, expected one of somebody for limit.put"):
+        orchestrator.ask("limit.put", name="x", high_w=SITE_W)
     (orchestrator.directory / "limits.conf").write_text("SITE_LIMIT_KVA=50\n", encoding="utf-8")
     orchestrator.process.send_signal(signal.SIGHUP)
     within(5, lambda: "Not reloaded" in orchestrator.log())

@@ -210,7 +210,7 @@ async def _told(found: Mapping[str, Any], user: str) -> object:
     return [dict(found), user]
 
 
-VERBS = Verbs({"status": _told}, {"limit.put": _told}, frozenset({"root", "grid"}))
+VERBS = Verbs({"status": _told}, {"limit.put": _told}, lambda: {"root", "grid"})
 
 
 @pytest.mark.anyio
@@ -224,7 +224,7 @@ async def test_what_the_disk_does_not_take_is_refused_and_ends_no_service() -> N
     async def full(_found: Mapping[str, Any], _user: str) -> object:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    verbs = Verbs({"status": full}, {"limit.put": full}, frozenset({"root"}))
+    verbs = Verbs({"status": full}, {"limit.put": full}, lambda: {"root"})
     for verb, code in (("limit.put", "not stored"), ("status", "failed")):
         with pytest.raises(ProtocolError, match="No space left on device") as refusal:
             await verbs.run({"verb": verb}, "root")
@@ -239,7 +239,7 @@ async def test_a_value_that_a_verb_cannot_work_with_is_refused_and_ends_no_servi
         raise ValueError("Out of range float values are not JSON compliant")
 
     with pytest.raises(ProtocolError, match="Out of range") as refusal:
-        await Verbs({}, {"limit.put": odd}, frozenset({"root"})).run({"verb": "limit.put"}, "root")
+        await Verbs({}, {"limit.put": odd}, lambda: {"root"}).run({"verb": "limit.put"}, "root")
     assert refusal.value.code == "failed"
     (said,) = caplog.records
     assert said.exc_info is not None

@@ -107,7 +107,7 @@ class Service:
                 "opt.create": self._create_opt,
                 "opt.cancel": self._cancel_opt,
             },
-            users=self.users,
+            users=lambda: self.users,
         )
 
     async def _version(self, found: Mapping[str, Any], _user: str) -> object:

@@ -209,7 +209,7 @@ class Service:
                 "grid.link": self._grid_link,
                 "bus.transact": self._bus_transact,
             },
-            users=frozenset(self.configuration.agent.control_peers),
+            users=lambda: self.configuration.agent.control_peers,
         )
 
     async def _version(self, found: Mapping[str, Any], _user: str) -> object:
@@ -746,7 +746,7 @@ def _reload(service: Service) -> None:
     depot, _share = tree_of(fresh.depot, fresh.agent.gateway)
     service.controller.policy = policy_of(fresh, replace(service.site, depot=depot))
     service.engine.wake()
-    logger.info("Reloaded: limits.conf is in force as it is now")
+    logger.info("Reloaded: limits.conf and CONTROL_PEERS are in force as they are now")
 
 
 def run(options: argparse.Namespace) -> int:
