@@ -179,6 +179,26 @@ def test_an_led_that_refuses_stops_nothing(red: Sysfs, caplog: pytest.LogCapture
     ]
 
 
+def test_a_timer_whose_pace_cannot_be_set_is_not_begun_anew(red: Sysfs, caplog: pytest.LogCaptureFixture) -> None:
+    """The kernel makes the two files for root alone; here they refuse even that."""
+    for name in ("delay_on", "delay_off"):
+        (red.path / name).unlink()
+        (red.path / name).mkdir()
+    leds = red_only(red)
+    with caplog.at_level(logging.INFO):
+        for wanted in (FLASHING_RED, STEADY_RED, FLASHING_RED):
+            leds.show(wanted, 0.0)
+            red.settle()
+            os.utime(red.path / "trigger", ns=(0, 0))
+            for second in range(1, 5):
+                leds.show(wanted, float(second))
+            assert red.stamps()["trigger"] == 0
+    assert "[timer]" in red.read("trigger")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"LED {red.path}: Is a directory; it flashes at the kernel's own pace"
+    ]
+
+
 def test_no_led_is_no_mistake(caplog: pytest.LogCaptureFixture) -> None:
     Leds(AgentConf(gateway="g")).show(STEADY_RED, 0.0)
     assert not caplog.records

@@ -75,6 +75,7 @@ class Led:
         self.path = path
         self._written: tuple[str, ...] | None = None
         self._gone = False
+        self._own_pace = False
 
     def show(self, light: Light, now_s: float) -> None:
         """Let the LED do what it is to do now.
@@ -104,15 +105,28 @@ class Led:
             return
         if wanted == ("timer",):
             self._write("trigger", "timer")
-            # The kernel makes these two files with the trigger.
-            self._write("delay_on", str(FLASH_MS))
-            self._write("delay_off", str(FLASH_MS))
+            self._set_pace()
         else:
             # The trigger first, for it would go on switching the LED.
             if triggers:
                 self._write("trigger", "none")
             self._write("brightness", self._read("max_brightness", "1") if wanted[1] == "on" else "0")
         self._written = wanted
+
+    def _set_pace(self) -> None:
+        """Say how fast the timer flashes. The kernel makes these two files with the trigger, and for root alone.
+
+        Where they cannot be written it flashes as the kernel does by itself, at the same pace, where the hardware has
+        none of its own. The trigger is not set again for that: each time the flashing would begin anew, with a light
+        that is on.
+        """
+        try:
+            self._write("delay_on", str(FLASH_MS))
+            self._write("delay_off", str(FLASH_MS))
+        except OSError as error:
+            if not self._own_pace:
+                logger.info("LED %s: %s; it flashes at the kernel's own pace", self.path, error.strerror or error)
+            self._own_pace = True
 
     def _triggers(self) -> tuple[str, ...]:
         """Return what may switch the LED on its own; the one in brackets does so now."""
