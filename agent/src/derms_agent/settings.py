@@ -13,6 +13,7 @@ the depot file fit together.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -29,6 +30,8 @@ from derms_agent.profiles.profile import nearest
 AGENT_CONF = Path("/etc/derms/agent.conf")
 LIMITS_CONF = Path("/etc/derms/limits.conf")
 _DEPOT = Path("/etc/derms/depot.yml")
+REFUSED, MISTAKEN = 1, os.EX_CONFIG
+"""Exit statuses of a service that refuses to start; the second stands in the units' RestartPreventExitStatus=."""
 
 _LONGEST_VALUE = 1024
 _LONGEST_SOCKET_PATH = 107  # bytes: sun_path holds 108, the last of them 0 (unix(7))
@@ -48,13 +51,17 @@ Conf = TypeVar("Conf", "AgentConf", "LimitsConf")
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """What is wrong with a file, at a line (from 1; None: it is about the file, or about a line that lacks) and key."""
+    """What is wrong with a file, at a line (from 1; None: it is about the file, or about a line that lacks) and key.
+
+    `passing`: it may be well without anybody's doing, as a file that is not there yet.
+    """
 
     file: str
     line: int | None
     key: str | None
     found: str
     expected: str
+    passing: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
         """Return the mistake as one line that begins with its place."""
@@ -71,6 +78,16 @@ class Mistakes(ValueError):
         files = [*dict.fromkeys(mistake.file for mistake in found)]
         self.mistakes = tuple(sorted(found, key=lambda mistake: (files.index(mistake.file), mistake.line or 0)))
         super().__init__("\n".join(map(str, self.mistakes)))
+
+    @property
+    def lasting(self) -> bool:
+        """Whether somebody has to mend it: the same files are refused each time."""
+        return not any(mistake.passing for mistake in self.mistakes)
+
+
+def refusal_status(problem: Exception) -> int:
+    """Return the exit status of a service that refuses to start: its unit starts it again, but not for `MISTAKEN`."""
+    return MISTAKEN if isinstance(problem, Mistakes) and problem.lasting else REFUSED
 
 
 def _shown(text: str) -> str:
@@ -686,7 +703,8 @@ def _file(path: Path, written: Callable[[str, str], _Written]) -> _Written:
 
 
 def _unreadable(path: Path, error: OSError) -> Mistake:
-    return Mistake(str(path), None, None, (error.strerror or str(error)).lower(), "a file that this user can read")
+    found, expected = (error.strerror or str(error)).lower(), "a file that this user can read"
+    return Mistake(str(path), None, None, found, expected, passing=True)
 
 
 def _depot_of(agent: _Written) -> Path | None:

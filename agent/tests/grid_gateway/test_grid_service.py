@@ -186,5 +186,5 @@ def test_it_refuses_to_start_without_a_vtn(gateway: Gateway) -> None:
     )
     gateway.start("grid-gateway")
 
-    assert gateway.processes["grid-gateway"].wait(30) == 1
+    assert gateway.processes["grid-gateway"].wait(30) == os.EX_CONFIG
     assert "VTN_URL" in gateway.log()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ devices: {charger: {bus: bus, unit_id: 255, profile: keba_p30, circuit: main, ev
 """
 
 
-def refused(directory: Path, *lines: str) -> tuple[str, str]:
+def refused(directory: Path, *lines: str, status: int) -> tuple[str, str]:
     """Have it refuse to start; return what the journal and engine.log have of that."""
     depot, conf, limits = (directory / name for name in ("depot.yml", "agent.conf", "limits.conf"))
     depot.write_text(DEPOT, encoding="utf-8")
@@ -32,7 +33,7 @@ def refused(directory: Path, *lines: str) -> tuple[str, str]:
     done = subprocess.run(
         [*AGENT, "--agent-conf", conf, "--limits-conf", limits], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
+    assert done.returncode == status
     return done.stderr, log.read_text(encoding="utf-8")
 
 
@@ -50,12 +51,12 @@ def refused(directory: Path, *lines: str) -> tuple[str, str]:
     ],
 )
 def test_a_mistake_is_named_in_the_journal_and_in_engine_log(tmp_path: Path, line: str, words: str) -> None:
-    said, logged = refused(tmp_path, line)
+    said, logged = refused(tmp_path, line, status=os.EX_CONFIG)
     assert f"Refused to start: {'' if words.startswith('agent.conf: ') else f'{tmp_path}/'}{words}" in said
     assert f"ERROR {said.splitlines()[-1].removeprefix('ERROR ')}" in logged
 
 
 def test_samples_that_cannot_be_kept_are_named_as_well(tmp_path: Path) -> None:
     (tmp_path / "samples.sqlite").mkdir()
-    for text in refused(tmp_path, "VTN_URL=https://vtn.example"):
+    for text in refused(tmp_path, "VTN_URL=https://vtn.example", status=1):
         assert text.splitlines()[-1].endswith("Refused to start: unable to open database file")

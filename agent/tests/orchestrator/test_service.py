@@ -532,7 +532,7 @@ def test_a_mistake_is_named_and_nothing_starts(orchestrator: Orchestrator) -> No
     done = subprocess.run(
         orchestrator.command(), env=SINGLE_THREADED, capture_output=True, text=True, check=False, timeout=30
     )
-    assert done.returncode == 1
+    assert done.returncode == os.EX_CONFIG
     assert 'limits.conf:1: SITE_LIMIT_KVA: found "lots"' in done.stderr
     assert 'limits.conf:1: SITE_LIMIT_KVA: found "lots"' in orchestrator.log()
     assert not orchestrator.socket.exists()

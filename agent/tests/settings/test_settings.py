@@ -460,3 +460,26 @@ def test_a_depot_file_can_be_given_in_place_of_the_named_one(files: Files, tmp_p
     other = tmp_path / "other.yml"
     files.depot.rename(other)
     assert load(files.agent, files.limits, other).depot.name == "demo"
+
+
+def test_only_what_somebody_has_to_mend_keeps_a_service_from_being_started_again(tmp_path: Path) -> None:
+    agent, limits, depot = (tmp_path / name for name in ("agent.conf", "limits.conf", "depot.yml"))
+    limits.write_text("DROOP_K=5\n", encoding="utf-8")
+    statuses = []
+    for text in (None, f"GATEWAY=gateway-1\nDEPOT={depot}\n", f"GATEWAY=gateway-1\nDEPOT={DEMO}\n"):
+        if text is not None:
+            agent.write_text(text, encoding="utf-8")
+        with pytest.raises(Mistakes) as found:
+            load(agent, limits)
+        statuses.append(settings.refusal_status(found.value))
+    assert statuses == [1, 1, 78]
+    assert settings.refusal_status(ValueError("a host without a name")) == 1
+
+
+@pytest.mark.parametrize(
+    "unit", ["agent/templates/derms-orchestrator.service.j2", "grid_gateway/templates/derms-grid-gateway.service.j2"]
+)
+def test_the_units_do_not_start_a_service_again_whose_files_are_mistaken(unit: str) -> None:
+    lines = (ROOT / "roles" / unit).read_text(encoding="utf-8").splitlines()
+    assert f"RestartPreventExitStatus={settings.MISTAKEN}" in lines
+    assert "Restart=always" in lines

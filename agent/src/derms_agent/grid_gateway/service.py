@@ -37,11 +37,10 @@ from derms_agent.grid_gateway.transport import PATH, Connected, Endpoint, Transp
 from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
 from derms_agent.mqtt import TlsFiles
 from derms_agent.notify import notify
-from derms_agent.settings import AgentConf, Broker, Configuration, Mistakes
+from derms_agent.settings import AgentConf, Broker, Configuration, Mistake, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError
 from derms_agent.socket_server import Arguments, Verbs, listening, serve
 
-REFUSED_TO_START = 1
 WATCHDOG_S = 5.0
 LAST_OLD_TLS = "TLSv1.2"
 
@@ -51,10 +50,10 @@ logger = logging.getLogger("derms.grid_gateway")
 def endpoint_of(agent: AgentConf, credentials: Path | None) -> Endpoint:
     """Return how the VTN is spoken to; certificates in the directory of the unit's credentials come first.
 
-    :raises ValueError: agent.conf names no VTN
+    :raises Mistakes: agent.conf names no VTN
     """
     if agent.vtn_url is None:
-        raise ValueError("agent.conf: VTN_URL: found no such line, expected the utility's OpenADR server")
+        raise Mistakes([Mistake("agent.conf", None, "VTN_URL", "no such line", "the utility's OpenADR server")])
     handed = credentials is not None and (credentials / "cert").exists()
     return Endpoint(
         url=agent.vtn_url,
@@ -291,7 +290,10 @@ async def _obey_signals(scope: anyio.CancelScope) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the service; return 1 where it refuses to start, with what is wrong on standard error and in the log."""
+    """Run the service; return what it ends with, which is not 0 where it refuses to start: the log says why then.
+
+    For mistakes in its files that is 78, for which its unit does not start it again.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         configuration = settings.load(options.agent_conf, options.limits_conf)
@@ -301,6 +303,6 @@ def run(options: argparse.Namespace) -> int:
         log_to(settings.engine_log_of(options.agent_conf))
         for line in str(problem).splitlines():
             logger.error("Refused to start: %s", line)
-        return REFUSED_TO_START
+        return settings.refusal_status(problem)
     anyio.run(run_service, service, configuration.agent.grid_socket)
     return 0

@@ -49,6 +49,7 @@ from derms_agent.grid_gateway.incoming import Malformed, Message, message_of, tr
 from derms_agent.grid_gateway.messages import Unsendable
 from derms_agent.grid_gateway.schema import NAMESPACES, Element, schema_problem
 from derms_agent.grid_gateway.transport import LONGEST_OFF_S, Endpoint, fingerprint_fits
+from derms_agent.settings import Mistake, Mistakes
 
 MOST_OFF_S = LONGEST_OFF_S
 """How far the time in a signature may be from this clock's, either way."""
@@ -195,7 +196,9 @@ class _Key:
 def _key_of(endpoint: Endpoint) -> _Key:
     """Return what is signed with. Raises ValueError or OSError where there is none, or that does not sign XML."""
     if endpoint.certificate is None or endpoint.key is None:
-        raise ValueError("agent.conf: XML_SIGNATURES: found no CERT_PATH and KEY_PATH to sign with, expected them")
+        raise Mistakes(
+            [Mistake("agent.conf", None, "XML_SIGNATURES", "no CERT_PATH and KEY_PATH to sign with", "them")]
+        )
     chain = x509.load_pem_x509_certificates(endpoint.certificate.read_bytes())
     key = load_pem_private_key(endpoint.key.read_bytes(), None)
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):

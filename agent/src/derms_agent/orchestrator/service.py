@@ -60,7 +60,6 @@ from derms_agent.socket_server import Arguments, Verbs, listening, serve
 
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
-REFUSED_TO_START = 1
 ROOT = "root"
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
@@ -750,7 +749,10 @@ def _reload(service: Service) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the service; return 1 where it refuses to start, with what is wrong on standard error and in the log."""
+    """Run the service; return what it ends with, which is not 0 where it refuses to start: the log says why then.
+
+    For mistakes in its files that is 78, for which its unit does not start it again.
+    """
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(message)s")
     paths = (options.agent_conf, options.limits_conf)
     try:
@@ -761,7 +763,7 @@ def run(options: argparse.Namespace) -> int:
         log_to(settings.engine_log_of(options.agent_conf))
         for line in str(problem).splitlines():
             logger.error("Refused to start: %s", line)
-        return REFUSED_TO_START
+        return settings.refusal_status(problem)
     for warning in configuration.warnings:
         logger.warning("%s", warning)
     anyio.run(run_service, service)
