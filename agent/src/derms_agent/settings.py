@@ -432,7 +432,11 @@ class LimitsConf:
     )
     demand_windows: Literal["sliding", "aligned"] = field(
         default="sliding",
-        metadata=_key("DEMAND_WINDOWS", _WINDOWS, "the tariff's 15 minutes: any, or the clock's quarters"),
+        metadata=_key(
+            "DEMAND_WINDOWS",
+            _WINDOWS,
+            "the tariff's 15 minutes: any, or the clock's quarters; both for 15 minutes after that clock was set",
+        ),
     )
     thermal_enclosure_cutoff_c: float = field(
         default=45.0,

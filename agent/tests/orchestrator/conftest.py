@@ -53,7 +53,8 @@ class Play:
     """A controller over devices that obey at once; `base_a` is what else is drawn at the root, `sun_a` is generated.
 
     `silent` devices answer nothing, writes to `deaf` ones are lost. `power_factor` is that of the chargers: one that is
-    told A draws so many VA, one that is told W draws more of them.
+    told A draws so many VA, one that is told W draws more of them. Where the cycle is told of the wall's clock,
+    `wall_ahead_s`, the meter's register counts `imported_w`, what flowed in each second.
     """
 
     controller: Controller
@@ -69,6 +70,8 @@ class Play:
     writes: list[tuple[float, str, float]] = field(default_factory=list)
     urgent: list[str] = field(default_factory=list)
     last: dict[str, Reading] = field(default_factory=dict)
+    wall_ahead_s: float | None = None
+    imported_w: list[float] = field(default_factory=list)
 
     @property
     def site(self) -> Site:
@@ -153,12 +156,15 @@ class Play:
             values = {f"current_l{line}": abs(lines[line - 1]) for line in (1, 2, 3)}
             values |= {f"active_power_l{line}": volts * lines[line - 1].real for line in (1, 2, 3)}
             values |= {"reactive_power": volts * sum(lines).imag}
-            values |= {"frequency": self.frequency_hz, "voltage_l1": volts, "energy": 1e6}
+            if self.wall_ahead_s is not None:
+                self.imported_w.append(volts * sum(lines).real)
+            energy_wh = 1e6 + sum(self.imported_w) * PERIOD_S / 3600
+            values |= {"frequency": self.frequency_hz, "voltage_l1": volts, "energy": energy_wh}
             self.take("grid", values, self.now_s + METER_AT_S)
 
     def cycle(self) -> Outcome:
         at_s = self.now_s + CYCLE_AT_S
-        outcome = self.controller.cycle(at_s)
+        outcome = self.controller.cycle(at_s, self.wall_ahead_s)
         for write in outcome.writes:
             self.take_write(write, at_s)
         return outcome

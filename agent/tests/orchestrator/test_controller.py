@@ -14,7 +14,7 @@ import pytest
 from derms_agent.control import demand, droop
 from derms_agent.control import ledger as book
 from derms_agent.control.guard import Purpose
-from derms_agent.model import Proof, ProofKind, Rank
+from derms_agent.model import LimitQuantity, Proof, ProofKind, Rank
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Told
@@ -613,3 +613,93 @@ def test_without_droop_only_what_is_beyond_ride_through_is_urgent(charging: Play
         one.frequency_hz = frequency_hz
         one.step()
         assert ("grid" in one.urgent) is wakes
+
+
+CAP_W = 60_000.0
+QUARTER_S = 150
+"""Stands for 15 minutes."""
+
+
+def aligned(play: MakePlay, unix_s: float) -> Play:
+    """Return a depot with a vehicle at each EVSE and a cap on the quarters of the wall's clock, which says `unix_s`."""
+    one = play(demand_cap=demand.Cap(cap_w=CAP_W, windows=demand.Windows.ALIGNED, window_s=QUARTER_S))
+    one.wall_ahead_s = unix_s - one.now_s
+    return one
+
+
+def capped_w(one: Play) -> float:
+    """Return what all limits of the site leave its EVSEs now."""
+    assert one.controller.outcome is not None
+    return one.controller.outcome.bounds["site", LimitQuantity.ACTIVE_POWER, None].high
+
+
+def test_a_cap_on_the_clocks_quarters_lets_an_interval_use_what_it_has_not_and_keeps_each_below(play: MakePlay) -> None:
+    one = aligned(play, 1_800_000_000.0)  # a quarter begins
+    one.step(QUARTER_S - 60)
+    one.vehicles()
+    one.step(50)
+    # Little was used before: more than the cap flows now, which intervals that slide would not let.
+    assert one.drawn_w() + BASE_W > 1.5 * CAP_W
+    one.step(10)
+    assert sum(one.imported_w[:QUARTER_S]) / QUARTER_S <= CAP_W
+    one.step(QUARTER_S)
+    assert 0.85 * CAP_W < sum(one.imported_w[QUARTER_S : 2 * QUARTER_S]) / QUARTER_S <= CAP_W * 1.001
+
+
+@pytest.mark.parametrize("step_s", [-3600.0 * 24 * 365, -70.0, 20.0, 3600.0 * 24 * 365 * 30])
+def test_a_step_of_the_walls_clock_leaves_no_more_than_intervals_that_slide(play: MakePlay, step_s: float) -> None:
+    one = aligned(play, 1_800_000_000.0)
+    one.step(QUARTER_S - 60)
+    one.vehicles()
+    one.step(30)
+    sliding = one.twin()
+    sliding.controller.policy = replace(
+        sliding.controller.policy,
+        demand_cap=demand.Cap(cap_w=CAP_W, windows=demand.Windows.SLIDING, window_s=QUARTER_S),
+    )
+    assert one.wall_ahead_s is not None
+    one.wall_ahead_s += step_s
+    for other in (one, sliding):
+        other.step()
+    assert capped_w(one) <= capped_w(sliding)
+    began = len(one.imported_w)
+    one.step(QUARTER_S + 20)
+    # Every stretch that ends within an interval's length of the step is below the cap, whichever clock the meter has.
+    stretches = [
+        sum(one.imported_w[end - QUARTER_S : end]) / QUARTER_S for end in range(began + 60, len(one.imported_w) - 20)
+    ]
+    assert max(stretches) <= CAP_W * 1.001
+
+
+def test_a_walls_clock_that_is_slewed_is_not_stepped() -> None:
+    known = demand.looked(None, 1000.0, 5.0)
+    assert demand.looked(known, 1000.4, 6.0) == known
+    assert demand.looked(known, 998.0, 7.0) == demand.Wall(998.0, 7.0)
+
+
+def test_without_a_walls_clock_and_after_a_reload_quarters_slide(play: MakePlay) -> None:
+    one = aligned(play, 0.0)
+    one.wall_ahead_s = None
+    one.step(5)
+    assert capped_w(one) <= CAP_W
+    one = aligned(play, 1_800_000_000.0)
+    cap, policy = one.controller.policy.demand_cap, one.controller.policy
+    one.controller.policy = replace(policy, demand_cap=None)
+    one.step(5)
+    one.controller.policy = replace(policy, demand_cap=cap)
+    one.step(5)
+    assert capped_w(one) <= CAP_W
+
+
+def test_a_new_process_knows_that_the_walls_clock_was_stepped(play: MakePlay) -> None:
+    one = aligned(play, 1_800_000_000.0)
+    one.step(3)
+    assert one.wall_ahead_s is not None
+    one.wall_ahead_s += 100.0
+    one.step(3)
+    stored = json.loads(json.dumps(handover.to_json(one.controller.memory()), allow_nan=False))
+    memory = handover.from_json(stored, {})
+    assert memory.wall == demand.Wall(one.wall_ahead_s, one.now_s - 3 + 0.6)
+    heir = play()
+    heir.controller.remember(memory)
+    assert heir.controller.memory().wall == memory.wall

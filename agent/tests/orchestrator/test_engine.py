@@ -135,6 +135,13 @@ async def at_work(play: Play, directory: Path) -> AsyncIterator[Bench]:
         tasks.cancel_scope.cancel()
 
 
+async def test_each_cycle_is_told_of_the_walls_clock(charging: Play, tmp_path: Path) -> None:
+    async with at_work(charging, tmp_path) as bench:
+        wall = charging.controller.memory().wall
+        assert wall is not None
+        assert wall.ahead_s == pytest.approx(time.time() - bench.engine.clock(), abs=1.0)
+
+
 @pytest.mark.parametrize(("disk_s", "most_s"), [(0.5, engine.SHED_S - 0.5), (engine.SHED_S, None)])
 async def test_the_time_that_the_disk_takes_is_part_of_a_writes_own(
     charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_s: float, most_s: float | None

@@ -366,6 +366,7 @@ def test_memory_comes_back_from_json_as_it_was(  # noqa: PLR0917 - hypothesis ha
         settled_s=settled_s,
         plan=None if currents_a is None else Plan(edges_s=(0.0, 300.0), currents_a={"evse-0": tuple(currents_a)}),
         samples=demand.Samples(tuple(demand.Sample(*one) for one in samples)),
+        wall=demand.Wall(12.0, -math.inf if settled_s is None else settled_s),
         droop=droop.State(
             at_s=settled_s, output=-0.5, direction=-1, moved_at_s=moved_at_s, known=True, before_w={"evse-1": 7.0}
         ),

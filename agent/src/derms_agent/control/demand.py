@@ -9,6 +9,10 @@ A utility bills the highest mean over one demand interval. Which intervals it lo
   aligned interval of *any* clock under the cap, and is what to take where the meter's clock is not known to agree. It
   allows no more than the cap at any moment, and less for a while after a stretch above it.
 
+**A clock that steps.** Aligned intervals begin by the gateway's wall clock. Once that is stepped, nobody knows which of
+both clocks the meter's is: for an interval's length the lesser of aligned and sliding holds, and so it does while the
+wall's clock is not known at all. So no step leaves more than sliding intervals do.
+
 Both speak of the whole site's import, base load included, and are then reduced by the base load.
 
 **Why it holds.** Let C be the cap, W the interval, P a power held from now on, E(a, b) the energy between two moments.
@@ -44,6 +48,7 @@ from derms_agent.model import Limit, LimitQuantity, Rank
 
 _SECONDS_PER_HOUR = 3600.0
 _ROUNDING = 1e-9  # what adding a few hundred numbers may leave over
+_STEP_S = 1.0  # what two clocks that are looked at one after the other, or slewed, may differ by
 
 
 class Windows(str, Enum):
@@ -85,6 +90,29 @@ class Samples:
     """The register's readings that the running window still needs, oldest first."""
 
     kept: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wall:
+    """How far the wall's clock is ahead of control's, in s, and when it was last seen to have been stepped."""
+
+    ahead_s: float
+    stepped_s: float = -math.inf
+
+    def steady(self, cap: Cap, now_s: float) -> bool:
+        """Whether it was not stepped for the length of an interval."""
+        return now_s - self.stepped_s >= cap.window_s
+
+    def begin_s(self, cap: Cap, now_s: float) -> float:
+        """Return when the aligned interval around now began, by control's clock."""
+        return now_s - (now_s + self.ahead_s) % cap.window_s
+
+
+def looked(known: Wall | None, ahead_s: float, now_s: float) -> Wall:
+    """Return what is known of the wall's clock once it is looked at again."""
+    if known is None:
+        return Wall(ahead_s)
+    return known if abs(ahead_s - known.ahead_s) <= _STEP_S else Wall(ahead_s, now_s)
 
 
 def add(samples: Samples, sample: Sample, cap: Cap, spacing_s: float = 10.0) -> Samples:

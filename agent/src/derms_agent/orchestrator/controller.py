@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from derms_agent.control import allocate, demand, droop, guard, limits, metering, soc, thermal, uptake
@@ -112,8 +113,7 @@ class Controller:
 
     `energised_at_s`: power came back then after an outage; None: there was none; infinite: that is still to be seen.
     `stays_over`: what could be over its limit although there was time to lower it. `link_until_s`: until then the
-    grid's link stands as far as is known; None: there never was one. `window_begin_s`: when some aligned demand
-    interval began, for which the caller looks at the wall's clock.
+    grid's link stands as far as is known; None: there never was one.
     """
 
     site: Site
@@ -131,7 +131,6 @@ class Controller:
     base: Mapping[str, limits.BaseLoad] = field(default_factory=dict)
     stays_over: tuple[Excess, ...] = ()
     energised_at_s: float | None = None
-    window_begin_s: float | None = None
     params: allocate.Params = field(init=False)
     _cycle: Cycle = field(init=False)
     _events: list[book.Event] = field(default_factory=list)
@@ -157,6 +156,7 @@ class Controller:
     _overdue: Overdue = field(default_factory=Overdue)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
+    _wall: demand.Wall | None = None
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
     _offered: dict[str, tuple[float, float]] = field(default_factory=dict)
     _uptake_a: dict[str, float] = field(default_factory=dict)
@@ -416,6 +416,7 @@ class Controller:
             settled_s=self._settled_s,
             plan=self.plan,
             samples=self._demand,
+            wall=self._wall,
             droop=self._droop,
         )
 
@@ -425,7 +426,7 @@ class Controller:
         self._uptake_a = dict(memory.uptake_a)
         self._in_force, self._settled_s = memory.in_force, memory.settled_s
         self.plan = memory.plan
-        self._demand, self._droop = memory.samples, memory.droop
+        self._demand, self._wall, self._droop = memory.samples, memory.wall, memory.droop
 
     def put(self, ask: Ask) -> None:
         """Take an ask in; one with the same id is replaced."""
@@ -463,8 +464,13 @@ class Controller:
 
     # The cycle
 
-    def cycle(self, now_s: float) -> Outcome:
-        """Return what one cycle comes to; its ledger is to be stored before its writes leave."""
+    def cycle(self, now_s: float, wall_ahead_s: float | None = None) -> Outcome:
+        """Return what one cycle comes to; its ledger is to be stored before its writes leave.
+
+        :param wall_ahead_s: how far the wall's clock is ahead of control's, for tariffs that go by it; None: not known
+        """
+        if wall_ahead_s is not None:
+            self._wall = demand.looked(self._wall, wall_ahead_s, now_s)
         self.asks = {name: ask for name, ask in self.asks.items() if not ask.over(now_s)}
         self._worked_by = self._meters.get(self.site.root.name)
         self._notice_outage(now_s)
@@ -709,10 +715,16 @@ class Controller:
         )
 
     def _capped(self, cap: demand.Cap, root: limits.BaseLoad, now_s: float) -> tuple[Limit, ...]:
-        begin_s = None
-        if cap.windows is demand.Windows.ALIGNED and self.window_begin_s is not None:
-            begin_s = now_s - (now_s - self.window_begin_s) % cap.window_s
-        return demand.limits(cap, self._demand, root, now_s, unmeasured_w=self.policy.limit_va, window_begin_s=begin_s)
+        limits_of = partial(
+            demand.limits, samples=self._demand, base=root, now_s=now_s, unmeasured_w=self.policy.limit_va
+        )
+        wall = self._wall
+        found: tuple[Limit, ...] = ()
+        if cap.windows is demand.Windows.SLIDING or wall is None or not wall.steady(cap, now_s):
+            found = limits_of(replace(cap, windows=demand.Windows.SLIDING))
+        if cap.windows is demand.Windows.ALIGNED and wall is not None:
+            found += limits_of(cap, window_begin_s=wall.begin_s(cap, now_s))
+        return found
 
     def _allocate(self, names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
         relied = set(names)

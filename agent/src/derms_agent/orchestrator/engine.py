@@ -87,6 +87,7 @@ class Engine:
     began_s: float
     told: Callable[[Outcome], None] = lambda _: None
     clock: Callable[[], float] = boottime_s
+    wall: Callable[[], float] = time.time
     cycles: int = 0
     cycle_times_s: deque[float] = field(default_factory=lambda: deque(maxlen=_TIMES))
     first_cycle: anyio.Event = field(default_factory=anyio.Event)
@@ -192,7 +193,7 @@ class Engine:
             await anyio.sleep(until_s - now_s)
 
     async def _cycle(self, tasks: anyio.abc.TaskGroup, now_s: float) -> None:
-        outcome = self.controller.cycle(now_s)
+        outcome = self.controller.cycle(now_s, self.wall() - self.clock())
         self.cycles += 1
         self.cycle_times_s.append(self.clock() - now_s)
         await self._let_out(tasks, outcome.writes, now_s)

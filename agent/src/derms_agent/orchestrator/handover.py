@@ -19,6 +19,7 @@ from derms_agent.orchestrator import asks
 from derms_agent.orchestrator.asks import Ask
 
 _OF_SHARE = ("current_a", "raised_at_s", "lowered_at_s", "lasting_a", "cut_at_s", "least_a", "most_a")
+_OF_WALL = ("ahead_s", "stepped_s")
 _OF_DROOP = ("at_s", "response", "mean", "output", "moved_at_s")
 
 
@@ -37,6 +38,7 @@ class Memory:
     settled_s: float | None = None
     plan: Plan | None = None
     samples: demand.Samples = field(default_factory=demand.Samples)
+    wall: demand.Wall | None = None
     droop: droop.State = field(default_factory=droop.State)
 
 
@@ -52,6 +54,7 @@ def to_json(memory: Memory) -> dict[str, Any]:
         if plan is None
         else {"edges_s": list(plan.edges_s), "currents_a": {name: list(a) for name, a in plan.currents_a.items()}},
         "samples": [[sample.at_s, sample.import_wh] for sample in memory.samples.kept],
+        "wall": None if memory.wall is None else _finite(memory.wall, _OF_WALL),
         "droop": {
             **_finite(memory.droop, _OF_DROOP),
             "direction": memory.droop.direction,
@@ -67,7 +70,7 @@ def from_json(stored: Mapping[str, Any], watts_per_a: Mapping[str, float]) -> Me
     :param watts_per_a: what each of those draws at 1 A per conductor, in W
     :raises ValueError: it is anything else; or TypeError, KeyError, AttributeError
     """
-    plan, settled_s = stored["plan"], stored["settled_s"]
+    plan, settled_s, wall = stored["plan"], stored["settled_s"], stored.get("wall")
     shares = {name: _numbers(one, _OF_SHARE) for name, one in stored["shares"].items() if name in watts_per_a}
     return Memory(
         shares={
@@ -84,6 +87,7 @@ def from_json(stored: Mapping[str, Any], watts_per_a: Mapping[str, float]) -> Me
             currents_a={name: tuple(map(float, amperes)) for name, amperes in plan["currents_a"].items()},
         ),
         samples=demand.Samples(tuple(demand.Sample(float(at_s), float(wh)) for at_s, wh in stored["samples"])),
+        wall=None if wall is None else demand.Wall(**_numbers(wall, _OF_WALL)),
         droop=droop.State(
             **_numbers(stored["droop"], _OF_DROOP),
             direction=int(stored["droop"]["direction"]),
