@@ -71,6 +71,7 @@ class Play:
     urgent: list[str] = field(default_factory=list)
     last: dict[str, Reading] = field(default_factory=dict)
     wall_ahead_s: float | None = None
+    boards_c: dict[str, float] = field(default_factory=dict)
     imported_w: list[float] = field(default_factory=list)
 
     @property
@@ -137,6 +138,8 @@ class Play:
             else:
                 found |= {f"current_l{line}": amperes for line in (1, 2, 3)}
                 found |= {"active_power": watts, "current_limit": self.limit_a.get(evse.name, 0.0)}
+            if evse.name in self.boards_c:
+                found[f"temperature{own}"] = self.boards_c[evse.name]
         return found
 
     def read(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from derms_agent.control import demand, droop
+from derms_agent.control import demand, droop, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.guard import Purpose
 from derms_agent.model import LimitQuantity, Proof, ProofKind, Rank
@@ -703,3 +703,62 @@ def test_a_new_process_knows_that_the_walls_clock_was_stepped(play: MakePlay) ->
     heir = play()
     heir.controller.remember(memory)
     assert heir.controller.memory().wall == memory.wall
+
+
+BOARD = "charger-003"
+
+
+def cooled_w(one: Play, name: str = BOARD) -> float:
+    bound = one.controller.cooled(name)
+    return math.inf if bound is None else bound.high
+
+
+def test_a_sensor_that_falls_silent_keeps_its_derating(charging: Play) -> None:
+    one = charging
+    one.boards_c[BOARD] = 68.5
+    one.step(3)
+    derated_w = cooled_w(one)
+    assert derated_w < 0.8 * one.controller.rated_w(BOARD)
+    del one.boards_c[BOARD]
+    for _ in range(60):
+        one.step()
+        assert cooled_w(one) <= derated_w
+        assert one.drawn_a(one.site.evses[one.site.network.place[BOARD]]) * one.controller.watts_per_a(BOARD) <= (
+            derated_w + 1
+        )
+
+
+def test_the_next_vehicle_at_a_hot_charger_is_derated_as_the_one_before(charging: Play) -> None:
+    one = charging
+    controller = one.controller
+    one.boards_c[BOARD] = 68.5
+    controller.tell(BOARD, Told(battery=thermal.Temperature(44.8, one.now_s)))
+    one.step(3)
+    both_w = cooled_w(one)
+    del one.boards_c[BOARD]
+    most_a = one.most_a.pop(BOARD)
+    one.step(3)
+    charger_w = cooled_w(one)
+    assert both_w < charger_w < 0.8 * controller.rated_w(BOARD)  # the battery has left, the board is there
+    one.most_a[BOARD] = most_a
+    one.step(10)
+    assert cooled_w(one) == charger_w
+    one.boards_c[BOARD] = 30.0
+    one.step(2)
+    assert cooled_w(one) == math.inf
+
+
+def test_what_was_never_heard_of_derates_nothing(charging: Play) -> None:
+    charging.step(3)
+    assert cooled_w(charging) == math.inf
+
+
+def test_a_new_process_keeps_the_derating_of_a_silent_sensor(charging: Play, play: MakePlay) -> None:
+    one = charging
+    one.boards_c[BOARD] = 68.5
+    one.step(3)
+    derated_w = cooled_w(one)
+    del one.boards_c[BOARD]
+    heir = heir_of(one, play)
+    heir.step(10)
+    assert cooled_w(heir) == pytest.approx(derated_w)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derms_agent import profiles
-from derms_agent.control import demand, droop, limits
+from derms_agent.control import demand, droop, limits, thermal
 from derms_agent.control.allocate import Allocation
 from derms_agent.control.cycle import EvseImage
 from derms_agent.control.plan import Plan
@@ -366,6 +366,12 @@ def test_memory_comes_back_from_json_as_it_was(  # noqa: PLR0917 - hypothesis ha
         settled_s=settled_s,
         plan=None if currents_a is None else Plan(edges_s=(0.0, 300.0), currents_a={"evse-0": tuple(currents_a)}),
         samples=demand.Samples(tuple(demand.Sample(*one) for one in samples)),
+        heat={
+            f"evse-{number} charger": thermal.Learnt(
+                thermal.Estimate(0.1, 0.2, 0.3, -0.4, 0.5), last_share=None if settled_s is None else 0.25 * number
+            )
+            for number in range(len(uptake_a))
+        },
         wall=demand.Wall(12.0, -math.inf if settled_s is None else settled_s),
         droop=droop.State(
             at_s=settled_s, output=-0.5, direction=-1, moved_at_s=moved_at_s, known=True, before_w={"evse-1": 7.0}

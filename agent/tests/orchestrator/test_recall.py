@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent.tests.orchestrator.conftest import DEMO
 
 from derms_agent import settings
+from derms_agent.control import thermal
 from derms_agent.document_store import Store, boot_id
-from derms_agent.orchestrator import service
+from derms_agent.orchestrator import handover, service
 from derms_agent.orchestrator.engine import boottime_s
-from derms_agent.orchestrator.store import ASKS
+from derms_agent.orchestrator.store import ASKS, MEMORY
 
 VTN = "VTN_URL=https://vtn.example/OpenADR2/Simple/2.0b\n"
 
@@ -31,3 +33,16 @@ def test_a_grid_link_is_taken_up_only_where_there_is_a_vtn_still(
     controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
 
     assert controller.link_lost(boottime_s()) is lost
+
+
+def test_what_temperatures_left_is_taken_up_after_a_start_of_the_host(tmp_path: Path) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    learnt = replace(thermal.fresh(thermal.DEFAULTS[thermal.SensorKind.CHARGER]), last_share=0.25)
+    heat = {"charger-001 charger": learnt, "charger-gone charger": learnt}
+    Store(tmp_path).save(MEMORY, {"boot_id": "another", **handover.to_json(handover.Memory(heat=heat))})
+
+    memory = service.assemble(settings.load(conf, limits), (conf, limits)).controller.memory()
+
+    assert memory.heat == {"charger-001 charger": learnt}

@@ -252,8 +252,8 @@ class Controller:
             self.sessions.pop(name, None)
             self.told.pop(name, None)
             self._uptake_a.pop(name, None)
-            for key in [key for key in self._learnt if key.startswith(f"{name} ")]:
-                del self._learnt[key]
+            # The next vehicle has a battery of its own; the charger and its enclosure are the same.
+            self._learnt.pop(_heat_key(name, thermal.SensorKind.BATTERY), None)
         else:
             informed, power_w = _informed(session, self.told.get(name)), self._taken_w(name, seen.image)
             self.sessions[name] = informed if informed.power_w == power_w else replace(informed, power_w=power_w)
@@ -417,6 +417,7 @@ class Controller:
             plan=self.plan,
             samples=self._demand,
             wall=self._wall,
+            heat=self._learnt,
             droop=self._droop,
         )
 
@@ -427,6 +428,12 @@ class Controller:
         self._in_force, self._settled_s = memory.in_force, memory.settled_s
         self.plan = memory.plan
         self._demand, self._wall, self._droop = memory.samples, memory.wall, memory.droop
+        self.recall_heat(memory.heat)
+
+    def recall_heat(self, heat: Mapping[str, thermal.Learnt]) -> None:
+        """Go on from what temperatures left before, a start of the host ago too: a silent sensor leaves no more."""
+        known = {_heat_key(name, kind) for name in self._by_name for kind in thermal.SensorKind}
+        self._learnt = {key: learnt for key, learnt in heat.items() if key in known}
 
     def put(self, ask: Ask) -> None:
         """Take an ask in; one with the same id is replaced."""
@@ -669,9 +676,10 @@ class Controller:
             (self.policy.battery_sensor, None if told is None else told.battery),
         )
         for sensor, reading in sensors:
-            if reading is None and not sensor.required:
+            key = _heat_key(evse.name, sensor.kind)
+            # One that has spoken and is silent now leaves no more than it did.
+            if reading is None and not sensor.required and key not in self._learnt:
                 continue
-            key = f"{evse.name} {sensor.kind.value}"
             named = self._named(sensor, evse)
             derating, self._learnt[key] = thermal.derate(
                 named, self._learnt.get(key) or thermal.fresh(named), reading, now_s
@@ -822,6 +830,10 @@ def _informed(session: Session, told: Told | None) -> Session:
         if getattr(told, name) is not None
     }
     return replace(session, **known)
+
+
+def _heat_key(evse: str, kind: thermal.SensorKind) -> str:
+    return f"{evse} {kind.value}"
 
 
 def _aged(image: EvseImage, now_s: float) -> EvseImage:

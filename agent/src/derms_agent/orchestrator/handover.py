@@ -2,7 +2,8 @@
 """What a successor goes on from besides ledger, asks and sessions, so that a new process changes nothing. Pure.
 
 None of it is needed to stay within limits: without it vehicles are shared out anew, learnt anew, and a demand cap takes
-what is not known to have been drawn for the most. All times are of this boot's clock, and mean nothing after another.
+what is not known to have been drawn for the most. All times are of this boot's clock, and mean nothing after another;
+what sensors of temperatures have shown (`heat`) has none.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from derms_agent.control import demand, droop
+from derms_agent.control import demand, droop, thermal
 from derms_agent.control.allocate import Allocation
 from derms_agent.control.plan import Plan
 from derms_agent.orchestrator import asks
@@ -20,6 +21,7 @@ from derms_agent.orchestrator.asks import Ask
 
 _OF_SHARE = ("current_a", "raised_at_s", "lowered_at_s", "lasting_a", "cut_at_s", "least_a", "most_a")
 _OF_WALL = ("ahead_s", "stepped_s")
+_OF_ESTIMATE = ("a", "b", "aa", "ab", "bb")
 _OF_DROOP = ("at_s", "response", "mean", "output", "moved_at_s")
 
 
@@ -29,7 +31,7 @@ class Memory:
 
     `shares`: what each EVSE was given last, and when it was raised and lowered. `uptake_a`: the most that each vehicle
     is seen to take, A per conductor. `in_force`: the asks that shares have been moved for; `settled_s`: until when they
-    move freely for them.
+    move freely for them. `heat`: what each sensor of temperatures has shown, but for the window that it is in.
     """
 
     shares: Mapping[str, Allocation] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class Memory:
     plan: Plan | None = None
     samples: demand.Samples = field(default_factory=demand.Samples)
     wall: demand.Wall | None = None
+    heat: Mapping[str, thermal.Learnt] = field(default_factory=dict)
     droop: droop.State = field(default_factory=droop.State)
 
 
@@ -55,6 +58,10 @@ def to_json(memory: Memory) -> dict[str, Any]:
         else {"edges_s": list(plan.edges_s), "currents_a": {name: list(a) for name, a in plan.currents_a.items()}},
         "samples": [[sample.at_s, sample.import_wh] for sample in memory.samples.kept],
         "wall": None if memory.wall is None else _finite(memory.wall, _OF_WALL),
+        "heat": {
+            key: {**_finite(learnt.estimate, _OF_ESTIMATE), **_finite(learnt, ("last_share",))}
+            for key, learnt in memory.heat.items()
+        },
         "droop": {
             **_finite(memory.droop, _OF_DROOP),
             "direction": memory.droop.direction,
@@ -88,6 +95,7 @@ def from_json(stored: Mapping[str, Any], watts_per_a: Mapping[str, float]) -> Me
         ),
         samples=demand.Samples(tuple(demand.Sample(float(at_s), float(wh)) for at_s, wh in stored["samples"])),
         wall=None if wall is None else demand.Wall(**_numbers(wall, _OF_WALL)),
+        heat=heat_from_json(stored),
         droop=droop.State(
             **_numbers(stored["droop"], _OF_DROOP),
             direction=int(stored["droop"]["direction"]),
@@ -95,6 +103,17 @@ def from_json(stored: Mapping[str, Any], watts_per_a: Mapping[str, float]) -> Me
             before_w={name: float(watts) for name, watts in stored["droop"]["before_w"].items()},
         ),
     )
+
+
+def heat_from_json(stored: Mapping[str, Any]) -> dict[str, thermal.Learnt]:
+    """Return what sensors have shown, which holds after a start of the host as well. Raises as `from_json`."""
+    return {
+        key: thermal.Learnt(
+            thermal.Estimate(*(float(one[name]) for name in _OF_ESTIMATE)),
+            last_share=None if one.get("last_share") is None else min(max(float(one["last_share"]), 0.0), 1.0),
+        )
+        for key, one in stored.get("heat", {}).items()
+    }
 
 
 def _finite(one: object, names: tuple[str, ...]) -> dict[str, Any]:

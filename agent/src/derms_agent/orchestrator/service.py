@@ -616,6 +616,8 @@ def _recall_memory(controller: Controller, store: Store, boot: str) -> None:
         if document is not None and document["boot_id"] == boot:
             known = {name: controller.watts_per_a(name) for name in controller.site.stations}
             controller.remember(handover.from_json(document, known))
+        elif document is not None:
+            controller.recall_heat(handover.heat_from_json(document))
     except (ValueError, TypeError, KeyError, AttributeError) as unusable:
         problem = store.put_aside(MEMORY, repr(unusable))
     if problem is not None:
