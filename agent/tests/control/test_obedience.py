@@ -81,6 +81,36 @@ def test_a_frozen_pilot_is_reported_within_fifteen_seconds() -> None:
     assert verdicts[-1].checks[0] is Check.PILOT
 
 
+@pytest.mark.parametrize("off_s", [-0.05, -0.003, 0.0, 0.003, 0.05])
+@pytest.mark.parametrize("issued_s", [10.0, 10.3, 10.899, 10.95])
+def test_a_frozen_pilot_is_reported_in_time_whenever_cycles_wake(off_s: float, issued_s: float) -> None:
+    """Cycles begin a little early or late, by turns and all the same, and first see a setpoint after its issue."""
+    for turns in (1, -1):
+        verdict = unproven(0.0)
+        reported_s = None
+        for second in range(40):
+            now_s = second + off_s * turns**second
+            told_a, since_s = (32.0, 0.0) if now_s <= issued_s else (10.0, issued_s)
+            sample = Sample(Amount(told_a), (32.0, 0.0, 0.0), now_s - 0.3, told_since_s=since_s)
+            verdict = judge(verdict, sample, now_s, ALLOWANCE)
+            if now_s - issued_s < 11.5:
+                assert verdict.state is Following.FOLLOWING
+            if reported_s is None and not verdict.trusted:
+                reported_s = now_s
+        assert reported_s is not None
+        assert 13.8 <= reported_s - issued_s <= 15.0
+
+
+def test_what_is_told_again_since_the_next_never_got_there_does_not_cut_the_next_ones_time() -> None:
+    verdict = unproven(0.0)
+    for second in range(40):
+        told_a, since_s = (10.0, 0.0) if second != 20 else (20.0, 20.0)
+        drawn_a = 20.0 if 20 <= second < 31 else 10.0
+        sample = Sample(Amount(told_a), (drawn_a, 0.0, 0.0), float(second), told_since_s=since_s)
+        verdict = judge(verdict, sample, float(second), ALLOWANCE)
+        assert verdict.state is Following.FOLLOWING
+
+
 def test_a_limit_that_creeps_down_gives_no_new_time() -> None:
     verdicts = course(lambda s: max(6.0, 32.0 - s), lambda _s: 32.0, 40)
     first = next(second for second, verdict in enumerate(verdicts) if not verdict.trusted)

@@ -71,6 +71,7 @@ class Play:
     urgent: list[str] = field(default_factory=list)
     last: dict[str, Reading] = field(default_factory=dict)
     wall_ahead_s: float | None = None
+    frozen_a: dict[str, float] = field(default_factory=dict)
     boards_c: dict[str, float] = field(default_factory=dict)
     imported_w: list[float] = field(default_factory=list)
 
@@ -84,7 +85,7 @@ class Play:
         self.most_a = {evse.name: evse.limit_a for evse in self.site.evses if chosen is None or evse.name in chosen}
 
     def drawn_a(self, evse: Evse) -> float:
-        offered_a = self.limit_a.get(evse.name, 0.0)
+        offered_a = self.frozen_a.get(evse.name, self.limit_a.get(evse.name, 0.0))
         return min(offered_a, self.most_a.get(evse.name, 0.0))
 
     def drawn_w(self) -> float:

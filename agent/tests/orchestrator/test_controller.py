@@ -762,3 +762,17 @@ def test_a_new_process_keeps_the_derating_of_a_silent_sensor(charging: Play, pla
     heir = heir_of(one, play)
     heir.step(10)
     assert cooled_w(heir) == pytest.approx(derated_w)
+
+
+@pytest.mark.parametrize("off_s", [-0.01, 0.0, 0.01])
+def test_a_frozen_pilot_is_reported_within_fifteen_seconds_of_the_setpoint(charging: Play, off_s: float) -> None:
+    one = charging
+    one.frozen_a[BOARD] = one.limit_a[BOARD]
+    one.controller.put(ask(6.0 * one.controller.watts_per_a(BOARD), target=BOARD))
+    began = len(one.writes)
+    second = 0
+    while not one.step().faults:
+        second += 1
+        one.now_s += off_s * (-1) ** second
+    issued_s = next(at_s for at_s, name, _ in one.writes[began:] if name == BOARD)
+    assert 12.0 < one.now_s - 1 + 0.6 - issued_s <= 15.0

@@ -278,7 +278,13 @@ class Cycle:
             entry = entries[name]
             claims, measured = entry.claims, entry.measured
             seen = measured is not None and fresh(entry, place.station, now_s)
-            sample = Sample(claims.told_amount, measured or (), entry.measured_s if seen else None, claims.confirmed)
+            sample = Sample(
+                claims.told_amount,
+                measured or (),
+                entry.measured_s if seen else None,
+                claims.confirmed,
+                None if claims.told is None else claims.told.since_s,
+            )
             verdict = obedience.judge(before.get(name) or obedience.unproven(now_s), sample, now_s, place.allowance)
             verdicts[name] = verdict
             if verdict.trusted == claims.distrusted:

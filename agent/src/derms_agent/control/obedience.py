@@ -23,8 +23,10 @@ Overdrawing and recovering EVSEs are not trusted: the guard counts their ratings
 the vehicle takes little, so a good sample alone is no proof; and each relapse makes the next pardon slower, so a
 verdict does not flap. The time back to `clear_s` starts with `longest_clear_s` of following.
 
-**In time.** A draw that stays over is bad from `follow_s` after the setpoint on, and reported `confirm_s` later: with
-12 and 3 s within 15 s. A draw below the limit is no disobedience: a vehicle need not take what it may.
+**In time.** A draw that stays over is bad from the first cycle on that is `follow_s` after the setpoint's issue, and
+reported `confirm_s` later: with 12 and 2 s and a cycle each second within 15 s. A cycle that begins up to `early_s`
+before its time counts as in time, or each of the two would wait for another one. A draw below the limit is no
+disobedience: a vehicle need not take what it may.
 
 **What to check.** The duty cycle of the control pilot is what tells the vehicle its limit (IEC 61851-1, Annex A: 0.6 A
 per percent from 10 to 85 %, so 53 % is 32 A). A frozen pilot stays at one value. A steady pilot, a true 100 %, offers
@@ -94,10 +96,14 @@ class Check(str, Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """What an EVSE is allowed: times in s, tolerances in A and as a share of the limit."""
+    """What an EVSE is allowed: times in s, tolerances in A and as a share of the limit.
+
+    `early_s`: so much before its time a cycle may begin.
+    """
 
     follow_s: float = 12.0
-    confirm_s: float = 3.0
+    confirm_s: float = 2.0
+    early_s: float = 0.1
     deadline_s: float = 15.0
     clear_s: float = 30.0
     longest_clear_s: float = 3600.0
@@ -109,21 +115,22 @@ class Sample(NamedTuple):
     """What is seen of an EVSE now: what it was told (None: nothing is known), and what flows in A, on L1, L2 and L3.
 
     `sampled_s`: not before then; None where nothing fresh is there. `proven`: the device confirmed what it was told, or
-    shows it when read.
+    shows it when read. `told_since_s`: when it was told that; None: now.
     """
 
     told: Amount | None
     currents_a: Sequence[float] = ()
     sampled_s: float | None = None
     proven: bool = True
+    told_since_s: float | None = None
 
 
 class Obedience(NamedTuple):
-    """The verdict on one EVSE. `told`: what it was told, newest last, each with when it was seen first.
+    """The verdict on one EVSE. `told`: what it was told, newest last, each with when that was.
 
     `since_s`: when the state began; `good_s`, `bad_s`: since when samples have been good, or bad; `clear_s`: how long
     they must be good to recover. `drawn_a` is the farthest of what was sampled last, `limit_a` what it exceeded.
-    `confirmed`: as `told`, what it confirmed; `excused`: all bad samples were within that.
+    `confirmed`: as `told`, what it confirmed and when that was seen first; `excused`: all bad samples were within that.
     """
 
     state: Following
@@ -156,7 +163,7 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     steady = _steady(before, sample, now_s, allowance)
     if steady is not None:
         return steady
-    told = _told(before.told, sample.told, now_s, allowance.follow_s)
+    told = _told(before.told, sample.told, sample.told_since_s, now_s, allowance)
     confirmed = _confirmed(before, sample, now_s, allowance)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
         return _unseen(before._replace(told=told, confirmed=confirmed), now_s, allowance)
@@ -192,7 +199,7 @@ def _steady(before: Obedience, sample: Sample, now_s: float, allowance: Allowanc
     That is what nearly all samples show: in one step, for it is taken for each EVSE in each cycle.
     """
     state, since_s, told, before_s, good_s, _bad_s, _bad, clear_s, _drawn_a, limit_a, checks, confirmed, _ = before
-    amount, currents_a, sampled_s, _proven = sample
+    amount, currents_a, sampled_s, _proven, _told_since_s = sample
     if state is not _FOLLOWING or clear_s != 0.0 or len(told) != 1 or told[0][1] != amount or not currents_a:
         return None
     if sampled_s is None or (before_s is not None and sampled_s <= before_s):
@@ -213,13 +220,22 @@ def _steady(before: Obedience, sample: Sample, now_s: float, allowance: Allowanc
 
 
 def _told(
-    told: tuple[tuple[float, Amount], ...], now: Amount | None, now_s: float, follow_s: float
+    told: tuple[tuple[float, Amount], ...],
+    now: Amount | None,
+    since_s: float | None,
+    now_s: float,
+    allowance: Allowance,
 ) -> tuple[tuple[float, Amount], ...]:
-    """Return what was told within the last `follow_s`: an entry counts until so long after the next one."""
+    """Return what was told within the last `follow_s`: an entry counts until so long after the next one.
+
+    What it is told again because the next one never got there counts from then on, and so does the next one.
+    """
     if now is not None and (not told or told[-1][1] != now):
-        told = (*told, (now_s, now))
+        at_s = now_s if since_s is None else min(since_s, now_s)
+        told = (*told, (max(at_s, told[-1][0]) if told else at_s, now))
     if len(told) <= 1:
         return told
+    follow_s = allowance.follow_s - allowance.early_s
     first = next((index for index in range(len(told) - 1) if now_s - told[index + 1][0] < follow_s), len(told) - 1)
     return told[max(first, 0) :]
 
@@ -228,7 +244,7 @@ def _confirmed(
     before: Obedience, sample: Sample, now_s: float, allowance: Allowance
 ) -> tuple[tuple[float, Amount], ...]:
     """Return what was confirmed within the last `follow_s`."""
-    return _told(before.confirmed, sample.told if sample.proven else None, now_s, allowance.follow_s)
+    return _told(before.confirmed, sample.told if sample.proven else None, None, now_s, allowance)
 
 
 def _hull(told: tuple[tuple[float, Amount], ...]) -> Span:
@@ -284,7 +300,7 @@ def _accused(verdict: Obedience, sample: Sample, now_s: float, allowance: Allowa
         clear_s = verdict.clear_s if verdict.excused else max(verdict.clear_s, allowance.clear_s)
         return verdict._replace(checks=checks, clear_s=clear_s)
     bad_s = now_s if verdict.bad_s is None else verdict.bad_s
-    if verdict.bad_samples > 1 and now_s - bad_s >= allowance.confirm_s:
+    if verdict.bad_samples > 1 and now_s - bad_s >= allowance.confirm_s - allowance.early_s:
         clear_s = verdict.clear_s
         if not verdict.excused:
             clear_s = min(max(2 * clear_s, allowance.clear_s), allowance.longest_clear_s)

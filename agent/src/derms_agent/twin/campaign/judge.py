@@ -25,8 +25,8 @@ What it allows, each for what nobody could have done sooner:
 3. *A device that does not take requests* (silent, refusing, slow, restarting, or its requests lost) draws more than it
    was told. Only what it draws beyond that is excused, by working out the flow without it, and only for 8 s (5 s until
    control no longer relies on it, a time-out of 1 s, a cycle, a poll) and the window. The others are to be lowered.
-4. *A frozen pilot*: the same, for 16 s (the 15 s that obedience has, and a cycle) and the window. As long the ledger
-   need not hold what it draws; on a device that answers nothing either, never more than its rating.
+4. *A frozen pilot*: the same, for the 15 s that obedience has and the window. As long the ledger need not hold what it
+   draws; on a device that answers nothing either, never more than its rating.
 5. *Nothing left*: past that no excess is a violation while all that could be told, beneath that row, draws less than
    1 A.
 6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then.
@@ -68,7 +68,7 @@ from derms_agent.twin.rehearsal import Rehearsal
 STEP_S = 0.1
 PROMPT_S, SLOW_S = 6.0, 12.0
 STALE_S, CYCLE_S = 2.5, 1.0
-PROOF_S = 15.0 + CYCLE_S
+PROOF_S = 15.0
 UNRELIABLE_S = 8.0
 START_S = 2.0
 LATE_S = 3.0
