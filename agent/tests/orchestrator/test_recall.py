@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import anyio
 import pytest
 from agent.tests.orchestrator.conftest import DEMO
 
@@ -46,3 +48,26 @@ def test_what_temperatures_left_is_taken_up_after_a_start_of_the_host(tmp_path: 
     memory = service.assemble(settings.load(conf, limits), (conf, limits)).controller.memory()
 
     assert memory.heat == {"charger-001 charger": learnt}
+
+
+@pytest.mark.parametrize("left", ["nothing", "no link", "rubbish"])
+@pytest.mark.parametrize(("vtn", "lost"), [(VTN, True), ("", False)])
+def test_a_vtn_that_was_never_reached_is_waited_for_a_while_alone(
+    tmp_path: Path, vtn: str, lost: bool, left: str
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n{vtn}", encoding="utf-8")
+    limits.write_text("DEFAULT_LIMIT_KW=20\n", encoding="utf-8")
+    if left == "no link":
+        Store(tmp_path).save(ASKS, {"boot_id": boot_id(), "asks": [], "link_until_s": None})
+    elif left == "rubbish":
+        Store(tmp_path).save(ASKS, {"boot_id": boot_id(), "asks": [], "link_until_s": "soon"})
+
+    first = service.assemble(settings.load(conf, limits), (conf, limits))
+    now_s = boottime_s()
+    assert not first.controller.link_lost(now_s + service.LINKED_WITHIN_S - 60)
+    assert first.controller.link_lost(now_s + service.LINKED_WITHIN_S) is lost
+    # A service that starts again and again does not begin to wait anew.
+    anyio.run(partial(first.save_asks, whole=True))
+    second = service.assemble(settings.load(conf, limits), (conf, limits))
+    assert second.controller.link_until_s == first.controller.link_until_s

@@ -113,7 +113,7 @@ class Controller:
 
     `energised_at_s`: power came back then after an outage; None: there was none; infinite: that is still to be seen.
     `stays_over`: what could be over its limit although there was time to lower it. `link_until_s`: until then the
-    grid's link stands as far as is known; None: there never was one.
+    grid's link stands as far as is known; None: there is none to wait for.
     """
 
     site: Site
@@ -600,7 +600,7 @@ class Controller:
         return (*self._beside_asks, *wishes.limits_of(self.asks.values(), root))
 
     def link_lost(self, now_s: float) -> bool:
-        """Whether the grid's link was there once, is not now, and none of its events is in force."""
+        """Whether the grid's link should be there, is not any more, and none of its events is in force."""
         if self.link_until_s is None or now_s < self.link_until_s:
             return False
         return not any(ask.rank is Rank.GRID and ask.in_force(now_s) for ask in self.asks.values())

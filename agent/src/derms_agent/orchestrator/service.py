@@ -61,6 +61,8 @@ from derms_agent.socket_server import Arguments, Verbs, listening, serve
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 ROOT = "root"
+LINKED_WITHIN_S = 900.0
+"""How long a gateway that never heard of its VTN waits for it, until it counts as one whose link is lost."""
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
 _DEMAND_S = 900.0
@@ -578,8 +580,11 @@ def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Le
 def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float, *, linked: bool) -> None:
     """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
 
-    Without a VTN nobody renews the link any more, and the default limit would hold for good.
+    Without a VTN nobody renews the link any more, and the default limit would hold for good. One that was never reached
+    has `LINKED_WITHIN_S`: else nothing would hold for as long as it cannot be.
     """
+    if linked:
+        controller.link_until_s = now_s + LINKED_WITHIN_S
     document, problem = store.load()
     try:
         for stored in (document or {}).get("asks", ()):
