@@ -23,9 +23,10 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from derms_agent import depot as depots
+from derms_agent import profiles
 from derms_agent.model import Depot
 from derms_agent.one_line import one_line
-from derms_agent.profiles.profile import nearest
+from derms_agent.profiles.profile import CHARGER, ENCLOSURE, nearest
 
 AGENT_CONF = Path("/etc/derms/agent.conf")
 LIMITS_CONF = Path("/etc/derms/limits.conf")
@@ -450,7 +451,18 @@ class LimitsConf:
     )
     thermal_enclosure_required: bool = field(
         default=False,
-        metadata=_key("THERMAL_ENCLOSURE_REQUIRED", _YES_NO, "no power while the enclosure's sensor is silent"),
+        metadata=_key("THERMAL_ENCLOSURE_REQUIRED", _YES_NO, "no power at an EVSE whose enclosure's sensor is silent"),
+    )
+    thermal_charger_required: bool = field(
+        default=False, metadata=_key("THERMAL_CHARGER_REQUIRED", _YES_NO, "the same of the charger's own sensor")
+    )
+    thermal_battery_required: bool = field(
+        default=False,
+        metadata=_key(
+            "THERMAL_BATTERY_REQUIRED",
+            _YES_NO,
+            "the same of the vehicle's battery, whose temperature session.put tells",
+        ),
     )
     droop: bool = field(
         default=False, metadata=_key("DROOP", _ON_OFF, "consumption follows the frequency, IEEE 1547-2018, 6.5.2.7")
@@ -653,7 +665,7 @@ class Configuration:
     """All that a gateway's agent is told, checked together.
 
     `depot.site` holds the limits in force: the depot file's, or those that limits.conf tightens them to. `warnings` are
-    the depot file's.
+    the depot file's, and who lacks a sensor that limits.conf requires.
     """
 
     agent: AgentConf
@@ -685,6 +697,8 @@ def load(agent_conf_path: Path, limits_conf_path: Path, depot_path: Path | None 
     if depot is not None:
         mistakes += _not_the_depots(agent, depot)
         mistakes += _beyond_the_depot(limits, depot)
+        mistakes += _never_shown(limits, depot)
+        warnings += tuple(_shown_by_some(limits, depot))
     if mistakes or depot is None:
         raise Mistakes(mistakes)
     conf = LimitsConf(**limits.values)
@@ -762,6 +776,34 @@ def _beyond_the_depot(limits: _Written, depot: Depot) -> Iterator[Mistake]:
     if reserve is not None and reserve < site.soc_reserve_percent:
         expected = f"at least {site.soc_reserve_percent:g} %, the depot file's reserve: {rule}"
         yield limits.mistake("SOC_RESERVE_PERCENT", f'"{reserve:g}"', expected)
+
+
+def _lacking(limits: _Written, depot: Depot) -> Iterator[tuple[str, str, tuple[str, ...], bool]]:
+    """Yield of each required kind of sensor: its key, what it is of, who does not show it, and whether any does.
+
+    A battery's temperature is no device's: it is told.
+    """
+    charging = [device for device in depot.devices.values() if device.evses]
+    for kind in (ENCLOSURE, CHARGER):
+        if limits.values.get(f"thermal_{kind}_required"):
+            lack = tuple(one.name for one in charging if kind not in profiles.load(one.profile).temperatures)
+            yield f"THERMAL_{kind.upper()}_REQUIRED", kind, lack, len(lack) < len(charging)
+
+
+def _never_shown(limits: _Written, depot: Depot) -> Iterator[Mistake]:
+    """Yield which sensor is required that no device of the depot has: nobody would ever charge."""
+    for key, kind, _lack, any_shows in _lacking(limits, depot):
+        if not any_shows:
+            used = sorted({device.profile for device in depot.devices.values() if device.evses})
+            expected = f"no, for no profile of depot {depot.name} shows a temperature of the {kind}: {', '.join(used)}"
+            yield limits.mistake(key, '"yes"', expected)
+
+
+def _shown_by_some(limits: _Written, depot: Depot) -> Iterator[str]:
+    """Yield who never charges, for their profiles do not show a sensor that is required."""
+    for key, kind, lack, any_shows in _lacking(limits, depot):
+        if any_shows and lack:
+            yield f"{limits.file}: {key}: no power at {', '.join(lack)}: the profile shows no temperature of the {kind}"
 
 
 def _tightened(depot: Depot, limits: LimitsConf) -> Depot:

@@ -72,6 +72,7 @@ class Play:
     last: dict[str, Reading] = field(default_factory=dict)
     wall_ahead_s: float | None = None
     frozen_a: dict[str, float] = field(default_factory=dict)
+    air_c: dict[str, float] = field(default_factory=dict)
     boards_c: dict[str, float] = field(default_factory=dict)
     imported_w: list[float] = field(default_factory=list)
 
@@ -141,6 +142,8 @@ class Play:
                 found |= {"active_power": watts, "current_limit": self.limit_a.get(evse.name, 0.0)}
             if evse.name in self.boards_c:
                 found[f"temperature{own}"] = self.boards_c[evse.name]
+            if evse.name in self.air_c:
+                found[f"ambient_temperature{own}"] = self.air_c[evse.name]
         return found
 
     def read(self) -> None:

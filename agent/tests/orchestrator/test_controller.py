@@ -7,9 +7,10 @@ import json
 import math
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from agent.tests.orchestrator.conftest import Play, new_controller
 
 from derms_agent.control import demand, droop, thermal
 from derms_agent.control import ledger as book
@@ -20,9 +21,10 @@ from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Told
 
 if TYPE_CHECKING:
-    from agent.tests.orchestrator.conftest import MakePlay, Play
+    from agent.tests.orchestrator.conftest import MakePlay
 
     from derms_agent.control.guard import Write
+    from derms_agent.orchestrator.site import Site
 
 SITE_VA = 160_000.0
 BASE_W = 3 * 20.0 * 400 / math.sqrt(3)
@@ -776,3 +778,91 @@ def test_a_frozen_pilot_is_reported_within_fifteen_seconds_of_the_setpoint(charg
         one.now_s += off_s * (-1) ** second
     issued_s = next(at_s for at_s, name, _ in one.writes[began:] if name == BOARD)
     assert 12.0 < one.now_s - 1 + 0.6 - issued_s <= 15.0
+
+
+def airy(site: Site, celsius: float, seconds: int, *, tau_s: float, rise_k: float, air_c: float, **policy: Any) -> Play:
+    """Return the depot after a board that is a first-order plant was watched for a while, and the air around it."""
+    profile = site.profiles[BOARD]
+    air = replace(profile.points["temperature"], name="ambient_temperature", address=4000)
+    shows_air = replace(
+        profile,
+        points={**profile.points, "ambient_temperature": air},
+        poll=(*profile.poll, "ambient_temperature"),
+    )
+    one = Play(new_controller(replace(site, profiles={**site.profiles, BOARD: shows_air}), **policy))
+    one.air_c[BOARD] = air_c
+    one.vehicles([BOARD])
+    evse = one.site.evses[one.site.network.place[BOARD]]
+    for second in range(seconds):
+        if second % 600 == 300:  # it cools as well as it heats
+            one.most_a.clear()
+        elif second % 600 == 0:
+            one.vehicles([BOARD])
+        share = one.drawn_a(evse) / evse.limit_a
+        celsius += (air_c - celsius) / tau_s + rise_k * share**2 / tau_s
+        one.boards_c[BOARD] = round(celsius, 1)
+        one.step()
+    return one
+
+
+def test_how_a_charger_heats_is_learnt_where_the_air_is_measured(site: Site) -> None:
+    one = airy(site, 20.0, 1800, tau_s=600.0, rise_k=20.0, air_c=20.0)
+    learnt = one.controller.memory().heat[f"{BOARD} charger"]
+    fresh = thermal.fresh(thermal.DEFAULTS[thermal.SensorKind.CHARGER])
+    assert learnt.estimate != fresh.estimate
+    assert 1 / learnt.estimate.a == pytest.approx(600.0, rel=0.25)
+    assert learnt.estimate.b / learnt.estimate.a == pytest.approx(20.0, rel=0.25)
+    # It stays with the device: the next vehicle does not begin anew.
+    one.most_a.clear()
+    one.step(2)
+    assert one.controller.memory().heat[f"{BOARD} charger"].estimate.a == pytest.approx(learnt.estimate.a, rel=0.02)
+
+
+def test_whatever_was_learnt_nothing_flows_at_the_cut_off_and_less_the_hotter_it_is(site: Site) -> None:
+    cool = airy(site, 20.0, 900, tau_s=600.0, rise_k=6.0, air_c=20.0)
+    cool.vehicles([BOARD])
+    left_w = []
+    for tenths in range(600, 710, 5):
+        cool.boards_c[BOARD] = tenths / 10
+        cool.step()
+        left_w.append(min(cooled_w(cool), cool.controller.rated_w(BOARD)))
+    assert left_w == sorted(left_w, reverse=True)
+    assert left_w[-2:] == [0.0, 0.0]
+    assert left_w[0] > 0.0
+
+
+def test_how_a_battery_heats_is_learnt_of_its_own_session_where_the_air_is_told(charging: Play) -> None:
+    one, name = charging, f"{BOARD} battery"
+    for second in range(0, 400, 20):
+        told = thermal.Temperature(20.0 + second / 60, one.now_s)
+        one.controller.tell(BOARD, Told(battery=told, air=thermal.Temperature(18.0, one.now_s)))
+        one.step(20)
+    fresh = thermal.fresh(thermal.DEFAULTS[thermal.SensorKind.BATTERY])
+    assert one.controller.memory().heat[name].estimate != fresh.estimate
+    del one.most_a[BOARD]
+    one.step(2)
+    assert name not in one.controller.memory().heat
+
+
+def test_without_the_air_nothing_is_learnt(charging: Play) -> None:
+    one = charging
+    for second in range(100):
+        one.boards_c[BOARD] = 20.0 + second / 10
+        one.step()
+    fresh = thermal.fresh(thermal.DEFAULTS[thermal.SensorKind.CHARGER])
+    assert one.controller.memory().heat[f"{BOARD} charger"].estimate == fresh.estimate
+
+
+@pytest.mark.parametrize("kind", list(thermal.SensorKind))
+def test_a_sensor_of_each_kind_can_be_required_of_every_evse(charging: Play, kind: thermal.SensorKind) -> None:
+    one = charging
+    policy, which = one.controller.policy, f"{kind.value}_sensor"
+    one.controller.policy = replace(policy, **{which: replace(getattr(policy, which), required=True)})
+    if kind is thermal.SensorKind.CHARGER:
+        one.boards_c[BOARD] = 30.0
+    elif kind is thermal.SensorKind.BATTERY:
+        one.controller.tell(BOARD, Told(battery=thermal.Temperature(20.0, one.now_s)))
+    one.step(15)
+    shows = {BOARD} if kind is not thermal.SensorKind.ENCLOSURE else set()
+    for evse in one.site.evses:
+        assert (one.limit_a[evse.name] > 6) is (evse.name in shows), evse.name

@@ -235,6 +235,8 @@ OWN = {
     "thermal_charger_cutoff_c": st.floats(45.5, 200, exclude_min=True, exclude_max=True),
     "thermal_battery_cutoff_c": st.floats(40.5, 200, exclude_min=True, exclude_max=True),
     "thermal_enclosure_required": st.booleans(),
+    "thermal_charger_required": st.booleans(),
+    "thermal_battery_required": st.booleans(),
     "droop": st.booleans(),
 }
 
@@ -335,8 +337,8 @@ def test_the_keys_are_called_as_agreed() -> None:
     )
     assert " ".join(key.name for key in settings.keys(LimitsConf).values()) == (
         "SITE_LIMIT_KVA DEFAULT_LIMIT_KW SOC_RESERVE_PERCENT DEMAND_CAP_KW DEMAND_WINDOWS THERMAL_ENCLOSURE_CUTOFF_C "
-        "THERMAL_CHARGER_CUTOFF_C THERMAL_BATTERY_CUTOFF_C THERMAL_ENCLOSURE_REQUIRED DROOP NOMINAL_HZ "
-        "DROOP_DEADBAND_HZ DROOP_K DROOP_RESPONSE_S"
+        "THERMAL_CHARGER_CUTOFF_C THERMAL_BATTERY_CUTOFF_C THERMAL_ENCLOSURE_REQUIRED "
+        "THERMAL_CHARGER_REQUIRED THERMAL_BATTERY_REQUIRED DROOP NOMINAL_HZ DROOP_DEADBAND_HZ DROOP_K DROOP_RESPONSE_S"
     )
 
 
@@ -378,6 +380,28 @@ def test_limits_conf_tightens_what_the_depot_file_says(files: Files) -> None:
     files.limits.write_text("SITE_LIMIT_KVA=100\nDEFAULT_LIMIT_KW=30\nSOC_RESERVE_PERCENT=35\n", encoding="utf-8")
     site = load(files.agent, files.limits).depot.site
     assert (site.limit_va, site.default_limit_w, site.soc_reserve_percent) == (100_000, 30_000, 35)
+
+
+def test_a_sensor_that_no_profile_shows_cannot_be_required(files: Files) -> None:
+    files.limits.write_text("SITE_LIMIT_KVA=100\nTHERMAL_ENCLOSURE_REQUIRED=yes\n", encoding="utf-8")
+    with pytest.raises(Mistakes) as raised:
+        load(files.agent, files.limits)
+    assert str(raised.value) == (
+        f'{files.limits}:2: THERMAL_ENCLOSURE_REQUIRED: found "yes", expected no, for no profile of depot demo shows a '
+        "temperature of the enclosure: alpitronic_hyc, heidelberg_energy_control, keba_p30"
+    )
+    files.limits.write_text("THERMAL_ENCLOSURE_REQUIRED=no\nTHERMAL_BATTERY_REQUIRED=yes\n", encoding="utf-8")
+    assert load(files.agent, files.limits).limits.thermal_battery_required
+
+
+def test_who_lacks_a_sensor_that_is_required_is_warned_of(files: Files) -> None:
+    before = load(files.agent, files.limits).warnings
+    files.limits.write_text("THERMAL_CHARGER_REQUIRED=yes\n", encoding="utf-8")
+    (warning,) = (one for one in load(files.agent, files.limits).warnings if one not in before)
+    assert warning == (
+        f"{files.limits}: THERMAL_CHARGER_REQUIRED: no power at charger-021, charger-022, charger-023, charger-024, "
+        "fast-1: the profile shows no temperature of the charger"
+    )
 
 
 def test_a_default_limit_stays_within_a_lowered_site_limit(files: Files) -> None:

@@ -38,7 +38,9 @@ negative slope in the greater of two increasing functions of T. Their least is t
 **Learning.** Over windows of `learn_every_s` the model is integrated, which is exact whatever the load did:
 T1 - T0 = a * integral(T_amb - T) + b * integral(share ** exponent), with a = 1/tau and b = rise/tau. Recursive least
 squares on (a, b), clipped to what `Physics` allows; a step of the covariance (`_DRIFT`) keeps it able to follow. It
-needs T_amb: where nobody measures the air, nothing is learnt and the warmest possible air is predicted with.
+needs T_amb: where nobody measures the air, nothing is learnt and the warmest possible air is predicted with. It bears
+on the prediction alone, so whatever is learnt, barrier and taper hold: nothing flows at the cut-off, and less the
+hotter it is.
 
 **A lost sensor** (no reading, a stale, bad or impossible one): 0 where it is `required`; otherwise the share may not
 rise above what it was when the sensor fell silent. A sensor that has never spoken and is not required limits nothing.

@@ -48,6 +48,7 @@ from derms_agent.orchestrator.image import (
 )
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
+from derms_agent.orchestrator.temperatures import Battery, Temperatures
 from derms_agent.profiles.profile import Quantity
 
 READING_FRESH_S = 2.5
@@ -68,6 +69,7 @@ told A draws no more VA than that, whatever its power factor."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
+_NO_BATTERY = Battery()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +99,10 @@ class Honour:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Told:
-    """What people or telematics said of a session; None: nothing. Times by the control's clock."""
+    """What people or telematics said of a session; None: nothing. Times by the control's clock.
+
+    `air`: around the vehicle.
+    """
 
     departure_at_s: float | None = None
     energy_need_wh: float | None = None
@@ -105,6 +110,7 @@ class Told:
     soc_percent: float | None = None
     soc_read_at_s: float | None = None
     battery: thermal.Temperature | None = None
+    air: thermal.Temperature | None = None
 
 
 @dataclass(slots=True)
@@ -144,8 +150,7 @@ class Controller:
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
     _beside_asks: tuple[Limit, ...] = ()
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
-    _learnt: dict[str, thermal.Learnt] = field(default_factory=dict)
-    _sensors: dict[tuple[str, thermal.SensorKind], tuple[thermal.Sensor, thermal.Sensor]] = field(default_factory=dict)
+    _temperatures: Temperatures = field(init=False)
     _settled_s: float | None = None
     _in_force: frozenset[Ask] = frozenset()
     _doubted: frozenset[str] = frozenset()
@@ -180,6 +185,7 @@ class Controller:
         controls = [site.profiles[evse.device].control for evse in site.evses]
         in_w = any(control is not None and control.quantity is Quantity.POWER for control in controls)
         self._power_factor = LEAST_POWER_FACTOR if in_w else 1.0
+        self._temperatures = Temperatures(site)
         # What a predecessor told each EVSE is what it has: a new process is no reason to change anything.
         self._previous = {
             name: allocate.Allocation(
@@ -211,6 +217,7 @@ class Controller:
             self._fed_s[device_name] = reading.fed_at_s
             self._events.extend(book.Refreshed(evse.name, reading.fed_at_s) for evse in device.evses)
         self.answered_s[device_name] = reading.answered_at_s
+        self._temperatures.take(device, reading)
         urgent = False
         for name, seen in evse_readings(site, device, reading).items():
             urgent |= self._take_evse(name, seen, now_s)
@@ -252,11 +259,11 @@ class Controller:
             self.sessions.pop(name, None)
             self.told.pop(name, None)
             self._uptake_a.pop(name, None)
-            # The next vehicle has a battery of its own; the charger and its enclosure are the same.
-            self._learnt.pop(_heat_key(name, thermal.SensorKind.BATTERY), None)
+            self._temperatures.left(name)
         else:
             informed, power_w = _informed(session, self.told.get(name)), self._taken_w(name, seen.image)
             self.sessions[name] = informed if informed.power_w == power_w else replace(informed, power_w=power_w)
+        self._heated(name)
         if seen.image.current_a is not None:
             high_a = seen.image.current_a
             low_a = high_a if self._shows_currents(name) else per_phase(DC_EFFICIENCY * current for current in high_a)
@@ -417,7 +424,7 @@ class Controller:
             plan=self.plan,
             samples=self._demand,
             wall=self._wall,
-            heat=self._learnt,
+            heat=self._temperatures.learnt,
             droop=self._droop,
         )
 
@@ -432,8 +439,7 @@ class Controller:
 
     def recall_heat(self, heat: Mapping[str, thermal.Learnt]) -> None:
         """Go on from what temperatures left before, a start of the host ago too: a silent sensor leaves no more."""
-        known = {_heat_key(name, kind) for name in self._by_name for kind in thermal.SensorKind}
-        self._learnt = {key: learnt for key, learnt in heat.items() if key in known}
+        self._temperatures.recall(heat)
 
     def put(self, ask: Ask) -> None:
         """Take an ask in; one with the same id is replaced."""
@@ -661,41 +667,43 @@ class Controller:
         return soc.reserve(battery, now_s, soc.Policy(reserve_percent=self.policy.soc_reserve_percent))
 
     def _cooled(self, evse: Evse, now_s: float) -> Iterable[Limit]:
-        """Return what the temperatures of the charger and of the vehicle's battery leave.
+        """Return what the temperatures of the enclosure, the charger and the vehicle's battery leave."""
+        battery = self._battery(evse.name) if evse.name in self.sessions else None
+        rated_w = evse.limit_a * self.watts_per_a(evse.name)
+        return self._temperatures.limits(evse, self._sensors(), battery, rated_w, now_s)
 
-        A DC charger is a cabinet, whose air is what its sensor tells of; an AC one shows its own board's.
-        """
+    def _sensors(self) -> tuple[thermal.Sensor, ...]:
+        policy = self.policy
+        return policy.enclosure_sensor, policy.charger_sensor, policy.battery_sensor
+
+    def _battery(self, evse: str) -> Battery:
+        told = self.told.get(evse)
+        return _NO_BATTERY if told is None else Battery(told.battery, told.air)
+
+    def _heated(self, name: str) -> None:
+        """Learn how what carries power here heats."""
+        device, battery = self.site.devices[self._by_name[name].device], self._battery(name)
+        if battery.air is None and not self._temperatures.shows_air(device.name):
+            return
+        at_s = self.readings[name].image.answered_s
+        known = {
+            evse.name: (self._carried_w(evse), evse.limit_a * self.watts_per_a(evse.name)) for evse in device.evses
+        }
+        all_w = [watts for watts, _ in known.values() if watts is not None]
+        whole = sum(all_w) / sum(rated_w for _, rated_w in known.values()) if len(all_w) == len(known) else None
+        watts, rated_w = known[name]
+        self._temperatures.carry(name, None if watts is None else watts / rated_w, whole, at_s)
+        self._temperatures.learn(name, self._sensors(), battery)
+
+    def _carried_w(self, evse: Evse) -> float | None:
+        """Return what an EVSE carries by magnitude, in W; None where that is not known."""
         seen = self.readings.get(evse.name)
-        rated_w = {evse.name: evse.limit_a * self.watts_per_a(evse.name)}
-        told = self.told.get(evse.name)
-        control = self.site.profiles[evse.device].control
-        cabinet = control is not None and control.quantity is Quantity.POWER
-        own = self.policy.enclosure_sensor if cabinet else self.policy.charger_sensor
-        sensors = (
-            (own, None if seen is None else seen.temperature),
-            (self.policy.battery_sensor, None if told is None else told.battery),
-        )
-        for sensor, reading in sensors:
-            key = _heat_key(evse.name, sensor.kind)
-            # One that has spoken and is silent now leaves no more than it did.
-            if reading is None and not sensor.required and key not in self._learnt:
-                continue
-            named = self._named(sensor, evse)
-            derating, self._learnt[key] = thermal.derate(
-                named, self._learnt.get(key) or thermal.fresh(named), reading, now_s
-            )
-            if derating.share < 1.0:
-                yield from thermal.limits(derating, rated_w)
-
-    def _named(self, sensor: thermal.Sensor, evse: Evse) -> thermal.Sensor:
-        """Return a kind's sensor under an EVSE's name; made once, for each cycle asks for each EVSE's."""
-        known = self._sensors.get((evse.name, sensor.kind))
-        if known is None or known[0] is not sensor:
-            known = self._sensors[evse.name, sensor.kind] = (
-                sensor,
-                replace(sensor, name=f"{sensor.kind.value} of {evse.name}"),
-            )
-        return known[1]
+        if seen is None or seen.image.quality is not Quality.GOOD:
+            return None
+        if seen.power_w is not None:
+            return abs(seen.power_w)
+        currents = seen.image.current_a
+        return None if currents is None else max(map(abs, currents)) * self.watts_per_a(evse.name)
 
     def _frequency(self, now_s: float) -> tuple[Limit, ...]:
         settings = self.policy.droop
@@ -830,10 +838,6 @@ def _informed(session: Session, told: Told | None) -> Session:
         if getattr(told, name) is not None
     }
     return replace(session, **known)
-
-
-def _heat_key(evse: str, kind: thermal.SensorKind) -> str:
-    return f"{evse} {kind.value}"
 
 
 def _aged(image: EvseImage, now_s: float) -> EvseImage:

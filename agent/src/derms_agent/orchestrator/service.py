@@ -103,8 +103,12 @@ def policy_of(configuration: Configuration, known: Site) -> Policy:
             cut_off_c=conf.thermal_enclosure_cutoff_c,
             required=conf.thermal_enclosure_required,
         ),
-        charger_sensor=replace(defaults[kinds.CHARGER], cut_off_c=conf.thermal_charger_cutoff_c),
-        battery_sensor=replace(defaults[kinds.BATTERY], cut_off_c=conf.thermal_battery_cutoff_c),
+        charger_sensor=replace(
+            defaults[kinds.CHARGER], cut_off_c=conf.thermal_charger_cutoff_c, required=conf.thermal_charger_required
+        ),
+        battery_sensor=replace(
+            defaults[kinds.BATTERY], cut_off_c=conf.thermal_battery_cutoff_c, required=conf.thermal_battery_required
+        ),
     )
 
 
@@ -294,6 +298,7 @@ class Service:
         vehicle = arguments.optional_text("vehicle")
         soc_percent = arguments.number("soc_percent", 0.0, 100.0)
         battery_c = arguments.number("battery_c", -60.0, 200.0)
+        ambient_c = arguments.number("ambient_c", -60.0, 60.0)
         arguments.end()
         self._known(evse)
         now_s, now_unix_s = self.engine.clock(), time.time()
@@ -306,6 +311,7 @@ class Service:
             soc_percent=soc_percent,
             soc_read_at_s=None if soc_percent is None else now_s,
             battery=None if battery_c is None else thermal.Temperature(battery_c, now_s),
+            air=None if ambient_c is None else thermal.Temperature(ambient_c, now_s),
         )
         self.controller.tell(evse, told)
         self.engine.plan_soon()

@@ -26,6 +26,8 @@ CANONICAL_UNITS: Mapping[str, str] = {
     "current_limit": "A",
     "power_limit": "W",
     "temperature": "degC",
+    "enclosure_temperature": "degC",
+    "ambient_temperature": "degC",
     "frequency": "Hz",
     "soc": "percent",
     "failsafe_current": "A",
@@ -33,6 +35,7 @@ CANONICAL_UNITS: Mapping[str, str] = {
     "failsafe_timeout": "s",
 }
 """What every profile calls the same is in the same unit."""
+ENCLOSURE, CHARGER, AMBIENT = "enclosure", "charger", "ambient"
 
 CANONICAL_TEXTS = frozenset({"manufacturer", "model_name", "serial_number", "firmware"})
 """Points that identify a device. A few devices keep the last two as whole numbers."""
@@ -362,6 +365,22 @@ class Profile:
                 for connector in range(1, (self.connectors if point.stride else 1) + 1)
             )
         )
+
+    @property
+    def temperatures(self) -> Mapping[str, str]:
+        """Which of the points that are polled shows the temperature of the enclosure, the charger, the air around it.
+
+        A charger that is told W is a cabinet, whose air `temperature` tells of; of another it is the board's.
+        """
+        found = {}
+        if "temperature" in self.poll:
+            cabinet = self.control is not None and self.control.quantity is Quantity.POWER
+            found[ENCLOSURE if cabinet and "enclosure_temperature" not in self.poll else CHARGER] = "temperature"
+        if "enclosure_temperature" in self.poll:
+            found[ENCLOSURE] = "enclosure_temperature"
+        if "ambient_temperature" in self.poll:
+            found[AMBIENT] = "ambient_temperature"
+        return found
 
     @property
     def control_points(self) -> tuple[str, ...]:
