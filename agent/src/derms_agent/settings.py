@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 from derms_agent import depot as depots
 from derms_agent import profiles
-from derms_agent.model import Depot
+from derms_agent.model import Depot, Measures
 from derms_agent.one_line import one_line
 from derms_agent.profiles.profile import CHARGER, ENCLOSURE, nearest
 
@@ -282,6 +282,7 @@ _K = _between(0.02, 0.05)
 _RESPONSE = _between(0.2, 10.0, "s")
 # Beyond this a reading counts as a broken sensor's, so that a cut-off there would never act (control.thermal).
 _HOTTEST_C = 200.0
+_DEMAND_H = 0.25
 
 
 def _cutoff(warmest_air_c: float, reading_off_k: float = 0.5) -> Kind[float]:
@@ -698,6 +699,7 @@ def load(agent_conf_path: Path, limits_conf_path: Path, depot_path: Path | None 
         mistakes += _not_the_depots(agent, depot)
         mistakes += _beyond_the_depot(limits, depot)
         mistakes += _never_shown(limits, depot)
+        mistakes += _never_metered(limits, agent.values.get("gateway"), depot)
         warnings += tuple(_shown_by_some(limits, depot))
     if mistakes or depot is None:
         raise Mistakes(mistakes)
@@ -776,6 +778,33 @@ def _beyond_the_depot(limits: _Written, depot: Depot) -> Iterator[Mistake]:
     if reserve is not None and reserve < site.soc_reserve_percent:
         expected = f"at least {site.soc_reserve_percent:g} %, the depot file's reserve: {rule}"
         yield limits.mistake("SOC_RESERVE_PERCENT", f'"{reserve:g}"', expected)
+
+
+def _never_metered(limits: _Written, gateway: str | None, depot: Depot) -> Iterator[Mistake]:
+    """Yield what is wrong where a demand cap needs a register that nobody reads, or one that is too coarse for it.
+
+    What nobody measures counts for the most that may flow: all of a cap would be used up for good.
+    """
+    cap_w = limits.values.get("demand_cap_w")
+    roots = [one.name for one in depot.circuits.values() if one.parent is None and one.allocator == gateway]
+    if cap_w is None or len(roots) != 1:
+        return
+    own = {bus.name for bus in depot.buses.values() if bus.gateway == gateway}
+    profile = None
+    for meter in depot.meters.values():
+        if meter.circuit == roots[0] and meter.measures is Measures.CIRCUIT and depot.devices[meter.device].bus in own:
+            profile = profiles.load(depot.devices[meter.device].profile)  # of several, the last is the one that is read
+    found = f'"{cap_w / 1000:g}"'
+    if profile is None or not {"energy", "current_l1"} <= set(profile.poll):
+        has = "no meter there" if profile is None else f"profile {profile.name}, which does not"
+        expected = (
+            f"no cap, or a meter that measures circuit {roots[0]}, on a bus of gateway {gateway}, "
+            f"whose profile polls energy and current_l1: there is {has}"
+        )
+        yield limits.mistake("DEMAND_CAP_KW", found, expected)
+    elif (step_wh := profile.step("energy")) is not None and cap_w > 0 and cap_w * _DEMAND_H <= step_wh:
+        expected = f"more than {step_wh / _DEMAND_H / 1000:g} kW, for {profile.name} counts in {step_wh / 1000:g} kWh"
+        yield limits.mistake("DEMAND_CAP_KW", found, expected)
 
 
 def _lacking(limits: _Written, depot: Depot) -> Iterator[tuple[str, str, tuple[str, ...], bool]]:

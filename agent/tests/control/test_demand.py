@@ -24,12 +24,15 @@ NO_BASE = BaseLoad(
 )
 
 
-def run(cap: Cap, seed: int, most_w: float, obeyed: float) -> tuple[list[float], float]:
+def run(
+    cap: Cap, seed: int, most_w: float, obeyed: float, step_wh: float = 0.0, *, declared: bool = True
+) -> tuple[list[float], float]:
     """Return a site's power, second by second for an hour, and its largest demand.
 
     It draws what it is allowed, or a random part of that, up to `most_w`; `obeyed` is how often it draws all. Its meter
     is read, and its limit worked out, at random moments; in between the last limits hold by their own times. The first
-    quarter's limit is not obeyed in any way: nothing is measured before the agent starts, at a random second.
+    quarter's limit is not obeyed in any way: nothing is measured before the agent starts, at a random second. The
+    register counts in steps, which its profile tells where they are `declared`.
     """
     rng = random.Random(seed)  # noqa: S311
     samples, energy_ws = Samples(), 0.0
@@ -42,11 +45,22 @@ def run(cap: Cap, seed: int, most_w: float, obeyed: float) -> tuple[list[float],
         begin_s = now_s // 900 * 900
         if now_s == next_s:
             if rng.random() < 0.8:
-                samples = demand.add(samples, Sample(float(now_s), energy_ws / 3600), cap)
+                wh = energy_ws / 3600
+                shown_wh = wh // step_wh * step_wh if step_wh else wh
+                samples = demand.add(samples, Sample(float(now_s), shown_wh), cap)
                 since_read_w = in_force_w
             unmeasured_w = max(since_read_w, CAP_W)
+            counted_wh = step_wh
+            if not declared:
+                counted_wh = demand.ASSUMED_STEP_WH if samples.rise_wh is None else samples.rise_wh
             limits = demand.limits(
-                cap, samples, NO_BASE, float(now_s), unmeasured_w=unmeasured_w, window_begin_s=float(begin_s)
+                cap,
+                samples,
+                NO_BASE,
+                float(now_s),
+                unmeasured_w=unmeasured_w,
+                window_begin_s=float(begin_s),
+                step_wh=counted_wh,
             )
             next_s = now_s + rng.choice([1, 1, 1, 2, 5, 30])
         in_force_w = combine(limits, float(now_s))[SITE, LimitQuantity.ACTIVE_POWER, None].high
@@ -72,6 +86,44 @@ def run(cap: Cap, seed: int, most_w: float, obeyed: float) -> tuple[list[float],
 def test_a_site_that_obeys_never_exceeds_the_cap(windows: Windows, seed: int, most_w: float, obeyed: float) -> None:
     _, peak_w = run(Cap(cap_w=CAP_W, windows=windows), seed, most_w, obeyed)
     assert peak_w <= CAP_W * (1 + 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    windows=st.sampled_from(Windows),
+    seed=st.integers(0, 2**32),
+    step_wh=st.sampled_from([1.0, 10.0, 100.0, 1000.0, 5000.0]),
+    declared=st.booleans(),
+    obeyed=st.sampled_from([0.9, 1.0]),
+)
+def test_a_register_that_counts_in_steps_hides_nothing(
+    windows: Windows, seed: int, step_wh: float, declared: bool, obeyed: float
+) -> None:
+    # What nobody told is assumed until the first rise; a coarser register than that has to be declared.
+    told = declared or step_wh > demand.ASSUMED_STEP_WH
+    _, peak_w = run(Cap(cap_w=CAP_W, windows=windows), seed, 10 * CAP_W, obeyed, step_wh, declared=told)
+    assert peak_w <= CAP_W * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("windows", Windows)
+def test_a_step_of_the_register_is_used_up_once(windows: Windows) -> None:
+    cap = Cap(cap_w=CAP_W, windows=windows)
+    samples = Samples(tuple(Sample(100.0 * at, at // 2 * 1000.0) for at in range(9)))
+    without = demand.used_ws(samples.kept, 0.0, 800.0, CAP_W)
+    assert demand.used_ws(samples.kept, 0.0, 800.0, CAP_W, 3.6e6) == without + 3.6e6
+    allowed_w = [demand.allowed_w(cap, samples, 800.0, CAP_W, 0.0, step_wh) for step_wh in (0.0, 1000.0, 30_000.0)]
+    assert allowed_w == sorted(allowed_w, reverse=True)
+    assert allowed_w[-1] == 0.0
+    # One reading alone says nothing that a step could hide.
+    assert demand.used_ws(samples.kept[:1], 0.0, 800.0, CAP_W, 3.6e6) == CAP_W * 800
+
+
+def test_the_least_rise_is_no_less_than_a_step() -> None:
+    samples = Samples()
+    for second, wh in enumerate((5.0, 5.0, 7.0, 7.0, 8.0, 12.0, 12.0)):
+        samples = demand.add(samples, Sample(float(second), wh), SLIDING)
+    assert samples.rise_wh == 1.0
+    assert demand.add(samples, Sample(10.0, 0.0), SLIDING).rise_wh is None
 
 
 @pytest.mark.parametrize("windows", Windows)

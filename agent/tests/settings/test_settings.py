@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from derms_agent import settings
 from derms_agent.control import demand, droop, thermal
+from derms_agent.profiles.profile import Profile
 from derms_agent.settings import (
     AgentConf,
     Broker,
@@ -392,6 +393,42 @@ def test_a_sensor_that_no_profile_shows_cannot_be_required(files: Files) -> None
     )
     files.limits.write_text("THERMAL_ENCLOSURE_REQUIRED=no\nTHERMAL_BATTERY_REQUIRED=yes\n", encoding="utf-8")
     assert load(files.agent, files.limits).limits.thermal_battery_required
+
+
+@pytest.mark.parametrize(
+    ("meter", "has"),
+    [
+        ("", "no meter there"),
+        (
+            "  grid: {bus: grid, unit_id: 1, profile: sunspec_meter, measures: circuit, circuit: yard}\n",
+            "no meter there",
+        ),
+        ("  grid: {bus: grid, unit_id: 1, profile: sunspec_der, measures: circuit, circuit: main}\n", "sunspec_der"),
+    ],
+)
+def test_a_demand_cap_needs_a_register_that_is_read(files: Files, meter: str, has: str) -> None:
+    text = files.depot.read_text(encoding="utf-8")
+    line = next(one for one in text.splitlines(keepends=True) if one.startswith("  grid: {bus: grid"))
+    files.depot.write_text(
+        text.replace(line, meter) if meter else text.replace(f"meters:\n{line}", ""), encoding="utf-8"
+    )
+    files.limits.write_text("SITE_LIMIT_KVA=100\nDEMAND_CAP_KW=50\n", encoding="utf-8")
+    (mistake,) = files.mistakes()
+    assert (mistake.file, mistake.line, mistake.key) == (str(files.limits), 2, "DEMAND_CAP_KW")
+    assert has in mistake.expected
+    assert "circuit main" in mistake.expected
+    files.limits.write_text("SITE_LIMIT_KVA=100\n", encoding="utf-8")
+    load(files.agent, files.limits)
+
+
+def test_a_demand_cap_is_not_finer_than_its_register(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    files.limits.write_text("DEMAND_CAP_KW=4\n", encoding="utf-8")
+    assert load(files.agent, files.limits).limits.demand_cap_w == 4000
+    monkeypatch.setattr(Profile, "step", lambda _self, _name: 1000.0)
+    (mistake,) = files.mistakes()
+    assert mistake.expected == "more than 4 kW, for sunspec_meter counts in 1 kWh"
+    files.limits.write_text("DEMAND_CAP_KW=4.1\n", encoding="utf-8")
+    assert load(files.agent, files.limits).limits.demand_cap_w == 4100
 
 
 def test_who_lacks_a_sensor_that_is_required_is_warned_of(files: Files) -> None:

@@ -32,7 +32,10 @@ P.
 **What is not measured counts as most.** Between the last reading and now, in a gap, and before the first reading, power
 is `unmeasured_w`: the most that may have flowed. E between two readings is what the register says, and where a window
 begins between them, the lesser of the register's whole difference and `unmeasured_w` for the part inside (or the
-register's own mean, if that is more). So E is never below the truth, and P never above what the truth would allow.
+register's own mean, if that is more). A register counts in steps, of 1 Wh or of 1 kWh, so up to one of these more may
+have flowed between two of its readings than it says, however many lie between them: it is added once. How large a step
+is the meter's profile says, or else the least rise that was ever seen, which is never less than a step. So E is never
+below the truth, and P never above what the truth would allow.
 """
 
 from __future__ import annotations
@@ -48,6 +51,8 @@ from derms_agent.model import Limit, LimitQuantity, Rank
 
 _SECONDS_PER_HOUR = 3600.0
 _ROUNDING = 1e-9  # what adding a few hundred numbers may leave over
+ASSUMED_STEP_WH = 1000.0
+"""What a register whose step nobody tells is taken to count in, until it rises: that tells."""
 _STEP_S = 1.0  # what two clocks that are looked at one after the other, or slewed, may differ by
 
 
@@ -87,9 +92,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The register's readings that the running window still needs, oldest first."""
+    """The register's readings that the running window still needs, oldest first.
+
+    `rise_wh`: the least by which it ever rose from one reading to the next; None: it has not yet.
+    """
 
     kept: tuple[Sample, ...] = ()
+    rise_wh: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +130,11 @@ def add(samples: Samples, sample: Sample, cap: Cap, spacing_s: float = 10.0) -> 
     Readings closer together than `spacing_s` replace each other (all but the newest of them says nothing that its
     neighbours do not), which bounds how many are kept. A register that ran backwards was replaced: all is forgotten.
     """
-    kept = list(samples.kept)
+    kept, rise_wh = list(samples.kept), samples.rise_wh
     if kept and (sample.import_wh < kept[-1].import_wh or sample.at_s <= kept[-1].at_s):
         return Samples((sample,)) if sample.at_s > kept[-1].at_s else samples
+    if kept and sample.import_wh > kept[-1].import_wh:
+        rise_wh = min(sample.import_wh - kept[-1].import_wh, math.inf if rise_wh is None else rise_wh)
     if kept[1:] and sample.at_s - kept[-2].at_s < spacing_s:
         kept.pop()
     kept.append(sample)
@@ -131,11 +142,13 @@ def add(samples: Samples, sample: Sample, cap: Cap, spacing_s: float = 10.0) -> 
     first = 0
     while first + 1 < len(kept) and kept[first + 1].at_s <= begin_s:
         first += 1
-    return Samples(tuple(kept[first:]))
+    return Samples(tuple(kept[first:]), rise_wh)
 
 
-def used_ws(samples: Sequence[Sample], begin_s: float, now_s: float, unmeasured_w: float) -> float:
-    """Return the most that may have been imported between two moments, in Ws."""
+def used_ws(
+    samples: Sequence[Sample], begin_s: float, now_s: float, unmeasured_w: float, step_ws: float = 0.0
+) -> float:
+    """Return the most that may have been imported between two moments, in Ws; the register counts in steps."""
     if not samples:
         return unmeasured_w * max(now_s - begin_s, 0.0)
     found = unmeasured_w * (max(samples[0].at_s - begin_s, 0.0) + max(now_s - max(samples[-1].at_s, begin_s), 0.0))
@@ -143,7 +156,7 @@ def used_ws(samples: Sequence[Sample], begin_s: float, now_s: float, unmeasured_
         if later.at_s > begin_s:
             whole = _between_ws(earlier, later)
             found += min(whole, _most_w(earlier, later, unmeasured_w) * (later.at_s - max(earlier.at_s, begin_s)))
-    return found
+    return found + step_ws if samples[1:] and samples[-1].at_s > begin_s else found
 
 
 def _between_ws(earlier: Sample, later: Sample) -> float:
@@ -154,20 +167,28 @@ def _most_w(earlier: Sample, later: Sample, unmeasured_w: float) -> float:
     return max(unmeasured_w, _between_ws(earlier, later) / (later.at_s - earlier.at_s))
 
 
-def allowed_w(cap: Cap, samples: Samples, now_s: float, unmeasured_w: float, window_begin_s: float | None) -> float:
+def allowed_w(  # noqa: PLR0917 - all that it depends on
+    cap: Cap,
+    samples: Samples,
+    now_s: float,
+    unmeasured_w: float,
+    window_begin_s: float | None,
+    step_wh: float = 0.0,
+) -> float:
     """Return the import that may be held from now on, in W: to the interval's end, or for good where they slide.
 
     :param unmeasured_w: the most that may have flowed where no reading says what did: at least any limit in force
     :param window_begin_s: when the running interval began, by the monotonic clock; needed for aligned intervals
+    :param step_wh: what the register counts in
     :raises ValueError: no begin is given for aligned intervals, or now is not in the interval that it begins
     """
     if cap.windows is Windows.SLIDING:
-        return _sliding_w(cap, samples.kept, now_s, unmeasured_w)
+        return _sliding_w(cap, samples.kept, now_s, unmeasured_w, step_wh * _SECONDS_PER_HOUR)
     if window_begin_s is None or not window_begin_s <= now_s < window_begin_s + cap.window_s:
         raise ValueError(
             f"found {window_begin_s} as the begin of the interval around {now_s}, expected one that holds it"
         )
-    used = used_ws(samples.kept, window_begin_s, now_s, unmeasured_w)
+    used = used_ws(samples.kept, window_begin_s, now_s, unmeasured_w, step_wh * _SECONDS_PER_HOUR)
     left_s = window_begin_s + cap.window_s - now_s
     aim_w = cap.cap_w * (1 - cap.spare)
     saved_ws = aim_w * (now_s - window_begin_s) - used
@@ -175,7 +196,7 @@ def allowed_w(cap: Cap, samples: Samples, now_s: float, unmeasured_w: float, win
     return max(min((cap.cap_w * cap.window_s - used) / left_s, steady_w), 0.0)
 
 
-def _sliding_w(cap: Cap, samples: Sequence[Sample], now_s: float, unmeasured_w: float) -> float:
+def _sliding_w(cap: Cap, samples: Sequence[Sample], now_s: float, unmeasured_w: float, step_ws: float) -> float:
     """Return the least of (C W - E(now + d - W, now)) / d over d.
 
     E's bound is continuous and piecewise linear in d, with kinks at the readings, and inside a pair where the
@@ -184,20 +205,25 @@ def _sliding_w(cap: Cap, samples: Sequence[Sample], now_s: float, unmeasured_w: 
     """
     budget_ws = cap.cap_w * cap.window_s
     begin_s = now_s - cap.window_s
-    if used_ws(samples, begin_s, now_s, unmeasured_w) > budget_ws * (1 + _ROUNDING):
+    if used_ws(samples, begin_s, now_s, unmeasured_w, step_ws) > budget_ws * (1 + _ROUNDING):
         return 0.0  # the stretch that ends now has nothing left: d towards 0
     least_w = cap.cap_w * (1 - cap.spare)
-    for kink_s, used in _kinks(samples, now_s, unmeasured_w):
+    for kink_s, used in _kinks(samples, now_s, unmeasured_w, step_ws):
         if kink_s > begin_s:
             least_w = min(least_w, (budget_ws - used) / (kink_s - begin_s))
     return max(least_w, 0.0)
 
 
-def _kinks(samples: Sequence[Sample], now_s: float, unmeasured_w: float) -> Iterator[tuple[float, float]]:
-    """Yield where the bound of the energy up to now has its kinks, and the bound there in Ws, newest first."""
+def _kinks(
+    samples: Sequence[Sample], now_s: float, unmeasured_w: float, step_ws: float
+) -> Iterator[tuple[float, float]]:
+    """Yield where the bound of the energy up to now has its kinks, and the bound there in Ws, newest first.
+
+    At the newest reading it jumps by the register's step, and it is the upper end that binds.
+    """
     if not samples:
         return
-    used = unmeasured_w * max(now_s - samples[-1].at_s, 0.0)
+    used = unmeasured_w * max(now_s - samples[-1].at_s, 0.0) + (step_ws if samples[1:] else 0.0)
     yield samples[-1].at_s, used
     for later, earlier in pairwise(reversed(samples)):
         whole = _between_ws(earlier, later)
@@ -215,9 +241,10 @@ def limits(
     *,
     unmeasured_w: float,
     window_begin_s: float | None = None,
+    step_wh: float = 0.0,
 ) -> tuple[Limit, ...]:
     """Return the demand cap as what it leaves to EVSEs, in W, by the operator's rank."""
-    now_w = allowed_w(cap, samples, now_s, unmeasured_w, window_begin_s)
+    now_w = allowed_w(cap, samples, now_s, unmeasured_w, window_begin_s, step_wh)
     if cap.windows is Windows.SLIDING or window_begin_s is None:
         return (_limit(cap, now_w, base, None, None),)
     end_s = window_begin_s + cap.window_s

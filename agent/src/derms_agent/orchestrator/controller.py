@@ -732,7 +732,12 @@ class Controller:
 
     def _capped(self, cap: demand.Cap, root: limits.BaseLoad, now_s: float) -> tuple[Limit, ...]:
         limits_of = partial(
-            demand.limits, samples=self._demand, base=root, now_s=now_s, unmeasured_w=self.policy.limit_va
+            demand.limits,
+            samples=self._demand,
+            base=root,
+            now_s=now_s,
+            unmeasured_w=self.policy.limit_va,
+            step_wh=self._register_step_wh(),
         )
         wall = self._wall
         found: tuple[Limit, ...] = ()
@@ -741,6 +746,14 @@ class Controller:
         if cap.windows is demand.Windows.ALIGNED and wall is not None:
             found += limits_of(cap, window_begin_s=wall.begin_s(cap, now_s))
         return found
+
+    def _register_step_wh(self) -> float:
+        """Return what the import register counts in, in Wh: as its profile says, or no more than it ever rose by."""
+        meter = self.site.meters.get(self.site.root.name)
+        declared_wh = None if meter is None else self.site.profiles[meter.device].step("energy")
+        if declared_wh is not None:
+            return declared_wh
+        return demand.ASSUMED_STEP_WH if self._demand.rise_wh is None else self._demand.rise_wh
 
     def _allocate(self, names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
         relied = set(names)

@@ -57,6 +57,7 @@ def to_json(memory: Memory) -> dict[str, Any]:
         if plan is None
         else {"edges_s": list(plan.edges_s), "currents_a": {name: list(a) for name, a in plan.currents_a.items()}},
         "samples": [[sample.at_s, sample.import_wh] for sample in memory.samples.kept],
+        "rise_wh": memory.samples.rise_wh,
         "wall": None if memory.wall is None else _finite(memory.wall, _OF_WALL),
         "heat": {
             key: {**_finite(learnt.estimate, _OF_ESTIMATE), **_finite(learnt, ("last_share",))}
@@ -93,7 +94,10 @@ def from_json(stored: Mapping[str, Any], watts_per_a: Mapping[str, float]) -> Me
             edges_s=tuple(map(float, plan["edges_s"])),
             currents_a={name: tuple(map(float, amperes)) for name, amperes in plan["currents_a"].items()},
         ),
-        samples=demand.Samples(tuple(demand.Sample(float(at_s), float(wh)) for at_s, wh in stored["samples"])),
+        samples=demand.Samples(
+            tuple(demand.Sample(float(at_s), float(wh)) for at_s, wh in stored["samples"]),
+            None if stored.get("rise_wh") is None else float(stored["rise_wh"]),
+        ),
         wall=None if wall is None else demand.Wall(**_numbers(wall, _OF_WALL)),
         heat=heat_from_json(stored),
         droop=droop.State(

@@ -366,6 +366,12 @@ class Profile:
             )
         )
 
+    def step(self, name: str) -> float | None:
+        """Return what a point's value counts in, in its unit; None where the profile does not tell: floats, SunSpec."""
+        point = self.points.get(name)
+        floats = (PointType.F32, PointType.F64, PointType.STRING)
+        return None if point is None or point.type in floats else abs(point.scale)
+
     @property
     def temperatures(self) -> Mapping[str, str]:
         """Which of the points that are polled shows the temperature of the enclosure, the charger, the air around it.
