@@ -141,7 +141,7 @@ def test_a_broken_release_goes_back_on_the_first_gateway_and_reaches_no_other(fl
     before = {gateway.name: state(gateway) for gateway in (fleet.first, fleet.second)}
 
     # A new setting comes with it, which has to go back as well.
-    changes: dict[str, Any] = {"agent_source": str(broken_release(tmp_path / "ends", ENDS)), "agent_demand_cap_kw": 30}
+    changes: dict[str, Any] = {"agent_source": str(broken_release(tmp_path / "ends", ENDS)), "agent_droop": True}
     declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, chargers=2, **changes)
     run = fleet.deployment.run(*NEEDED)
     assert run.status == 1, run.words
