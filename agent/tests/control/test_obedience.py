@@ -170,6 +170,25 @@ def test_one_that_was_not_reached_is_reported_and_trusted_again_as_soon_as_it_fo
     assert course(lambda _: 8.0, lambda _: 16.0, 80, verdicts[-1])[-1].clear_s == ALLOWANCE.clear_s
 
 
+@pytest.mark.parametrize("late_s", [0.1, 0.5, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("sample_s", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("issued_s", [20.0, 20.3, 20.7, 20.95])
+def test_a_slow_vehicle_that_got_its_setpoint_late_is_trusted_as_soon_as_it_follows(
+    late_s: float, sample_s: float, issued_s: float
+) -> None:
+    verdict, found = unproven(0.0), []
+    for second in range(80):
+        told_a, since_s = (32.0, 0.0) if second <= issued_s else (8.0, issued_s)
+        drawn_a = 32.0 if second - sample_s < issued_s + late_s + 12 else 8.0
+        proven = not issued_s < second < issued_s + late_s
+        sample = Sample(Amount(told_a), (drawn_a, 0.0, 0.0), second - sample_s, proven, since_s)
+        verdict = judge(verdict, sample, float(second), ALLOWANCE)
+        found.append(verdict)
+    assert not {Following.RECOVERING} & {*states(found)}
+    assert late_s > 1.0 or all(one.trusted for one in found)
+    assert states(found)[37:] == [Following.FOLLOWING] * 43
+
+
 def test_one_that_does_not_follow_what_it_confirmed_has_to_recover() -> None:
     verdicts = unreached(proven_from_s=40, follows_at_s=54, seconds=90)
     assert states(verdicts)[54:84] == [Following.RECOVERING] * 30

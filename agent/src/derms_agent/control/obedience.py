@@ -98,12 +98,13 @@ class Check(str, Enum):
 class Allowance:
     """What an EVSE is allowed: times in s, tolerances in A and as a share of the limit.
 
-    `early_s`: so much before its time a cycle may begin.
+    `early_s`: so much before its time a cycle may begin; `sample_s`: so old a sample may be when it is judged.
     """
 
     follow_s: float = 12.0
     confirm_s: float = 2.0
     early_s: float = 0.1
+    sample_s: float = 1.0
     deadline_s: float = 15.0
     clear_s: float = 30.0
     longest_clear_s: float = 3600.0
@@ -163,7 +164,8 @@ def judge(before: Obedience, sample: Sample, now_s: float, allowance: Allowance)
     steady = _steady(before, sample, now_s, allowance)
     if steady is not None:
         return steady
-    told = _told(before.told, sample.told, sample.told_since_s, now_s, allowance)
+    span_s = allowance.follow_s - allowance.early_s
+    told = _told(before.told, sample.told, sample.told_since_s, now_s, span_s)
     confirmed = _confirmed(before, sample, now_s, allowance)
     if sample.sampled_s is None or (before.sampled_s is not None and sample.sampled_s <= before.sampled_s):
         return _unseen(before._replace(told=told, confirmed=confirmed), now_s, allowance)
@@ -224,9 +226,9 @@ def _told(
     now: Amount | None,
     since_s: float | None,
     now_s: float,
-    allowance: Allowance,
+    span_s: float,
 ) -> tuple[tuple[float, Amount], ...]:
-    """Return what was told within the last `follow_s`: an entry counts until so long after the next one.
+    """Return what was told within the last `span_s`: an entry counts until so long after the next one.
 
     What it is told again because the next one never got there counts from then on, and so does the next one.
     """
@@ -235,16 +237,19 @@ def _told(
         told = (*told, (max(at_s, told[-1][0]) if told else at_s, now))
     if len(told) <= 1:
         return told
-    follow_s = allowance.follow_s - allowance.early_s
-    first = next((index for index in range(len(told) - 1) if now_s - told[index + 1][0] < follow_s), len(told) - 1)
+    first = next((index for index in range(len(told) - 1) if now_s - told[index + 1][0] < span_s), len(told) - 1)
     return told[max(first, 0) :]
 
 
 def _confirmed(
     before: Obedience, sample: Sample, now_s: float, allowance: Allowance
 ) -> tuple[tuple[float, Amount], ...]:
-    """Return what was confirmed within the last `follow_s`."""
-    return _told(before.confirmed, sample.told if sample.proven else None, None, now_s, allowance)
+    """Return what was confirmed within the last `follow_s`, and as much longer as a sample is old.
+
+    Who got a setpoint late, by its bus, and is slow may be accused, for the time runs from the issue: it is excused.
+    """
+    span_s = allowance.follow_s + allowance.sample_s
+    return _told(before.confirmed, sample.told if sample.proven else None, None, now_s, span_s - allowance.early_s)
 
 
 def _hull(told: tuple[tuple[float, Amount], ...]) -> Span:
