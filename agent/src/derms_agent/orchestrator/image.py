@@ -155,7 +155,7 @@ def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | No
     at = site.depot.circuits[circuit]
     lines = [line for line, rating_a in enumerate(at.rating_a) if rating_a > 0]
     lacking = [powers[line] is None for line in lines]
-    if any(currents[line] is None for line in lines) or any(lacking) > all(lacking):
+    if any(currents[line] is None for line in lines) or (any(lacking) and not all(lacking)):
         return None
     nominal_v = at.neutral_voltage_v
     voltage_v = _number(values.get("voltage_l1"))
