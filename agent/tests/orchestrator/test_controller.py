@@ -18,7 +18,7 @@ from derms_agent.control.guard import Purpose
 from derms_agent.model import LimitQuantity, Proof, ProofKind, Rank
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask
-from derms_agent.orchestrator.controller import Told
+from derms_agent.orchestrator.controller import ASKED_AGAIN_S, WAKES_S, Told
 from derms_agent.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -884,3 +884,41 @@ def test_the_step_of_the_import_register_is_its_profiles_or_no_more_than_it_rise
             one.step(QUARTER_S + 20)
         left_w[step_wh] = capped_w(one)
     assert left_w[200.0] < left_w[None] < left_w[1.0]
+
+
+def test_a_vehicle_that_took_nothing_is_asked_again_and_meanwhile_leaves_others_the_room(play: MakePlay) -> None:
+    """One that sleeps until shortly before it departs, or takes long to wake up, is not forgotten for good."""
+    one = play(limit_va=1e6)
+    one.step(3)
+    one.vehicles()
+    asleep = "charger-003"
+    one.most_a[asleep] = 0.0
+    one.step(int(WAKES_S) // 2)
+    assert one.limit_a[asleep] >= 6.0
+    one.step(SETTLED_S + int(WAKES_S))
+    assert one.limit_a[asleep] == 0.0
+    one.vehicles()
+    one.step(int(ASKED_AGAIN_S) + SETTLED_S)
+    assert one.drawn_a(one.site.evses[one.site.network.place[asleep]]) >= 6.0
+
+
+def test_a_vehicle_that_takes_less_than_the_least_that_it_can_be_offered_keeps_that(charging: Play) -> None:
+    one = charging
+    one.controller.policy = replace(one.controller.policy, limit_va=1e6)
+    one.most_a["charger-003"] = 2.0
+    one.step(3 * SETTLED_S)
+    assert one.limit_a["charger-003"] == pytest.approx(6.0)
+
+
+def test_what_chargers_do_after_a_silence_is_not_taken_for_what_their_vehicles_take(charging: Play) -> None:
+    """They may have started anew, at nothing, whatever they were told before."""
+    one = charging
+    one.controller.policy = replace(one.controller.policy, limit_va=1e6)
+    one.step(SETTLED_S)
+    one.silent = set(one.site.devices)
+    one.step(int(WAKES_S))
+    one.limit_a.clear()
+    one.silent = set()
+    one.step()
+    for evse in one.site.evses:
+        assert one.controller.rated_w(evse.name) == pytest.approx(evse.limit_a * one.controller.watts_per_a(evse.name))

@@ -10,7 +10,7 @@ and a margin that lets it show that it takes more:
 | it draws less than the bound less the margin, though it was offered more | comes down to the draw and the margin |
 | it draws all of an offer at the bound | goes up, by `growth` at least |
 | it draws all of a lower offer | stays: others' needs say nothing about what it takes |
-| it was offered nothing for certain | stays: nothing can be seen |
+| it was offered nothing for certain | stays: nothing can be seen; whoever calls this has to offer it something again |
 
 **Why nobody starves.** The bound is never below the draw and the margin, nor below `least_a`, which is above nothing. A
 vehicle that is offered its bound and takes more draws all of it, so that its bound grows by `growth` with each sample

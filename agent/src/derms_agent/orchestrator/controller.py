@@ -61,6 +61,10 @@ SETTLE_S = 20.0
 """After a start, or an ask: until writes that replace what was before are proven, and shares follow from that."""
 RETURN_S = 30.0
 """Devices that were lost with one link come back within so long of one another: each tries anew after 10 s at most."""
+WAKES_S = 60.0
+"""For how long a vehicle may be offered something until it takes any of it: it may have to wake up first."""
+ASKED_AGAIN_S = 300.0
+"""After so long without an offer a vehicle that took nothing is offered the least again: it may want it by now."""
 _SHOWN_S = 1.0
 """How long after it acknowledged a limit a device may take until it shows it."""
 LEAST_POWER_FACTOR = 0.95
@@ -252,6 +256,10 @@ class Controller:
             return before is not None and before.image.quality is Quality.GOOD
         if before is not None and seen.image.sent_s <= before.image.sent_s:
             return False
+        if before is not None and seen.image.sent_s - before.image.answered_s > GAP_S:
+            # It may have started anew, at something else than it was told.
+            told = self.state.ledger.entries[name].told_amount
+            self._offered[name] = (0.0 if told is None else told.active_a, math.inf)
         self._compare(name, seen.image)
         session, counted = followed(self.sessions.get(name), self._metering.get(name), name, seen, now_s)
         self._metering[name] = counted
@@ -306,9 +314,16 @@ class Controller:
         if since_s == math.inf and entry.told is not None and entry.told.acknowledged:
             since_s = image.answered_s
         self._offered[name] = (offered_a, since_s)
-        if image.current_a and image.sent_s - since_s >= self.site.stations[name].follow_s:
-            bound_a = uptake.learnt_a(bound_a, offered_a, max(image.current_a))
-            self._uptake_a[name] = bound_a
+        station = self.site.stations[name]
+        if image.current_a:
+            drawn_a, for_s = max(image.current_a), image.sent_s - since_s
+            takes = drawn_a > _STEP_A
+            if for_s >= (station.follow_s if takes else max(station.follow_s, WAKES_S)):
+                bound_a = uptake.learnt_a(bound_a, offered_a, drawn_a)
+                # Beneath the least that it can be offered it would be offered nothing, which shows nothing for good.
+                if takes or (offered_a <= 0 and for_s >= ASKED_AGAIN_S):
+                    bound_a = max(bound_a, station.least_a)
+                self._uptake_a[name] = bound_a
         return bound_a * self.watts_per_a(name) if math.isfinite(bound_a) else None
 
     def _shows_currents(self, name: str) -> bool:
