@@ -291,7 +291,7 @@ def test_an_evses_own_bounds_hold() -> None:
 def test_after_an_outage_evses_start_one_by_one() -> None:
     network, evses = on_one_line(40, 2000.0)
     sessions = {evse.name: session(evse.name, hours=5.0, need_wh=9000.0) for evse in evses}
-    params = Params(energised_at_s=1000.0, spread_s=600.0, seed=7)
+    params = Params(energised_at_s=dict.fromkeys(sessions, 1000.0), spread_s=600.0, seed="north")
     counts = [
         int((amps(share(network, evses, sessions, params, now_s=now_s), network) > 0).sum())
         for now_s in (1000.0, 1150.0, 1300.0, 1450.0, 1600.0)
@@ -300,7 +300,24 @@ def test_after_an_outage_evses_start_one_by_one() -> None:
     assert counts == sorted(counts)
     assert 2 <= counts[1] <= 20
     assert counts[-1] == 40
-    assert may_start_at_s("e1", params) == may_start_at_s("e1", params) != may_start_at_s("e1", replace(params, seed=8))
+    elsewhere = replace(params, seed="south")
+    assert may_start_at_s("e1", params) == may_start_at_s("e1", params) != may_start_at_s("e1", elsewhere)
+
+
+def test_after_an_outage_those_wait_that_power_came_back_to_and_each_from_then_on() -> None:
+    network, evses = on_one_line(3, 2000.0)
+    sessions = {evse.name: session(evse.name, hours=5.0, need_wh=9000.0) for evse in evses}
+    params = Params(energised_at_s={"e1": 1000.0, "e2": 1100.0}, spread_s=50.0)
+    on = {
+        now_s: (amps(share(network, evses, sessions, params, now_s=now_s), network) > 0).tolist()
+        for now_s in (1000.0, 1050.0, 1100.0, 1150.0)
+    }
+    assert on == {
+        1000.0: [True, False, False],
+        1050.0: [True, True, False],
+        1100.0: [True, True, False],
+        1150.0: [True, True, True],
+    }
 
 
 def test_a_trembling_limit_moves_an_evse_at_most_once_in_five_minutes() -> None:

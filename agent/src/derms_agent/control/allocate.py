@@ -116,8 +116,8 @@ class Params:
     on is worth in it, in A over all of it. `start` is the part of its minimum that the plan must give an EVSE now, and
     `keep` over the near future, so that it is started, or kept on. `even_s` is the time in which fair shares even out
     what has been delivered so far. `hold_s` and `margin_a` are for raises after a lowering. `storage` names EVSEs that
-    are stationary storage. After an outage (`energised_at_s`) each EVSE waits for a time of its own within `spread_s`,
-    drawn from `seed`.
+    are stationary storage. An EVSE that power came back to after an outage (`energised_at_s` says when) waits for a
+    time of its own within `spread_s`, drawn from `seed`; those that are absent there do not wait.
     """
 
     steps: Mapping[str, Steps] = field(default_factory=dict)
@@ -131,9 +131,9 @@ class Params:
     hold_s: float = 300.0
     margin_a: float = 0.5
     storage: frozenset[str] = frozenset()
-    energised_at_s: float | None = None
+    energised_at_s: Mapping[str, float] = field(default_factory=dict)
     spread_s: float = 600.0
-    seed: int = 0
+    seed: str = ""
 
 
 class Allocation(NamedTuple):
@@ -161,10 +161,11 @@ _NOTHING = Allocation(evse="", current_a=0.0, power_w=0.0, why="")
 
 def may_start_at_s(evse: str, params: Params) -> float:
     """Return when an EVSE may take power again after an outage: a random time for each, always the same for a seed."""
-    if params.energised_at_s is None:
+    energised_at_s = params.energised_at_s.get(evse)
+    if energised_at_s is None:
         return -math.inf
     drawn = int.from_bytes(hashlib.blake2b(f"{params.seed}/{evse}".encode(), digest_size=_DRAWN_BYTES).digest(), "big")
-    return params.energised_at_s + params.spread_s * drawn / (1 << 8 * _DRAWN_BYTES)
+    return energised_at_s + params.spread_s * drawn / (1 << 8 * _DRAWN_BYTES)
 
 
 def circuit_limits(network: Network, bounds: Bounds, *, export: bool = False) -> Floats:
@@ -318,7 +319,7 @@ def reserved_a(
     All sessions count when shares are worked out, so that those that are known leave the others theirs.
     """
     seats = _seats(
-        tuple(evses), sessions, bounds, network, now_s=0.0, previous={}, params=replace(params, energised_at_s=None)
+        tuple(evses), sessions, bounds, network, now_s=0.0, previous={}, params=replace(params, energised_at_s={})
     )
     return _fair_a(seats, network, circuit_limits(network, bounds))
 
@@ -388,7 +389,7 @@ def _seats(
 ) -> _Seats:
     """Return the EVSEs with a session, as far as they may take power again after an outage."""
     taking = [evse for evse in evses if evse.name in sessions]
-    if params.energised_at_s is not None and now_s < params.energised_at_s + params.spread_s:
+    if params.energised_at_s:
         taking = [evse for evse in taking if now_s >= may_start_at_s(evse.name, params)]
     names = [evse.name for evse in taking]
     present = [sessions[name] for name in names]

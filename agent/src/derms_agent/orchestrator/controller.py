@@ -61,6 +61,20 @@ SETTLE_S = 20.0
 """After a start, or an ask: until writes that replace what was before are proven, and shares follow from that."""
 RETURN_S = 30.0
 """Devices that were lost with one link come back within so long of one another: each tries anew after 10 s at most."""
+OUTAGE_S = 5.0
+"""A device that was silent for so long may have had no power: no start is shorter (`Station.boot_s`)."""
+TOGETHER_S = 20.0
+"""Devices that lose power together are seen to be silent within so long of one another: time-outs differ."""
+OUTAGE_SHARE = 0.8
+"""The share of the devices that answered until then that falls silent together in an outage.
+
+An outage takes all of them, but for one that has a battery, or that is seen to be silent late. Where a depot's chargers
+hang on two switches, one of those may well have more than half of them, but hardly ever as many as this.
+"""
+BOOTS_S = 180.0
+"""A charger answers within so long of the host, if it starts with it."""
+SPREAD_EACH_S = 15.0
+"""Starts after an outage are spread over so long for each EVSE, up to `Policy.spread_s`: few of them need not wait."""
 WAKES_S = 60.0
 """For how long a vehicle may be offered something until it takes any of it: it may have to wake up first."""
 ASKED_AGAIN_S = 300.0
@@ -121,14 +135,15 @@ class Told:
 class Controller:
     """One gateway's control.
 
-    `energised_at_s`: power came back then after an outage; None: there was none; infinite: that is still to be seen.
-    `stays_over`: what could be over its limit although there was time to lower it. `link_until_s`: until then the
-    grid's link stands as far as is known; None: there is none to wait for.
+    `boot_id` names this start of the host. `energised_at_s`: it was then, and power may have been away before; None:
+    this process only goes on. `stays_over`: what could be over its limit although there was time to lower it.
+    `link_until_s`: until then the grid's link stands as far as is known; None: there is none to wait for.
     """
 
     site: Site
     policy: Policy
     state: State
+    boot_id: str = ""
     asks: dict[str, Ask] = field(default_factory=dict)
     told: dict[str, Told] = field(default_factory=dict)
     sessions: dict[str, Session] = field(default_factory=dict)
@@ -162,6 +177,8 @@ class Controller:
     _returned: frozenset[str] = frozenset()
     _returned_s: float = -math.inf
     _freed_until_s: float = -math.inf
+    _dark: frozenset[str] = frozenset()
+    _cycled_s: float = -math.inf
     _overdue: Overdue = field(default_factory=Overdue)
     _droop: droop.State = field(default_factory=droop.State)
     _demand: demand.Samples = field(default_factory=demand.Samples)
@@ -183,7 +200,9 @@ class Controller:
             steps={
                 one.name: allocate.Steps(minimum_a=one.least_a, step_a=one.step_a) for one in site.stations.values()
             },
-            spread_s=self.policy.spread_s,
+            spread_s=min(self.policy.spread_s, SPREAD_EACH_S * len(site.evses)),
+            # Else each depot of a fleet would wait alike, and one depot alike after each outage.
+            seed=f"{site.depot.name}/{self.boot_id}",
         )
         self._by_name = {evse.name: evse for evse in site.evses}
         controls = [site.profiles[evse.device].control for evse in site.evses]
@@ -225,6 +244,8 @@ class Controller:
         urgent = False
         for name, seen in evse_readings(site, device, reading).items():
             urgent |= self._take_evse(name, seen, now_s)
+        if device_name in self._dark and reading.quality is Quality.GOOD:
+            self._dark -= {device_name}
         for circuit, meter in site.meters.items():
             if meter.device == device_name:
                 urgent |= self._take_meter(circuit, reading)
@@ -256,6 +277,8 @@ class Controller:
             return before is not None and before.image.quality is Quality.GOOD
         if before is not None and seen.image.sent_s <= before.image.sent_s:
             return False
+        if before is None or self._by_name[name].device in self._dark:
+            self._notice_energised(name, seen, now_s)
         if before is not None and seen.image.sent_s - before.image.answered_s > GAP_S:
             # It may have started anew, at something else than it was told.
             told = self.state.ledger.entries[name].told_amount
@@ -441,6 +464,7 @@ class Controller:
             wall=self._wall,
             heat=self._temperatures.learnt,
             droop=self._droop,
+            energised_at_s=self.params.energised_at_s,
         )
 
     def remember(self, memory: Memory) -> None:
@@ -451,6 +475,7 @@ class Controller:
         self.plan = memory.plan
         self._demand, self._wall, self._droop = memory.samples, memory.wall, memory.droop
         self.recall_heat(memory.heat)
+        self._wait(memory.energised_at_s)
 
     def recall_heat(self, heat: Mapping[str, thermal.Learnt]) -> None:
         """Go on from what temperatures left before, a start of the host ago too: a silent sensor leaves no more."""
@@ -583,20 +608,44 @@ class Controller:
             self._freed_until_s = now_s + SETTLE_S
 
     def _notice_outage(self, now_s: float) -> None:
-        """Say that power came back just now where it may have and nobody charges yet: then they start one by one."""
-        if self.energised_at_s is not math.inf or not self.readings:
+        """See whether most devices have fallen silent together: then power may be away, and comes back with each.
+
+        Those that were silent long before the others say nothing, nor do those that this process never heard; and after
+        a pause of this process all are silent.
+        """
+        paused = now_s - self._cycled_s > READING_FRESH_S
+        self._cycled_s = now_s
+        silent_s = {
+            name: now_s - self.answered_s.get(name, -math.inf)
+            for name, device in self.site.devices.items()
+            if device.evses
+        }
+        fell = {name for name, for_s in silent_s.items() if OUTAGE_S <= for_s < OUTAGE_S + TOGETHER_S}
+        answering = sum(for_s < OUTAGE_S for for_s in silent_s.values())
+        if fell and not paused and len(fell) >= OUTAGE_SHARE * (len(fell) + answering):
+            self._dark |= fell
+        waiting = self.params.energised_at_s
+        over = {name for name, at_s in waiting.items() if now_s >= at_s + self.params.spread_s}
+        if over:
+            self._wait({name: at_s for name, at_s in waiting.items() if name not in over})
+
+    def _notice_energised(self, name: str, seen: EvseReading, now_s: float) -> None:
+        """Have an EVSE that answers for the first time after an outage wait for its start, unless it draws already.
+
+        Whoever booted before the gateway did, or was only not reached, charges and has nothing to start.
+        """
+        with_the_host = self.energised_at_s is not None and now_s <= self.energised_at_s + BOOTS_S
+        if not with_the_host and self._by_name[name].device not in self._dark:
             return
-        drawing = any(max(seen.image.current_a or (0.0,)) > _STEP_A for seen in self.readings.values())
-        if drawing:
-            self.energised_at_s = None
-        elif (
-            len(self.readings) == len(self._by_name)
-            or now_s > min(seen.image.answered_s for seen in self.readings.values()) + GAP_S
-        ):
-            self.energised_at_s = now_s
-        self.params = replace(
-            self.params, energised_at_s=None if self.energised_at_s == math.inf else self.energised_at_s
-        )
+        waiting = dict(self.params.energised_at_s)
+        if max(seen.image.current_a or (0.0,)) > _STEP_A:
+            waiting.pop(name, None)
+        elif allocate.may_start_at_s(name, self.params) <= now_s:  # who waits already is put off no further
+            waiting[name] = now_s
+        self._wait(waiting)
+
+    def _wait(self, energised_at_s: Mapping[str, float]) -> None:
+        self.params = replace(self.params, energised_at_s=energised_at_s)
 
     def _limits(self, now_s: float) -> tuple[Limit, ...]:
         site, policy = self.site, self.policy

@@ -32,6 +32,7 @@ class Memory:
     `shares`: what each EVSE was given last, and when it was raised and lowered. `uptake_a`: the most that each vehicle
     is seen to take, A per conductor. `in_force`: the asks that shares have been moved for; `settled_s`: until when they
     move freely for them. `heat`: what each sensor of temperatures has shown, but for the window that it is in.
+    `energised_at_s`: since when those have had power again that wait for their start.
     """
 
     shares: Mapping[str, Allocation] = field(default_factory=dict)
@@ -43,6 +44,7 @@ class Memory:
     wall: demand.Wall | None = None
     heat: Mapping[str, thermal.Learnt] = field(default_factory=dict)
     droop: droop.State = field(default_factory=droop.State)
+    energised_at_s: Mapping[str, float] = field(default_factory=dict)
 
 
 def to_json(memory: Memory) -> dict[str, Any]:
@@ -69,6 +71,7 @@ def to_json(memory: Memory) -> dict[str, Any]:
             "known": memory.droop.known,
             "before_w": dict(memory.droop.before_w),
         },
+        "energised_at_s": dict(memory.energised_at_s),
     }
 
 
@@ -106,6 +109,10 @@ def from_json(stored: Mapping[str, Any], watts_per_a: Mapping[str, float]) -> Me
             known=bool(stored["droop"]["known"]),
             before_w={name: float(watts) for name, watts in stored["droop"]["before_w"].items()},
         ),
+        # A release that did not stagger starts has not stored it.
+        energised_at_s={
+            name: float(at_s) for name, at_s in stored.get("energised_at_s", {}).items() if name in watts_per_a
+        },
     )
 
 

@@ -65,6 +65,8 @@ LINKED_WITHIN_S = 900.0
 """How long a gateway that never heard of its VTN waits for it, until it counts as one whose link is lost."""
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
+JUST_STARTED_S = 600.0
+"""A host that is up for no longer may have come up just now, with its depot's power."""
 _DEMAND_S = 900.0
 _COUNTED_EVERY_S = 0.1
 _MOST_JOBS = 200
@@ -548,14 +550,14 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     site = site_of(configuration.depot, configuration.agent.gateway, shed_s=SHED_S)
     store = Store(configuration.agent.state_directory)
     now_s, boot = boottime_s(), boot_id()
-    ledger, rebooted = _adopted(store, site, boot, now_s)
-    controller = Controller(site=site, policy=policy_of(configuration, site), state=State(ledger))
-    # Power may have been away with the host: who then charges shows it.
-    controller.energised_at_s = math.inf if rebooted else None
+    ledger, ledgers_boot = _adopted(store, site, boot, now_s)
+    controller = Controller(site=site, policy=policy_of(configuration, site), state=State(ledger), boot_id=boot)
     asks_store = Latest(store, ASKS, ASKS_JOURNAL)
     _recall_asks(controller, asks_store, boot, now_s, linked=configuration.agent.vtn_url is not None)
     _recall_sessions(controller, store, now_s)
     _recall_memory(controller, store, boot)
+    # Power may have been away with the host.
+    controller.energised_at_s = now_s if _rebooted(store, ledgers_boot, boot, now_s) else None
     buses = open_buses(site.depot, configuration.agent.gateway)
     pace = Pace(shed_s=SHED_S)
     devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False, reads_back=False)
@@ -565,8 +567,11 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     return service
 
 
-def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Ledger, bool]:
-    """Return the ledger that a predecessor left, or a new one, and whether the host restarted since."""
+def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Ledger, str | None]:
+    """Return the ledger that a predecessor left, or a new one, and in which start of the host the former was stored.
+
+    That is empty where the ledger is lost, and None where nobody left one.
+    """
     document, problem = store.load(LEDGER)
     if problem is None and document is not None:
         try:
@@ -576,11 +581,23 @@ def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Le
         except (OSError, ValueError, TypeError, KeyError) as unusable:
             problem = store.put_aside(LEDGER, str(unusable))
         else:
-            return ledger, document["boot_id"] != boot
+            return ledger, str(document["boot_id"])
     if problem is not None:
         store.put_aside(JOURNAL, "belongs to it")
         logger.error("The ledger is lost, so every EVSE counts at its rating until it is told anew: %s", problem)
-    return book.started(site.stations.values(), now_s), False
+    return book.started(site.stations.values(), now_s), None if problem is None else ""
+
+
+def _rebooted(store: Store, ledgers_boot: str | None, boot: str, now_s: float) -> bool:
+    """Whether the host restarted since a predecessor ran.
+
+    Without its ledger, what else that left says so; where all is lost, the age of this start has to do.
+    """
+    if ledgers_boot:
+        return ledgers_boot != boot
+    documents = [store.load(name)[0] for name in (MEMORY, ASKS)]
+    boots = {one["boot_id"] for one in documents if isinstance(one, dict) and "boot_id" in one}
+    return boot not in boots if boots else ledgers_boot is not None and now_s < JUST_STARTED_S
 
 
 def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float, *, linked: bool) -> None:
