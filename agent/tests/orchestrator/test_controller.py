@@ -532,6 +532,29 @@ def test_what_was_told_of_a_session_lasts_until_the_vehicle_leaves(charging: Pla
     assert controller.sessions["charger-003"].delivered_wh < 100
 
 
+def test_of_what_is_told_and_what_the_device_shows_of_the_charge_the_newest_counts(charging: Play) -> None:
+    one = charging
+    controller, name = one.controller, "fast-1/1"
+
+    def shows(percent: float, at_s: float) -> None:
+        one.take("fast-1", {**one.shown("fast-1"), "soc/1": percent}, at_s)
+
+    def charge() -> tuple[float | None, float | None]:
+        session = controller.sessions[name]
+        return session.soc_percent, session.soc_read_at_s
+
+    shows(50.0, one.now_s + 1)
+    assert charge() == (50.0, one.now_s + 1)
+    controller.tell(name, Told(soc_percent=54.0, soc_read_at_s=one.now_s + 3))
+    assert charge() == (54.0, one.now_s + 3)
+    shows(51.0, one.now_s + 2)
+    assert charge() == (54.0, one.now_s + 3)
+    shows(52.0, one.now_s + 4)
+    assert charge() == (52.0, one.now_s + 4)
+    controller.tell(name, Told(vehicle="van-03"))
+    assert charge() == (52.0, one.now_s + 4)
+
+
 def test_a_new_process_takes_up_the_sessions_that_still_are(play: MakePlay) -> None:
     one = play()
     unix_s = 1_800_000_000.0

@@ -48,6 +48,7 @@ def test_the_report_of_a_depot_at_work(charging: Play) -> None:
     one = charging
     one.controller.put(Ask(id="less", source="root: less", rank=Rank.GRID, high_w=80_000.0, end_s=one.now_s + 90))
     one.controller.tell("charger-001", Told(departure_at_s=one.now_s + 600, energy_need_wh=5000.0))
+    one.controller.tell("charger-001", Told(soc_percent=41.0, soc_read_at_s=one.now_s))
     one.silent = {"fast-1"}
     one.step(12)
     outcome = one.step()
@@ -57,6 +58,7 @@ def test_the_report_of_a_depot_at_work(charging: Play) -> None:
     assert {alarm.about for alarm in began} >= {"fast-1/1", "fast-1/2"}
     assert ended == []
     assert [evse["name"] for evse in found["evses"]] == [evse.name for evse in one.site.evses]
+    assert found["evses"][0]["soc_percent"] == 41.0
     assert [circuit["name"] for circuit in found["circuits"]] == ["main", "yard", "front", "fast"]
     assert found["state"] == "fault"
     assert "fast-1/1" in found["reason"]

@@ -907,13 +907,16 @@ class Controller:
 
 
 def _informed(session: Session, told: Told | None) -> Session:
+    """Return a session with what is told of it; of two states of charge the one that was read last."""
     if told is None:
         return session
     known = {
         name: getattr(told, name)
-        for name in ("departure_at_s", "energy_need_wh", "vehicle", "soc_percent", "soc_read_at_s")
+        for name in ("departure_at_s", "energy_need_wh", "vehicle")
         if getattr(told, name) is not None
     }
+    if told.soc_read_at_s is not None and told.soc_read_at_s >= (session.soc_read_at_s or -math.inf):
+        known |= {"soc_percent": told.soc_percent, "soc_read_at_s": told.soc_read_at_s}
     return replace(session, **known)
 
 

@@ -272,6 +272,9 @@ def _evse(  # noqa: PLR0917 - what `report` has worked out for all
     silent_s = entry.silent_for_s(now_s)
     fresh = seen is not None and seen.image.quality is Quality.GOOD
     currents = seen.image.current_a if seen is not None and fresh else None
+    soc_percent = None if seen is None else seen.soc_percent
+    if session is not None and session.soc_percent is not None:
+        soc_percent = session.soc_percent  # the newest of what the device shows and what was told
     return {
         "name": evse.name,
         "device": evse.device,
@@ -288,7 +291,7 @@ def _evse(  # noqa: PLR0917 - what `report` has worked out for all
         "following": outcome.state.obedience[evse.name].state.value,
         "silent_s": None if math.isinf(silent_s) else round(silent_s, 1),
         "delivered_wh": None if session is None else _round(session.delivered_wh),
-        "soc_percent": None if seen is None else seen.soc_percent,
+        "soc_percent": soc_percent,
         "departure_in_s": None
         if session is None or session.departure_at_s is None
         else round(session.departure_at_s - now_s),
