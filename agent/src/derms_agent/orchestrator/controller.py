@@ -37,6 +37,7 @@ from derms_agent.model import (
 )
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.batteries import Batteries, Battery, Kind
 from derms_agent.orchestrator.handover import Memory
 from derms_agent.orchestrator.image import (
     DC_EFFICIENCY,
@@ -48,7 +49,7 @@ from derms_agent.orchestrator.image import (
 )
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
-from derms_agent.orchestrator.temperatures import Battery, Temperatures
+from derms_agent.orchestrator.temperatures import Temperatures, ToldHeat
 from derms_agent.profiles.profile import Quantity
 
 READING_FRESH_S = 2.5
@@ -87,7 +88,7 @@ told A draws no more VA than that, whatever its power factor."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
-_NO_BATTERY = Battery()
+_NO_HEAT = ToldHeat()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +156,7 @@ class Controller:
     outcome: Outcome | None = None
     base: Mapping[str, limits.BaseLoad] = field(default_factory=dict)
     stays_over: tuple[Excess, ...] = ()
+    batteries: Batteries = field(default_factory=Batteries)
     energised_at_s: float | None = None
     params: allocate.Params = field(init=False)
     _cycle: Cycle = field(init=False)
@@ -244,6 +246,9 @@ class Controller:
         urgent = False
         for name, seen in evse_readings(site, device, reading).items():
             urgent |= self._take_evse(name, seen, now_s)
+        charge = reading.values.get("soc")
+        if isinstance(charge, int | float) and not device.evses and reading.quality is Quality.GOOD:
+            self.batteries.read(Battery(Kind.STORAGE, device_name), charge, reading.asked_at_s)
         if device_name in self._dark and reading.quality is Quality.GOOD:
             self._dark -= {device_name}
         for circuit, meter in site.meters.items():
@@ -292,8 +297,7 @@ class Controller:
             self._uptake_a.pop(name, None)
             self._temperatures.left(name)
         else:
-            informed, power_w = _informed(session, self.told.get(name)), self._taken_w(name, seen.image)
-            self.sessions[name] = informed if informed.power_w == power_w else replace(informed, power_w=power_w)
+            self._keep(session, seen)
         self._heated(name)
         if seen.image.current_a is not None:
             high_a = seen.image.current_a
@@ -309,6 +313,14 @@ class Controller:
         _, since_s = self._offered.get(name, (0.0, -math.inf))
         settled = seen.image.sent_s - since_s >= self.site.stations[name].follow_s
         return settled and max(seen.image.current_a) > max(told.active_a, 0.0) + _STEP_A
+
+    def _keep(self, session: Session, seen: EvseReading) -> None:
+        """Keep a session that goes on, with what is told of it, what its vehicle takes, and what that goes through."""
+        name = session.evse
+        informed, power_w = _informed(session, self.told.get(name)), self._taken_w(name, seen.image)
+        self.sessions[name] = informed if informed.power_w == power_w else replace(informed, power_w=power_w)
+        if seen.soc_percent is not None:
+            self.batteries.read(_battery_of(informed), seen.soc_percent, seen.image.sent_s)
 
     def _compare(self, name: str, image: EvseImage) -> None:
         """Look whether an EVSE shows more than what it acknowledged last: then it is not believed until it does not."""
@@ -427,7 +439,10 @@ class Controller:
             }
         )
         self.told[evse] = merged
-        self.sessions[evse] = _informed(session, merged)
+        self.sessions[evse] = informed = _informed(session, merged)
+        seen = self.readings.get(evse)
+        if merged.soc_percent is not None and merged.soc_read_at_s is not None and (not seen or not seen.soc_percent):
+            self.batteries.read(_battery_of(informed), merged.soc_percent, merged.soc_read_at_s)
 
     def recall(self, evse: str, stored: Mapping[str, Any], now_s: float, now_unix_s: float) -> None:
         """Take in what a predecessor knew of a session; its first reading says whether it still is.
@@ -740,9 +755,9 @@ class Controller:
         policy = self.policy
         return policy.enclosure_sensor, policy.charger_sensor, policy.battery_sensor
 
-    def _battery(self, evse: str) -> Battery:
+    def _battery(self, evse: str) -> ToldHeat:
         told = self.told.get(evse)
-        return _NO_BATTERY if told is None else Battery(told.battery, told.air)
+        return _NO_HEAT if told is None else ToldHeat(told.battery, told.air)
 
     def _heated(self, name: str) -> None:
         """Learn how what carries power here heats."""
@@ -918,6 +933,10 @@ def _informed(session: Session, told: Told | None) -> Session:
     if told.soc_read_at_s is not None and told.soc_read_at_s >= (session.soc_read_at_s or -math.inf):
         known |= {"soc_percent": told.soc_percent, "soc_read_at_s": told.soc_read_at_s}
     return replace(session, **known)
+
+
+def _battery_of(session: Session) -> Battery:
+    return Battery(Kind.EVSE, session.evse) if session.vehicle is None else Battery(Kind.VEHICLE, session.vehicle)
 
 
 def _aged(image: EvseImage, now_s: float) -> EvseImage:

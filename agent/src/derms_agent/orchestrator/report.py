@@ -195,6 +195,16 @@ def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Ru
         "site": _site(controller, outcome, spans, now_s),
         "circuits": [_circuit(controller, name, spans, now_s) for name in controller.site.depot.circuits],
         "evses": [_evse(controller, outcome, evse, spans, now_s, binds) for evse in controller.site.evses],
+        "batteries": [
+            {
+                "kind": battery.kind.value,
+                "name": battery.name,
+                "equivalent_full_cycles": _round(found.equivalent_full_cycles, 2),
+                "deepest_percent": _round(found.deepest_percent),
+                "mean_depth_percent": _round(found.mean_depth_percent),
+            }
+            for battery, found in controller.batteries.reports()
+        ],
         "asks": [ask_json(ask, now_s) for ask in controller.asks.values()],
         "alarms": [
             {"about": alarm.about, "words": alarm.words, "for_s": round(now_s - alarm.since_s, 1)}

@@ -43,7 +43,7 @@ from derms_agent.engine_log import Heartbeats, listen, log_to
 from derms_agent.model import Device, OperatingState
 from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew
 from derms_agent.notify import notify
-from derms_agent.orchestrator import asks, handover
+from derms_agent.orchestrator import asks, batteries, handover
 from derms_agent.orchestrator.api import ask_of
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.broadcast import CLIENT_ID, MQTT, Broadcast, tls_files
@@ -52,7 +52,7 @@ from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, fallback_written, foreseen, site_of, tree_of
-from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, JOURNAL, LEDGER, MEMORY, SESSIONS
+from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, CYCLES, JOURNAL, LEDGER, MEMORY, SESSIONS
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
@@ -513,14 +513,28 @@ class Service:
             document = {"boot_id": self.engine.boot_id, **handover.to_json(self.controller.memory())}
             await anyio.to_thread.run_sync(self.store.save, MEMORY, document)
 
+    async def save_cycles(self) -> None:
+        """Store what batteries have been through, where that has changed; it is on disk when this returns."""
+        found = self.controller.batteries
+        if not found.changed:
+            return
+        found.changed = False
+        try:
+            async with self._saving:
+                await anyio.to_thread.run_sync(self.store.save, CYCLES, batteries.to_json(found.counted))
+        except OSError:
+            found.changed = True
+            raise
+
     async def save_what_moves(self) -> None:
-        """Store sessions and memory; where the disk does not take them, that is said."""
+        """Store sessions, memory and cycles; where the disk does not take them, that is said."""
         with _said("Sessions cannot be kept"):
             await self.save_sessions()
             await self.save_memory()
+            await self.save_cycles()
 
     async def keep_sessions(self) -> None:
-        """Store sessions and memory now and then, for energy grows and shares move."""
+        """Store sessions, memory and cycles now and then, for energy grows and shares move."""
         while True:
             await anyio.sleep(60)
             await self.save_what_moves()
@@ -556,6 +570,7 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     _recall_asks(controller, asks_store, boot, now_s, linked=configuration.agent.vtn_url is not None)
     _recall_sessions(controller, store, now_s)
     _recall_memory(controller, store, boot)
+    _recall_cycles(controller, store)
     # Power may have been away with the host.
     controller.energised_at_s = now_s if _rebooted(store, ledgers_boot, boot, now_s) else None
     buses = open_buses(site.depot, configuration.agent.gateway)
@@ -650,6 +665,17 @@ def _recall_memory(controller: Controller, store: Store, boot: str) -> None:
         problem = store.put_aside(MEMORY, repr(unusable))
     if problem is not None:
         logger.error("How power was shared before is lost, and is worked out anew: %s", problem)
+
+
+def _recall_cycles(controller: Controller, store: Store) -> None:
+    document, problem = store.load(CYCLES)
+    try:
+        if document is not None:
+            controller.batteries.counted = batteries.from_json(document)
+    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+        problem = store.put_aside(CYCLES, repr(unusable))
+    if problem is not None:
+        logger.error("The cycles that batteries have been through are lost, and are counted anew: %s", problem)
 
 
 # Running

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What outlives the process: the ledger, what was asked, sessions, what control remembers; one JSON file each.
+"""What outlives the process: ledger, what was asked, sessions, what control remembers, cycles; one JSON file each.
 
 The writes that leave between two ledgers are added to a journal, a line of JSON at a time, each on the disk before any
 of its writes leaves: that takes a third of the time of a whole ledger. All asks have one as well: see `Latest`.
@@ -8,4 +8,5 @@ of its writes leaves: that takes a third of the time of a whole ledger. All asks
 from __future__ import annotations
 
 LEDGER, ASKS, SESSIONS, MEMORY = "ledger.json", "asks.json", "sessions.json", "memory.json"
+CYCLES = "cycles.json"
 JOURNAL, ASKS_JOURNAL = "ledger.journal", "asks.journal"

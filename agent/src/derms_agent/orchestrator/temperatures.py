@@ -27,7 +27,7 @@ _BATTERY = SensorKind.BATTERY
 
 
 @dataclass(frozen=True, slots=True)
-class Battery:
+class ToldHeat:
     """What was told of a vehicle's battery, and of the air around it; None: nothing."""
 
     temperature: Temperature | None = None
@@ -132,7 +132,7 @@ class Temperatures:
             else:
                 carried.until(at_s, share)
 
-    def learn(self, evse: str, sensors: Sequence[Sensor], battery: Battery) -> None:
+    def learn(self, evse: str, sensors: Sequence[Sensor], battery: ToldHeat) -> None:
         """Learn from each reading that came since the last time.
 
         What is not known to have been carried, or in which air, teaches nothing.
@@ -148,7 +148,7 @@ class Temperatures:
             self.learnt[name] = thermal.learn(sensor, known, reading, share or 0.0, air_c)
 
     def limits(
-        self, evse: Evse, sensors: Sequence[Sensor], battery: Battery | None, rated_w: float, now_s: float
+        self, evse: Evse, sensors: Sequence[Sensor], battery: ToldHeat | None, rated_w: float, now_s: float
     ) -> Iterable[Limit]:
         """Yield what each sensor leaves; the battery's leaves all where no vehicle is there (None)."""
         for name, sensor in zip(self._keys[evse.name], sensors, strict=True):
@@ -161,7 +161,7 @@ class Temperatures:
             if reading is None and not sensor.required and name not in self.learnt:
                 continue
             named = self._sensor(name, sensor, evse.name)
-            air_c = self._air_c(evse.name, sensor.kind, battery or Battery(), now_s)
+            air_c = self._air_c(evse.name, sensor.kind, battery or ToldHeat(), now_s)
             known = self.learnt.get(name) or thermal.fresh(named)
             derating, self.learnt[name] = thermal.derate(named, known, reading, now_s, air_c)
             if derating.share < 1.0:
@@ -172,7 +172,7 @@ class Temperatures:
         self.learnt.pop(key(evse, _BATTERY), None)
         self._carried.pop(key(evse, _BATTERY), None)
 
-    def _air_c(self, evse: str, kind: SensorKind, battery: Battery, at_s: float) -> float | None:
+    def _air_c(self, evse: str, kind: SensorKind, battery: ToldHeat, at_s: float) -> float | None:
         """Return the temperature of the air around a sensor, in degC; None where nobody measures it."""
         told = battery.air if kind is _BATTERY else None
         air = self._air.get(evse) if told is None else told
