@@ -275,6 +275,7 @@ _NOMINAL = _choice({"50": 50.0, "60": 60.0})
 
 _POSITIVE_KVA = _number("a number of kVA above 0", lambda value: value > 0, thousands=1)
 _KW = _number("a number of kW, 0 or more", lambda value: value >= 0, thousands=1)
+_KW_PER_S = _number("a number of kW/s, 0.01 or more", lambda value: value >= 0.01, thousands=1)  # noqa: PLR2004
 _PERCENT = _between(0, 100, "%")
 # IEEE 1547-2018, table 24, category III (the deadbands and K are those of all categories or wider).
 _DEADBAND = _between(0.017, 1.0, "Hz")
@@ -477,6 +478,12 @@ class LimitsConf:
     )
     droop_response_s: float = field(
         default=5.0, metadata=_key("DROOP_RESPONSE_S", _RESPONSE, "the time in which 90 % of a step is answered")
+    )
+    ramp_w_per_s: float | None = field(
+        default=None,
+        metadata=_key(
+            "RAMP_KW_PER_S", _KW_PER_S, "how fast each EVSE's power may rise; it may always fall at once", "at once"
+        ),
     )
 
 

@@ -945,3 +945,57 @@ def test_what_chargers_do_after_a_silence_is_not_taken_for_what_their_vehicles_t
     one.step()
     for evse in one.site.evses:
         assert one.controller.rated_w(evse.name) == pytest.approx(evse.limit_a * one.controller.watts_per_a(evse.name))
+
+
+RAMP_W_PER_S = 1000.0
+
+
+def rises(one: Play, since_s: float) -> dict[str, list[tuple[float, float, float]]]:
+    """Return each EVSE's writes since a time that tell it more than it stood at: from, to, and after how long."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    stands: dict[str, tuple[float, float]] = {}
+    for at_s, name, amperes in one.writes:
+        before_a, before_s = stands.get(name, (0.0, -math.inf))
+        if amperes > before_a + 0.05 and at_s >= since_s:
+            found.setdefault(name, []).append((before_a, amperes, at_s - before_s))
+        if abs(amperes - before_a) > 0.05:
+            stands[name] = amperes, at_s
+    return found
+
+
+@pytest.mark.parametrize("ramp_w_per_s", [RAMP_W_PER_S, None])
+def test_a_ramp_slows_what_rises_and_nothing_that_falls(play: MakePlay, ramp_w_per_s: float | None) -> None:
+    one = play(limit_va=1e6, ramp_w_per_s=ramp_w_per_s)
+    one.step(3)
+    one.vehicles([evse.name for evse in one.site.evses if evse.name.startswith("charger")])
+    one.step(SETTLED_S)
+    before_w = one.drawn_w()
+    assert before_w > 0.99 * sum(16.0 * one.controller.watts_per_a(name) for name in one.most_a)
+    began_s = one.now_s
+    one.controller.put(ask(0.6 * before_w + BASE_W, end_s=began_s + 60))
+    one.step(2)
+    assert one.drawn_w() <= 0.6 * before_w + 1
+    one.step(SETTLED_S + 60)
+    assert one.drawn_w() > 0.99 * before_w
+    rate_a = RAMP_W_PER_S / one.controller.watts_per_a("charger-001")
+    found = [each for name in one.most_a for each in rises(one, began_s + 3).get(name, [])]
+    assert found
+    within = [
+        after_a <= 6.05 if before_a < 6.0 else after_a - before_a <= rate_a * min(after_s, 1.0) + 0.15
+        for before_a, after_a, after_s in found
+    ]
+    assert all(within) is (ramp_w_per_s is not None)
+    if ramp_w_per_s is not None:
+        # It is no slower than that, by more than what steps and cycles make of it.
+        assert max(after_a - before_a for before_a, after_a, _ in found if before_a >= 6.0) > 0.8 * rate_a
+
+
+def test_a_slow_ramp_rises_all_the_same_and_takes_nothing_back(play: MakePlay) -> None:
+    one = play(limit_va=1e6, ramp_w_per_s=10.0)
+    one.step(3)
+    one.vehicles(["fast-1/1"])
+    one.step(600)
+    found = [amperes for _, name, amperes in one.writes if name == "fast-1/1"]
+    assert found == sorted(found)
+    assert found[-1] == pytest.approx(10.0 * 600 / one.controller.watts_per_a("fast-1/1"), rel=0.1)
+    assert found[-1] > one.site.stations["fast-1/1"].least_a + 1

@@ -107,6 +107,7 @@ def test_limits_are_in_w_and_va() -> None:
     [
         ("DROOP_K=5", 'limits.conf:1: DROOP_K: found "5", expected a number from 0.02 to 0.05'),
         ("DROOP_RESPONSE_S=0.1", 'limits.conf:1: DROOP_RESPONSE_S: found "0.1", expected a number from 0.2 to 10 s'),
+        ("RAMP_KW_PER_S=0", 'limits.conf:1: RAMP_KW_PER_S: found "0", expected a number of kW/s, 0.01 or more'),
         ("DROOP=true", 'limits.conf:1: DROOP: found "true", expected on or off'),
         ("NOMINAL_HZ=50.0", 'limits.conf:1: NOMINAL_HZ: found "50.0", expected 50 or 60'),
         ("SITE_LIMIT_KVA=0", 'limits.conf:1: SITE_LIMIT_KVA: found "0", expected a number of kVA above 0'),
@@ -232,6 +233,7 @@ OWN = {
     "droop_deadband_hz": st.floats(0.017, 1),
     "droop_k": st.floats(0.02, 0.05),
     "droop_response_s": st.floats(0.2, 10),
+    "ramp_w_per_s": st.floats(10, 1e9),
     "thermal_enclosure_cutoff_c": st.floats(40.5, 200, exclude_min=True, exclude_max=True),
     "thermal_charger_cutoff_c": st.floats(45.5, 200, exclude_min=True, exclude_max=True),
     "thermal_battery_cutoff_c": st.floats(40.5, 200, exclude_min=True, exclude_max=True),
@@ -339,7 +341,8 @@ def test_the_keys_are_called_as_agreed() -> None:
     assert " ".join(key.name for key in settings.keys(LimitsConf).values()) == (
         "SITE_LIMIT_KVA DEFAULT_LIMIT_KW SOC_RESERVE_PERCENT DEMAND_CAP_KW DEMAND_WINDOWS THERMAL_ENCLOSURE_CUTOFF_C "
         "THERMAL_CHARGER_CUTOFF_C THERMAL_BATTERY_CUTOFF_C THERMAL_ENCLOSURE_REQUIRED "
-        "THERMAL_CHARGER_REQUIRED THERMAL_BATTERY_REQUIRED DROOP NOMINAL_HZ DROOP_DEADBAND_HZ DROOP_K DROOP_RESPONSE_S"
+        "THERMAL_CHARGER_REQUIRED THERMAL_BATTERY_REQUIRED DROOP NOMINAL_HZ DROOP_DEADBAND_HZ DROOP_K DROOP_RESPONSE_S "
+        "RAMP_KW_PER_S"
     )
 
 

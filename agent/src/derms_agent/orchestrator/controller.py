@@ -101,6 +101,7 @@ class Policy:
     demand_cap: demand.Cap | None = None
     droop: droop.Settings | None = None
     nominal_hz: float = 50.0
+    ramp_w_per_s: float | None = None
     enclosure_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.ENCLOSURE]
     charger_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.CHARGER]
     battery_sensor: thermal.Sensor = thermal.DEFAULTS[thermal.SensorKind.BATTERY]
@@ -193,6 +194,7 @@ class Controller:
     _fed_s: dict[str, float] = field(default_factory=dict)
     _by_name: dict[str, Evse] = field(default_factory=dict)
     _power_factor: float = field(init=False)
+    _ramps: dict[str, tuple[float, float, tuple[Limit, ...]]] = field(default_factory=dict)
     _ratings: dict[str, tuple[tuple[float | None, float] | None, tuple[Limit, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -675,6 +677,7 @@ class Controller:
         for evse in site.evses:
             found += self._own(evse)
             found += self._reserved(evse, now_s)
+            found += self._ramped(evse, now_s)
             self._heat[evse.name] = tuple(self._cooled(evse, now_s))
         for heat in self._heat.values():
             found += heat
@@ -744,6 +747,30 @@ class Controller:
         vehicle = self.site.depot.vehicles.get(session.vehicle or "")
         battery = soc.of_session(session, None if vehicle is None else vehicle.capacity_wh)
         return soc.reserve(battery, now_s, soc.Policy(reserve_percent=self.policy.soc_reserve_percent))
+
+    def _ramped(self, evse: Evse, now_s: float) -> tuple[Limit, ...]:
+        """Return how far an EVSE's setpoint may have risen from where it stands: as long as that takes, one step.
+
+        What it waits for longer does not add up, or it would rise at once after that. It starts at its minimum.
+        """
+        rate_w, entry = self.policy.ramp_w_per_s, self.state.ledger.entries[evse.name]
+        told, amount = entry.told, entry.told_amount
+        if rate_w is None or told is None or amount is None or evse.name not in self.sessions:
+            self._ramps.pop(evse.name, None)
+            return ()
+        station, stands_a = self.site.stations[evse.name], max(amount.active_a, 0.0)
+        rate_a = rate_w / self.watts_per_a(evse.name)
+        known_a, since_s, found = self._ramps.get(evse.name, (stands_a, now_s, ()))
+        if stands_a != known_a:
+            known_a, since_s = stands_a, min(told.since_s, now_s)
+        # What is nearer than `SAME_A` to what it was told would not be told.
+        step_a = max(station.step_a, 2 * book.SAME_A, station.least_a - known_a)
+        elapsed_s = min(now_s - since_s, max(step_a / rate_a, self.params.cycle_s))
+        fresh = limits.ramp(evse, limits.Ramp(up_per_s=rate_a), known_a, now_s - elapsed_s, now_s)
+        if not found or not math.isclose(fresh[0].high, found[0].high, rel_tol=1e-9):
+            found = fresh  # else the same object, which need not be combined anew
+        self._ramps[evse.name] = known_a, since_s, found
+        return found
 
     def _cooled(self, evse: Evse, now_s: float) -> Iterable[Limit]:
         """Return what the temperatures of the enclosure, the charger and the vehicle's battery leave."""

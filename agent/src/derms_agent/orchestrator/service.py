@@ -100,6 +100,7 @@ def policy_of(configuration: Configuration, known: Site) -> Policy:
         if conf.droop
         else None,
         nominal_hz=conf.nominal_hz,
+        ramp_w_per_s=conf.ramp_w_per_s,
         enclosure_sensor=replace(
             defaults[kinds.ENCLOSURE],
             cut_off_c=conf.thermal_enclosure_cutoff_c,
