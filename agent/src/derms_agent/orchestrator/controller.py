@@ -253,10 +253,15 @@ class Controller:
             self.batteries.read(Battery(Kind.STORAGE, device_name), charge, reading.asked_at_s)
         if device_name in self._dark and reading.quality is Quality.GOOD:
             self._dark -= {device_name}
-        for circuit, meter in site.meters.items():
+        return self._take_meters(device_name, reading) or urgent
+
+    def _take_meters(self, device_name: str, reading: Reading) -> bool:
+        """Take in what a device shows as a meter. Return whether control should work at once."""
+        urgent = False
+        for circuit, meter in self.site.meters.items():
             if meter.device == device_name:
                 urgent |= self._take_meter(circuit, reading)
-        for circuit, meters in site.generators.items():
+        for circuit, meters in self.site.generators.items():
             for meter in meters:
                 if meter.device == device_name:
                     self._take_generator(circuit, meter, reading)
