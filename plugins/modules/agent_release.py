@@ -15,7 +15,10 @@ description:
   - A release is a virtual environment of its own in O(directory), named after its version, on the gateway's own Python.
     The link C(current) beside them says which one is in service.
   - With O(state=installed) the release is built beside the others, from wheels in C(wheels) of O(directory) alone, each
-    checked against its hash. The control node sends those that are not there. Nothing that runs is touched.
+    checked against its hash. The control node sends those that are not there.
+  - The release that C(current) leads to is never deleted. What is not as released in it is put back from the wheels,
+    file by file and each in one step, so that the unit can start from it at every instant, also where that fails or is
+    cut off; then the unit is due for a restart. Any other release that is not whole is built anew.
   - With O(state=current) the link is switched in one step, the unit restarted, and asked for its health. If it does not
     answer as the new version in time, link, configuration and unit go back to what they were, and the task fails with
     the last lines of the journal.
@@ -142,11 +145,11 @@ machine:
   returned: with O(state=installed)
   sample: aarch64
 to_build:
-  description: Whether the release has to be built.
+  description: Whether the release has to be built, or what is not as released put back.
   type: bool
   returned: with O(state=installed)
 wheels:
-  description: The hash of each wheel that the gateway has, where a release has to be built.
+  description: The hash of each wheel that the gateway has, where it needs some.
   type: dict
   returned: with O(state=installed)
 rolled_back:
@@ -189,6 +192,7 @@ if TYPE_CHECKING:
 # What a finished release holds, written last: a directory without it is one whose building was cut off.
 MARKER = "release.json"
 VERSION = re.compile(r"\d+(\.\d+)*\+h[0-9a-f]+\.py\d+")
+OWN_PACKAGE = "derms-agent"
 LOCKED_PIP = re.compile(r"^pip==\S+ --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+)$", re.MULTILINE)
 # As compileall takes it, of paths.
 NOT_COMPILED = "/(pip|tests)/"
@@ -226,22 +230,22 @@ def file_sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-def altered_files(release: Path) -> list[str]:
-    """Return the files of the agent's own package that are no longer as its wheel brought them."""
+def altered_files(release: Path) -> list[tuple[str, str]]:
+    """Return the files of the agent's own package that are not as its wheel brought them, each with its package."""
     records = sorted(release.glob("lib/python*/site-packages/derms_agent-*.dist-info/RECORD"))
     if len(records) != 1:
-        return [str(release / "lib")]
+        return [(OWN_PACKAGE, str(release / "lib"))]
     site = records[0].parents[1]
     altered = []
     with records[0].open(newline="", encoding="utf-8") as stream:
         for name, recorded, *_size in csv.reader(stream):
             method, _separator, value = recorded.partition("=")
-            path = site / name
+            path = Path(os.path.normpath(site / name))
             if method != "sha256":
                 continue
             found = base64.urlsafe_b64encode(file_sha256(path)).decode().rstrip("=") if path.is_file() else ABSENT
             if found != value:
-                altered.append(str(path.resolve() if path.exists() else path))
+                altered.append((OWN_PACKAGE, str(path)))
     return altered
 
 
@@ -252,6 +256,8 @@ class Releases:
         self.directory = directory
         self.link = directory / "current"
         self.wheels = directory / "wheels"
+        # Where wheels are unpacked that a release is mended from.
+        self.unpacked = directory / "unpacked"
         # The configuration as it was before the release that is about to be put in service.
         self.before = directory / "before"
 
@@ -270,6 +276,10 @@ class Releases:
     def linked(self) -> Path:
         """Return where the link leads, by its words alone."""
         return Path(os.path.normpath(self.directory / self.link.readlink()))
+
+    def is_linked(self, version: str) -> bool:
+        """Tell whether the link names a release, whole or not: a unit may run from it, or start from it any time."""
+        return self.link.is_symlink() and self.linked() == self.directory / version
 
     def link_words(self) -> str:
         """Return what the link is, in words."""
@@ -302,14 +312,23 @@ class Releases:
             if path.is_dir() and not path.is_symlink() and VERSION.fullmatch(path.name) and path.name not in kept
         ]
 
+    def remove_unpacked(self) -> None:
+        """Remove what is left of wheels that a release was mended from."""
+        if self.unpacked.is_dir():
+            shutil.rmtree(self.unpacked)
+
+    def has_python(self, version: str) -> bool:
+        """Tell whether a release has a Python to run on."""
+        return os.access(self.directory / version / "bin" / "python", os.X_OK)
+
     def flaws(self, version: str) -> list[Drift]:
         """Return what is wrong with a release that is wanted; nothing where it is whole and unaltered."""
         release = self.directory / version
         if not (release / MARKER).is_file():
             return [drift(str(release), "cut off while it was built" if release.exists() else ABSENT, "built")]
-        if not os.access(release / "bin" / "python", os.X_OK):
+        if not self.has_python(version):
             return [drift(str(release), "without its Python", "built")]
-        return [drift(path, "not as released", "as released") for path in altered_files(release)]
+        return [drift(path, "not as released", "as released") for _package, path in altered_files(release)]
 
     def drift(self, version: str) -> list[Drift]:
         """Return everything that differs, an upgrade as one line."""
@@ -322,7 +341,7 @@ class Releases:
         else:
             differences += flaws
             # One that names the release that is wanted, but is not whole, says nothing that its flaws do not.
-            if not now and not (self.link.is_symlink() and self.linked() == self.directory / version):
+            if not now and not self.is_linked(version):
                 differences.append(drift(str(self.link), self.link_words(), version))
         return differences + [drift(str(path), "present", ABSENT) for path in self.superfluous(version)]
 
@@ -450,38 +469,93 @@ class Gateway:
         release = self.releases.directory / version
         if release.exists():
             shutil.rmtree(release)
-        old_mask = os.umask(0o022)
         try:
             pip = self.installer(requirements)
-            interpreter = self.module.get_bin_path(self.module.params["interpreter"], required=True)
-            self._run(interpreter, "-m", "venv", "--without-pip", str(release))
+            self._make_environment(release)
             listed = release / "requirements.txt"
             listed.write_text(requirements, encoding="utf-8")
-            self._run(
-                *(str(release / "bin" / "python"), "-I", f"{pip}/pip", "--isolated", "--disable-pip-version-check"),
-                *("install", "--quiet", "--no-cache-dir", "--no-compile", "--no-index"),
-                *(f"--find-links={self.releases.wheels}", "--require-hashes", "--only-binary=:all:"),
-                f"--requirement={listed}",
-            )
-            # Half of the installation; pip would do it on one processor, and with what a service never imports.
-            self._run(
-                *(str(release / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", "-x", NOT_COMPILED),
-                str(release / "lib"),
-            )
-            said = self._run(str(release / "bin" / "derms-agent"), "--version").strip()
-            if not said.endswith(f" {version}"):
-                raise RefusalError(f"the release that was built says {said!r}, expected version {version}")
-            if self.module.selinux_enabled() and (restorecon := self.module.get_bin_path("restorecon")):
-                self._run(restorecon, "-RF", str(release))
-            with (release / MARKER).open("w", encoding="utf-8") as stream:
-                json.dump({"version": version, "python": python_in_name(self.module.params["interpreter"])}, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
+            self._install(pip, release, listed)
+            self._finish(version)
         except (RefusalError, OSError):
             shutil.rmtree(release, ignore_errors=True)
             raise
+
+    def mend(self, version: str, requirements: str) -> None:
+        """Put back what is not as released, file by file and each in one step: the unit may start at any instant.
+
+        A virtual environment's paths are absolute, so that none that was built elsewhere could take this one's place.
+        """
+        release, unpacked = self.releases.directory / version, self.releases.unpacked
+        self.releases.remove_unpacked()
+        try:
+            pip = self.installer(requirements)
+            if not self.releases.has_python(version):
+                self._make_environment(release)
+            tree = unpacked / str(release).lstrip("/")
+            tree.mkdir(parents=True)
+            (tree / "requirements.txt").write_text(requirements, encoding="utf-8")
+            listed = unpacked / "requirements.txt"
+            listed.write_text(self._lacking(release, requirements), encoding="utf-8")
+            # As into the release itself, its programs' first lines among it, but below another root.
+            self._install(pip, release, listed, f"--root={unpacked}", "--ignore-installed", "--no-deps")
+            self._put_back(tree, release)
+            self._finish(version)
         finally:
-            os.umask(old_mask)
+            self.releases.remove_unpacked()
+        if flaws := self.releases.flaws(version):
+            raise RefusalError(f"{flaws[0]['what']} is {flaws[0]['is']} after its wheel was put back")
+
+    def _lacking(self, release: Path, requirements: str) -> str:
+        """Return the lines of the wheels that brought what is not as released; all of them where that is not known."""
+        packages = {package for package, _path in altered_files(release)} if (release / MARKER).is_file() else set()
+        lines = requirements.splitlines(keepends=True)
+        return "".join(line for line in lines if not packages or line.partition("==")[0] in packages)
+
+    def _put_back(self, tree: Path, release: Path) -> None:
+        """Move each file of a tree that a release does not have as it is there; both are on the disk first."""
+        os.sync()
+        if (release / MARKER).is_file():
+            # Newer than the start of a unit that runs what was altered, also where this is cut off.
+            os.utime(release / MARKER)
+        for file in sorted(path for path in tree.rglob("*") if path.is_file()):
+            place = release / file.relative_to(tree)
+            if not place.is_file() or file_sha256(place) != file_sha256(file):
+                place.parent.mkdir(parents=True, exist_ok=True)
+                for compiled in place.parent.glob(f"__pycache__/{place.stem}.*.pyc"):
+                    compiled.unlink()
+                file.replace(place)
+
+    def _make_environment(self, release: Path) -> None:
+        for program in release.glob("bin/python*"):
+            program.unlink()
+        interpreter = self.module.get_bin_path(self.module.params["interpreter"], required=True)
+        self._run(interpreter, "-m", "venv", "--without-pip", str(release))
+
+    def _install(self, pip: Path, release: Path, listed: Path, *options: str) -> None:
+        self._run(
+            *(str(release / "bin" / "python"), "-I", f"{pip}/pip", "--isolated", "--disable-pip-version-check"),
+            *("install", "--quiet", "--no-cache-dir", "--no-compile", "--no-index"),
+            *(f"--find-links={self.releases.wheels}", "--require-hashes", "--only-binary=:all:", *options),
+            f"--requirement={listed}",
+        )
+
+    def _finish(self, version: str) -> None:
+        """Compile a release, see that it runs, and mark it as whole."""
+        release = self.releases.directory / version
+        # Half of the installation; pip would do it on one processor, and with what a service never imports.
+        self._run(
+            *(str(release / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", "-x", NOT_COMPILED),
+            str(release / "lib"),
+        )
+        said = self._run(str(release / "bin" / "derms-agent"), "--version").strip()
+        if not said.endswith(f" {version}"):
+            raise RefusalError(f"the release that was built says {said!r}, expected version {version}")
+        if self.module.selinux_enabled() and (restorecon := self.module.get_bin_path("restorecon")):
+            self._run(restorecon, "-RF", str(release))
+        with (release / MARKER).open("w", encoding="utf-8") as stream:
+            json.dump({"version": version, "python": python_in_name(self.module.params["interpreter"])}, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def stored_wheels(self) -> dict[str, str]:
         """Return the hash of each wheel that is here."""
@@ -618,6 +692,7 @@ class Gateway:
         """Remove the releases before the last one, and the wheels that no release needs."""
         for path in self.releases.superfluous(version):
             shutil.rmtree(path)
+        self.releases.remove_unpacked()
         needed = "".join(
             (self.releases.directory / name / "requirements.txt").read_text(encoding="utf-8")
             for name in self.releases.finished()
@@ -652,7 +727,12 @@ def installed(gateway: Gateway) -> dict[str, Any]:
     elif releases.link.is_symlink():
         gateway.configuration.keep()
     if flaws:
-        gateway.build(version, module.params["requirements"])
+        old_mask = os.umask(0o022)
+        try:
+            mended = releases.is_linked(version) and (releases.directory / version).is_dir()
+            (gateway.mend if mended else gateway.build)(version, module.params["requirements"])
+        finally:
+            os.umask(old_mask)
     if releases.in_service() == version:
         gateway.tidy(version)
     return result

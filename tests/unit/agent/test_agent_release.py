@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import zipfile
@@ -318,6 +319,73 @@ def test_a_pip_that_is_not_the_locked_one_is_not_run(directory: Path, wheel: tup
     assert install(directory, requirements=wheel[0])["msg"] == f"{pip} does not have the hash that the lock names"
     assert not (directory / NEW).exists()
     assert "no pip among them" in install(directory, requirements=wheel[0].splitlines()[0])["msg"]
+
+
+def own_code(directory: Path) -> Path:
+    (code,) = (directory / NEW).glob("lib/python*/site-packages/derms_agent/__init__.py")
+    return code
+
+
+def says(directory: Path) -> str:
+    """Return what the program of the release that is in service says of itself."""
+    told = subprocess.run([directory / "current" / "bin" / "derms-agent"], capture_output=True, text=True, check=True)
+    return told.stdout.strip()
+
+
+@pytest.fixture
+def serving(directory: Path, wheel: tuple[str, Path]) -> Path:
+    """Have the small agent in service; return where releases are."""
+    store(directory, wheel[1])
+    assert "failed" not in install(directory, requirements=wheel[0])
+    in_service(directory, NEW)
+    return directory
+
+
+def test_what_was_altered_in_service_is_put_back_and_nothing_else_is_touched(
+    serving: Path, wheel: tuple[str, Path]
+) -> None:
+    untouched = {path: path.lstat().st_ino for path in (serving / NEW).rglob("*") if "derms_agent" not in str(path)}
+    code, script = own_code(serving), serving / NEW / "bin" / "derms-agent"
+    released, start = code.read_text(encoding="utf-8"), script.read_text(encoding="utf-8")
+    code.write_text(released.replace("derms-agent", "not-the-one"), encoding="utf-8")
+    assert says(serving).startswith("not-the-one")
+    os.utime(serving / NEW / "release.json", (0, 0))
+    script.unlink()
+    altered = sorted(entry["what"] for entry in install(serving, requirements=wheel[0])["drift"])
+    assert altered == sorted([str(code), str(script)])
+    assert (code.read_text(encoding="utf-8"), script.read_text(encoding="utf-8")) == (released, start)
+    assert says(serving) == f"derms-agent {NEW}"
+    del untouched[script]
+    assert {path: path.lstat().st_ino for path in untouched if path.name not in ("release.json", "bin")} == {
+        path: number for path, number in untouched.items() if path.name not in ("release.json", "bin")
+    }
+    (compiled,) = code.parent.glob("__pycache__/*.pyc")
+    assert int.from_bytes(compiled.read_bytes()[8:12], "little") == int(code.stat().st_mtime)
+    # A unit that still runs what was altered started before, so its restart is owed.
+    assert (serving / NEW / "release.json").stat().st_mtime > 0
+    assert install(serving)["drift"] == []
+    assert sorted(path.name for path in serving.iterdir()) == [NEW, "current", "wheels"]
+
+
+@pytest.mark.parametrize("lost", ["derms_agent", "pip", "bin/python", "release.json"])
+def test_a_release_in_service_is_mended_whatever_it_lacks(serving: Path, wheel: tuple[str, Path], lost: str) -> None:
+    for path in [*serving.glob(f"{NEW}/lib/python*/site-packages/{lost}*"), *serving.glob(f"{NEW}/{lost}")]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (serving / NEW / "witness").touch()
+    assert install(serving, requirements=wheel[0])["changed"] == (lost != "pip")
+    assert (serving / NEW / "witness").is_file()
+    assert says(serving) == f"derms-agent {NEW}"
+    assert install(serving)["drift"] == []
+
+
+def test_a_release_in_service_that_cannot_be_mended_stays_as_it_is(serving: Path, wheel: tuple[str, Path]) -> None:
+    code = own_code(serving)
+    code.write_text(code.read_text(encoding="utf-8") + "# altered\n", encoding="utf-8")
+    (serving / "wheels" / wheel[1].name).write_bytes(b"another")
+    assert "HASHES" in install(serving, requirements=wheel[0])["msg"]
+    assert code.read_text(encoding="utf-8").endswith("# altered\n")
+    assert says(serving) == f"derms-agent {NEW}"
+    assert sorted(path.name for path in serving.iterdir()) == [NEW, "current", "wheels"]
 
 
 # --- in service -------------------------------------------------------------------------------------------------------
