@@ -21,7 +21,8 @@ description:
     cut off; then the unit is due for a restart. Any other release that is not whole is built anew.
   - With O(state=current) the link is switched in one step, the unit restarted, and asked for its health. If it does not
     answer as the new version in time, link, configuration and unit go back to what they were, and the task fails with
-    the last lines of the journal.
+    the last lines of the journal. Where that was cut off before the answer, the next O(state=installed) calls it drift,
+    and the next O(state=current) asks, and goes back, as the first would have.
   - The release before is kept, for a roll-back by hand; older ones go.
 options:
   state:
@@ -268,14 +269,20 @@ class Releases:
 
     def in_service(self) -> str:
         """Return the release that the link names; empty where it names none of them."""
-        if not self.link.is_symlink():
-            return ""
-        target = self.linked()
+        return self.named(str(self.link.readlink())) if self.link.is_symlink() else ""
+
+    def named(self, words: str) -> str:
+        """Return the whole release that a link of these words names; empty where it names none of them."""
+        target = self.target(words)
         return target.name if target.parent == self.directory and target.name in self.finished() else ""
 
     def linked(self) -> Path:
         """Return where the link leads, by its words alone."""
-        return Path(os.path.normpath(self.directory / self.link.readlink()))
+        return self.target(str(self.link.readlink()))
+
+    def target(self, words: str) -> Path:
+        """Return where a link of these words leads."""
+        return Path(os.path.normpath(self.directory / words))
 
     def is_linked(self, version: str) -> bool:
         """Tell whether the link names a release, whole or not: a unit may run from it, or start from it any time."""
@@ -347,23 +354,35 @@ class Releases:
 
 
 class Configuration:
-    """Copies of files as they were, to go back to together with the release that they belong to."""
+    """Copies of files as they were, to go back to together with the release that they belong to.
+
+    They are there from before the first change until the release is seen to be well, or is taken back.
+    """
 
     def __init__(self, files: list[str], kept: Path) -> None:
         self.files = [Path(file) for file in files]
         self.kept = kept
+        self.link = kept / "current"
+
+    def of(self) -> str:
+        """Return where the link to the release in service led as the copies were made; empty where there are none."""
+        return str(self.link.readlink()) if self.link.is_symlink() else ""
 
     def _copy(self, path: Path) -> Path:
         return self.kept / str(path).lstrip("/")
 
-    def keep(self) -> None:
-        """Copy what there is, unless copies are there: those are from a run that was cut off after it changed files."""
+    def keep(self, words: str) -> None:
+        """Copy what there is, unless copies are there: those are from a run that was cut off after it changed files.
+
+        :param words: where the link to the release in service leads
+        """
         if self.kept.is_dir():
             return
         work = self.kept.with_name(f".{self.kept.name}")
         if work.exists():
             shutil.rmtree(work)
         work.mkdir(mode=0o700)
+        (work / self.link.name).symlink_to(words)
         for path in self.files:
             if path.is_file():
                 self._duplicate(path, work / str(path).lstrip("/"))
@@ -381,7 +400,6 @@ class Configuration:
                 beside.replace(path)
             elif path.is_file():
                 path.unlink()
-        self.forget()
         return [str(path) for path in self.files]
 
     def forget(self) -> None:
@@ -393,6 +411,8 @@ class Configuration:
     def _duplicate(path: Path, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, place)
+        with place.open("rb") as stream:
+            os.fsync(stream.fileno())
         status = path.stat()
         os.chown(place, status.st_uid, status.st_gid)
 
@@ -644,9 +664,12 @@ class Gateway:
         """Switch to a release and restart the unit; go back to what was before if it does not come up."""
         if flaws := self.releases.flaws(version):
             raise RefusalError(f"{flaws[0]['what']} is {flaws[0]['is']}, so it was not put in service")
-        before = self.releases.in_service()
+        # Where copies were kept, the release that they belong to: the one that the link names now may be the very one
+        # that a run put in service and was cut off before it answered.
+        words = self.configuration.of() or (self.releases.link_words() if self.releases.link.is_symlink() else "")
+        before = self.releases.named(words)
         # A link to something that is no release; with what it leads to the unit may run all the same.
-        elsewhere = "" if before or not self.releases.link.is_symlink() else self.releases.link_words()
+        elsewhere = "" if before else words
         ran = bool(elsewhere) and self._state(self.unit).get("ActiveState") == "active"
         self.releases.point_to(version)
         self.restart()
@@ -662,6 +685,7 @@ class Gateway:
             link = [] if before else [str(self.releases.link)]
             rolled_back = ["agent", *link, *self.configuration.put_back()]
         gone_back = self._gone_back(before, version) if before else self._as_without_release(version, elsewhere, ran)
+        self.configuration.forget()
         raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}", rolled_back)
 
     def _gone_back(self, before: str, version: str) -> str:
@@ -709,6 +733,11 @@ def installed(gateway: Gateway) -> dict[str, Any]:
     version = gateway.wanted(python, machine)
     differences = releases.drift(version)
     flaws = releases.flaws(version)
+    serves = releases.in_service() == version
+    # Put in service by a run that was cut off before it answered; what was before is still there to go back to.
+    unproven = serves and gateway.configuration.of() not in ("", version)
+    if unproven:
+        differences.insert(0, drift("agent", f"{version}, not seen to be well", version))
     result = {
         "changed": bool(differences),
         "version": version,
@@ -722,10 +751,10 @@ def installed(gateway: Gateway) -> dict[str, Any]:
     }
     if module.check_mode or (flaws and module.params["requirements"] is None):
         return result
-    if releases.in_service() == version:
+    if serves and not unproven:
         gateway.configuration.forget()
     elif releases.link.is_symlink():
-        gateway.configuration.keep()
+        gateway.configuration.keep(releases.link_words())
     if flaws:
         old_mask = os.umask(0o022)
         try:
@@ -733,7 +762,7 @@ def installed(gateway: Gateway) -> dict[str, Any]:
             (gateway.mend if mended else gateway.build)(version, module.params["requirements"])
         finally:
             os.umask(old_mask)
-    if releases.in_service() == version:
+    if serves and not unproven:
         gateway.tidy(version)
     return result
 

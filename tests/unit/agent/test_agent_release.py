@@ -486,6 +486,51 @@ def test_a_release_that_does_not_answer_as_it_should_goes_back_with_its_configur
     assert not (directory / "before").exists()
 
 
+def cut_off(*_: Any) -> str:
+    raise OSError("the run was cut off")
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_an_upgrade_that_was_cut_off_before_the_release_answered_is_judged_by_the_next_run(
+    directory: Path, tmp_path: Path, upgrade: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch, well: bool
+) -> None:
+    files = [str(tmp_path / "etc" / name) for name in ("agent.conf", "limits.conf")]
+    # Built after the one in service, and never in service: nothing to go back to.
+    release(directory, OLDEST)
+    release(directory, NEW, ready=well)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(agent_release.Gateway, "ailment", cut_off)
+        assert upgrade()["msg"] == "the run was cut off"
+    assert served(directory) == NEW
+
+    unproven = drift("agent", f"{NEW}, not seen to be well", NEW)
+    assert unproven in install(directory, check=True, configuration=files)["drift"]
+    found = install(directory, configuration=files)
+    assert (found["changed"], found["to_build"], unproven in found["drift"]) == (True, False, True)
+    done = put_in_service(directory, configuration=files)
+    assert done.get("rolled_back", []) == ([] if well else ["agent", *files])
+    assert served(directory) == (NEW if well else OLD)
+    assert (configuration(tmp_path) == OLD_CONFIGURATION) != well
+    assert not (directory / "before").exists()
+    if well:
+        assert install(directory, configuration=files)["drift"] == []
+
+
+def test_a_roll_back_that_was_cut_off_is_done_by_the_next_run(
+    directory: Path, tmp_path: Path, upgrade: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(directory, NEW, ready=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(agent_release.Gateway, "_gone_back", cut_off)
+        assert upgrade()["msg"] == "the run was cut off"
+    assert (served(directory), configuration(tmp_path)) == (NEW, OLD_CONFIGURATION)
+    files = [str(tmp_path / "etc" / name) for name in ("agent.conf", "limits.conf")]
+    assert install(directory, configuration=files)["changed"]
+    assert f"Went back to {OLD}" in put_in_service(directory, configuration=files)["msg"]
+    assert served(directory) == OLD
+
+
 def test_a_unit_that_crashes_again_and_again_is_not_waited_for(
     directory: Path, tmp_path: Path, systemd: Path, upgrade: Callable[..., dict[str, Any]]
 ) -> None:
