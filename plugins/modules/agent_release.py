@@ -178,6 +178,7 @@ import os
 import platform
 import re
 import shutil
+import stat
 import tarfile
 import time
 from pathlib import Path
@@ -231,23 +232,52 @@ def file_sha256(path: Path) -> bytes:
     return digest.digest()
 
 
+def package_name(text: str) -> str:
+    """Return a package's name as locks have it."""
+    return re.sub(r"[-_.]+", "-", text).lower()
+
+
+def recorded(record: Path) -> list[tuple[str, str, str]]:
+    """Return path, hash and size of each file that a package brought; nothing where its record is damaged."""
+    try:
+        with record.open(newline="", encoding="utf-8") as stream:
+            return [(name, digest, size) for name, digest, size in csv.reader(stream)]
+    except (csv.Error, ValueError):
+        return []
+
+
+def is_as_recorded(path: str, digest: str, size: str) -> bool:
+    """Tell whether a file has the size, and where one is given the hash, that its package's record has."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 (of thousands; a Path for each takes thrice as long)
+    except OSError:
+        return False
+    if not stat.S_ISREG(found.st_mode) or str(found.st_size) != size:
+        return False
+    method, _separator, value = digest.partition("=")
+    return method != "sha256" or base64.urlsafe_b64encode(file_sha256(Path(path))).decode().rstrip("=") == value
+
+
 def altered_files(release: Path) -> list[tuple[str, str]]:
-    """Return the files of the agent's own package that are not as its wheel brought them, each with its package."""
-    records = sorted(release.glob("lib/python*/site-packages/derms_agent-*.dist-info/RECORD"))
-    if len(records) != 1:
-        return [(OWN_PACKAGE, str(release / "lib"))]
-    site = records[0].parents[1]
-    altered = []
-    with records[0].open(newline="", encoding="utf-8") as stream:
-        for name, recorded, *_size in csv.reader(stream):
-            method, _separator, value = recorded.partition("=")
-            path = Path(os.path.normpath(site / name))
-            if method != "sha256":
-                continue
-            found = base64.urlsafe_b64encode(file_sha256(path)).decode().rstrip("=") if path.is_file() else ABSENT
-            if found != value:
-                altered.append((OWN_PACKAGE, str(path)))
-    return altered
+    """Return the files that are not as their wheels brought them, each with its package.
+
+    The agent's own are known by their hashes; of all others, which nobody edits, the size tells what a power cut left.
+    """
+    altered, found = [], []
+    for record in sorted(release.glob("lib/python*/site-packages/*.dist-info/RECORD")):
+        site = record.parents[1]
+        package = package_name(record.parent.name.removesuffix(".dist-info").rpartition("-")[0])
+        rows = recorded(record)
+        if rows:
+            found.append(package)
+        for name, digest, size in rows:
+            path = f"{site}/{name}"
+            if size and not is_as_recorded(path, digest if package == OWN_PACKAGE else "", size):
+                altered.append((package, os.path.normpath(path)))
+    listed = release / "requirements.txt"
+    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+    wanted = {OWN_PACKAGE, *(package_name(line.partition("==")[0]) for line in lines)}
+    return altered + [(package, str(release / "lib")) for package in sorted(wanted) if found.count(package) != 1]
 
 
 class Releases:
@@ -325,8 +355,14 @@ class Releases:
             shutil.rmtree(self.unpacked)
 
     def has_python(self, version: str) -> bool:
-        """Tell whether a release has a Python to run on."""
-        return os.access(self.directory / version / "bin" / "python", os.X_OK)
+        """Tell whether a release has a Python to run on, and what makes that look for the release's packages."""
+        release = self.directory / version
+        configuration = release / "pyvenv.cfg"
+        return (
+            os.access(release / "bin" / "python", os.X_OK)
+            and configuration.is_file()
+            and bool(configuration.read_text())
+        )
 
     def flaws(self, version: str) -> list[Drift]:
         """Return what is wrong with a release that is wanted; nothing where it is whole and unaltered."""
@@ -529,7 +565,7 @@ class Gateway:
         """Return the lines of the wheels that brought what is not as released; all of them where that is not known."""
         packages = {package for package, _path in altered_files(release)} if (release / MARKER).is_file() else set()
         lines = requirements.splitlines(keepends=True)
-        return "".join(line for line in lines if not packages or line.partition("==")[0] in packages)
+        return "".join(line for line in lines if not packages or package_name(line.partition("==")[0]) in packages)
 
     def _put_back(self, tree: Path, release: Path) -> None:
         """Move each file of a tree that a release does not have as it is there; both are on the disk first."""
@@ -572,6 +608,8 @@ class Gateway:
             raise RefusalError(f"the release that was built says {said!r}, expected version {version}")
         if self.module.selinux_enabled() and (restorecon := self.module.get_bin_path("restorecon")):
             self._run(restorecon, "-RF", str(release))
+        # A power cut must not leave the mark of a release whose files are still to be written.
+        os.sync()
         with (release / MARKER).open("w", encoding="utf-8") as stream:
             json.dump({"version": version, "python": python_in_name(self.module.params["interpreter"])}, stream)
             stream.flush()

@@ -96,6 +96,7 @@ def release(directory: Path, version: str, *, ready: bool = True, says: str | No
     """Make a release as a finished build leaves it, its program answering what the unit would."""
     made = directory / version
     program(made / "bin" / "python", "#!/bin/sh\n")
+    (made / "pyvenv.cfg").write_text("home = /usr/bin\n", encoding="utf-8")
     program(made / "bin" / "derms-agent", AGENT.format(version=says or version, ready=json.dumps(ready)))
     site = made / "lib" / "python3.10" / "site-packages"
     code = site / "derms_agent" / "__init__.py"
@@ -258,9 +259,14 @@ def pip_wheel(directory: Path) -> str:
     pip = distribution("pip")
     wheel = directory / f"pip-{pip.version}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
+        record = ""
         for file in pip.files or ():
-            if file.parts[0] not in ("..", "__pycache__") and file.suffix != ".pyc" and file.name != "INSTALLER":
+            if file.parts[0] in ("..", "__pycache__") or file.suffix == ".pyc" or file.name == "INSTALLER":
+                continue
+            record += f"{file},{f'sha256={file.hash.value},{file.size}' if file.hash else ','}\n"
+            if file.name != "RECORD":
                 archive.write(str(file.locate()), str(file))
+        archive.writestr(f"pip-{pip.version}.dist-info/RECORD", record)
     return f"pip=={pip.version} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}  # {wheel.name}\n"
 
 
@@ -367,15 +373,50 @@ def test_what_was_altered_in_service_is_put_back_and_nothing_else_is_touched(
     assert sorted(path.name for path in serving.iterdir()) == [NEW, "current", "wheels"]
 
 
-@pytest.mark.parametrize("lost", ["derms_agent", "pip", "bin/python", "release.json"])
+@pytest.mark.parametrize("lost", ["derms_agent", "pip", "bin/python", "pyvenv.cfg", "release.json"])
 def test_a_release_in_service_is_mended_whatever_it_lacks(serving: Path, wheel: tuple[str, Path], lost: str) -> None:
     for path in [*serving.glob(f"{NEW}/lib/python*/site-packages/{lost}*"), *serving.glob(f"{NEW}/{lost}")]:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     (serving / NEW / "witness").touch()
-    assert install(serving, requirements=wheel[0])["changed"] == (lost != "pip")
+    assert install(serving, requirements=wheel[0])["changed"]
     assert (serving / NEW / "witness").is_file()
     assert says(serving) == f"derms-agent {NEW}"
     assert install(serving)["drift"] == []
+
+
+@pytest.mark.parametrize("emptied", ["pip/__init__.py", "pip-*/RECORD", "pip-*/METADATA", "../../../pyvenv.cfg"])
+def test_what_a_power_cut_left_empty_is_found_and_put_back(
+    serving: Path, wheel: tuple[str, Path], emptied: str
+) -> None:
+    (site,) = (serving / NEW).glob("lib/python*/site-packages")
+    (file,) = site.glob(emptied)
+    brought = file.read_bytes()
+    file.write_bytes(b"")
+    found = install(serving, check=True)
+    assert found["to_build"]
+    damaged = {"RECORD": serving / NEW / "lib", "pyvenv.cfg": serving / NEW}.get(file.name, file)
+    assert [entry["what"] for entry in found["drift"]] == [str(damaged)]
+    install(serving, requirements=wheel[0])
+    assert file.read_bytes() == brought
+    assert install(serving)["drift"] == []
+
+
+def test_a_record_that_is_damaged_is_found(serving: Path) -> None:
+    (record,) = (serving / NEW).glob("lib/python*/site-packages/pip-*/RECORD")
+    for damaged in (b"\0" * 4096, b"\xff\n", b"pip/__init__.py\n"):
+        record.write_bytes(damaged)
+        assert [entry["what"] for entry in install(serving, check=True)["drift"]] == [str(serving / NEW / "lib")]
+
+
+def test_a_release_is_on_the_disk_before_it_is_marked(
+    directory: Path, wheel: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store(directory, wheel[1])
+    program, marker = directory / NEW / "bin" / "derms-agent", directory / NEW / "release.json"
+    synced: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(os, "sync", lambda: synced.append((program.is_file(), marker.exists())))
+    install(directory, requirements=wheel[0])
+    assert (synced, marker.is_file()) == ([(True, False)], True)
 
 
 def test_a_release_in_service_that_cannot_be_mended_stays_as_it_is(serving: Path, wheel: tuple[str, Path]) -> None:
