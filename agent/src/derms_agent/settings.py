@@ -750,7 +750,7 @@ def _from_depot(located: depots.Located) -> Mistake:
 
 
 def _not_the_depots(agent: _Written, depot: Depot) -> Iterator[Mistake]:
-    """Yield what is wrong where this gateway is not one that allocates circuits of the depot."""
+    """Yield what is wrong where this gateway is not one that allocates circuits of the depot and has a bus to do so."""
     gateway = agent.values.get("gateway")
     if gateway is None:
         return
@@ -760,8 +760,13 @@ def _not_the_depots(agent: _Written, depot: Depot) -> Iterator[Mistake]:
         hint = f"; the nearest is {likely}" if likely else ""
         expected = f"a gateway of depot {depot.name}: {', '.join(depot.gateways)}{hint}"
         yield agent.mistake("GATEWAY", _quoted(gateway), expected)
-    elif gateway not in allocators:
+        return
+    if gateway not in allocators:
         expected = f"the allocator of a tree of circuits, as the depot file has it: {', '.join(sorted(allocators))}"
+        yield agent.mistake("GATEWAY", _quoted(gateway), expected)
+    connected = {bus.gateway for bus in depot.buses.values()}
+    if gateway not in connected:
+        expected = f"the gateway of a bus, as the depot file has it: {', '.join(sorted(connected)) or 'none has one'}"
         yield agent.mistake("GATEWAY", _quoted(gateway), expected)
 
 

@@ -476,9 +476,21 @@ def test_the_gateway_allocates(files: Files) -> None:
     text = files.depot.read_text(encoding="utf-8").replace("  gateway-1: {}\n", "  gateway-1: {}\n  gateway-2: {}\n")
     files.depot.write_text(text, encoding="utf-8")
     files.agent.write_text(f"DEPOT={files.depot}\nGATEWAY=gateway-2\n", encoding="utf-8")
+    mistakes = files.mistakes()
+    assert [(mistake.line, mistake.key, mistake.found) for mistake in mistakes] == [(2, "GATEWAY", '"gateway-2"')] * 2
+    assert [mistake.expected for mistake in mistakes] == [
+        "the allocator of a tree of circuits, as the depot file has it: gateway-1",
+        "the gateway of a bus, as the depot file has it: gateway-1",
+    ]
+
+
+def test_the_gateway_has_a_bus(files: Files) -> None:
+    """The service would refuse to start without one, as it would without a tree."""
+    text = files.depot.read_text(encoding="utf-8").replace("  gateway-1: {}\n", "  gateway-1: {}\n  gateway-2: {}\n")
+    files.depot.write_text(text.replace("gateway: gateway-1", "gateway: gateway-2"), encoding="utf-8")
     (mistake,) = files.mistakes()
-    assert (mistake.line, mistake.key, mistake.found) == (2, "GATEWAY", '"gateway-2"')
-    assert mistake.expected.endswith(": gateway-1")
+    assert (mistake.line, mistake.key, mistake.found) == (2, "GATEWAY", '"gateway-1"')
+    assert mistake.expected == "the gateway of a bus, as the depot file has it: gateway-2"
 
 
 def test_mistakes_of_all_files_come_at_once(files: Files) -> None:
