@@ -491,7 +491,7 @@ class Gateway:
             if (one["python"], one["machine"]) == (python, machine):
                 return str(one["version"])
         offered = ", ".join(sorted({f"{one['python']} on {one['machine']}" for one in self.module.params["releases"]}))
-        raise RefusalError(f"found Python {python} on {machine}; the agent runs on {offered}. See agent_python.")
+        raise RefusalError(f"found Python {python} on {machine}; the agent runs on {offered}. See agent_rhel_python.")
 
     def store(self) -> None:
         """Keep the wheels that were sent; a name shows only once the file is whole."""

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.derms.edge.plugins.module_utils.text_files import drift
 from ansible_collections.derms.edge.plugins.modules import agent_release
 from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import Wheel, built_wheel, packed
 
+ROLE_SPECS = Path(__file__).parents[3] / "roles" / "agent" / "meta" / "argument_specs.yml"
 UNIT = "derms-orchestrator.service"
 OLDEST, OLD, NEW = (f"0.1.0+h{digit * 10}.py310" for digit in "123")
 PYTHON = ".".join(str(part) for part in sys.version_info[:2])
@@ -169,7 +171,11 @@ def test_a_python_that_is_yet_to_be_installed_is_taken_at_its_name(directory: Pa
 
 def test_a_python_that_no_release_is_for_is_refused_with_those_that_are(directory: Path) -> None:
     offered = [{"python": "3.99", "machine": "z80", "version": NEW}]
-    assert "the agent runs on 3.99 on z80" in install(directory, releases=offered)["msg"]
+    said = install(directory, releases=offered)["msg"]
+    assert "the agent runs on 3.99 on z80" in said
+    (named,) = re.findall(r"See (\w+)\.$", said)
+    specs = yaml.safe_load(ROLE_SPECS.read_text(encoding="utf-8"))
+    assert named in specs["argument_specs"]["main"]["options"]
 
 
 def test_what_is_as_declared_is_no_drift(directory: Path) -> None:
