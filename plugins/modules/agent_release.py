@@ -20,9 +20,9 @@ description:
     file by file and each in one step, so that the unit can start from it at every instant, also where that fails or is
     cut off; then the unit is due for a restart. Any other release that is not whole is built anew.
   - With O(state=current) the link is switched in one step, the unit restarted, and asked for its health. If it does not
-    answer as the new version in time, link, configuration and unit go back to what they were, and the task fails with
-    the last lines of the journal. Where that was cut off before the answer, the next O(state=installed) calls it drift,
-    and the next O(state=current) asks, and goes back, as the first would have.
+    answer as the new version in time, link, configuration and unit go back to what they were, whichever of them
+    changed, and the task fails with the last lines of the journal. Where that was cut off before the answer, the next
+    O(state=installed) calls it drift, and the next O(state=current) asks, and goes back, as the first would have.
   - The release before is kept, for a roll-back by hand; older ones go.
 options:
   state:
@@ -184,6 +184,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.derms.edge.plugins.module_utils.kept_files import KeptFiles
 from ansible_collections.derms.edge.plugins.module_utils.text_files import ABSENT, Drift, drift, drift_diff
 
 TYPE_CHECKING = False
@@ -389,77 +390,13 @@ class Releases:
         return differences + [drift(str(path), "present", ABSENT) for path in self.superfluous(version)]
 
 
-class Configuration:
-    """Copies of files as they were, to go back to together with the release that they belong to.
-
-    They are there from before the first change until the release is seen to be well, or is taken back.
-    """
-
-    def __init__(self, files: list[str], kept: Path) -> None:
-        self.files = [Path(file) for file in files]
-        self.kept = kept
-        self.link = kept / "current"
-
-    def of(self) -> str:
-        """Return where the link to the release in service led as the copies were made; empty where there are none."""
-        return str(self.link.readlink()) if self.link.is_symlink() else ""
-
-    def _copy(self, path: Path) -> Path:
-        return self.kept / str(path).lstrip("/")
-
-    def keep(self, words: str) -> None:
-        """Copy what there is, unless copies are there: those are from a run that was cut off after it changed files.
-
-        :param words: where the link to the release in service leads
-        """
-        if self.kept.is_dir():
-            return
-        work = self.kept.with_name(f".{self.kept.name}")
-        if work.exists():
-            shutil.rmtree(work)
-        work.mkdir(mode=0o700)
-        (work / self.link.name).symlink_to(words)
-        for path in self.files:
-            if path.is_file():
-                self._duplicate(path, work / str(path).lstrip("/"))
-        work.rename(self.kept)
-
-    def put_back(self) -> list[str]:
-        """Make the files what the copies are; what had no copy was not there. Return which are as they were."""
-        if not self.kept.is_dir():
-            return []
-        for path in self.files:
-            copy = self._copy(path)
-            if copy.is_file():
-                beside = path.with_name(f".{path.name}.before")
-                self._duplicate(copy, beside)
-                beside.replace(path)
-            elif path.is_file():
-                path.unlink()
-        return [str(path) for path in self.files]
-
-    def forget(self) -> None:
-        """Remove the copies."""
-        if self.kept.is_dir():
-            shutil.rmtree(self.kept)
-
-    @staticmethod
-    def _duplicate(path: Path, place: Path) -> None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(path, place)
-        with place.open("rb") as stream:
-            os.fsync(stream.fileno())
-        status = path.stat()
-        os.chown(place, status.st_uid, status.st_gid)
-
-
 class Gateway:
     """What is asked of and done to this gateway."""
 
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.releases = Releases(Path(module.params["directory"]))
-        self.configuration = Configuration(module.params["configuration"], self.releases.before)
+        self.configuration = KeptFiles(module.params["configuration"], self.releases.before)
         self.unit = str(module.params["unit"])
         self.followers: list[str] = module.params["followers"]
         # Which of them is not well, where one is not.
@@ -717,25 +654,26 @@ class Gateway:
             self.tidy(version)
             return
         lines = self.journal()
-        rolled_back: list[str] = []
+        rolled_back = self.configuration.put_back()
+        if before == version and not rolled_back:
+            gone_back = f"{version} was in service before as well, so there is nothing to go back to."
+            raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}")
         if before != version:
             # As drift names them: the link stands for the agent where it named no release, or none there was.
-            link = [] if before else [str(self.releases.link)]
-            rolled_back = ["agent", *link, *self.configuration.put_back()]
+            rolled_back = ["agent", *([] if before else [str(self.releases.link)]), *rolled_back]
         gone_back = self._gone_back(before, version) if before else self._as_without_release(version, elsewhere, ran)
         self.configuration.forget()
         raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}", rolled_back)
 
     def _gone_back(self, before: str, version: str) -> str:
         """Run the release that was in service, with its files back in their places; return how that went."""
-        if before == version:
-            return f"{version} was in service before as well, so there is nothing to go back to."
+        what = f"{before} with the configuration before" if before == version else before
         self.releases.point_to(before)
         self.restart()
         ailment = self.ailment(before)
         if ailment:
-            return f"Went back to {before}, which is not well either: {ailment}."
-        return f"Went back to {before}, which is in service again."
+            return f"Went back to {what}, which is not well either: {ailment}."
+        return f"Went back to {what}, which is in service again."
 
     def _as_without_release(self, version: str, elsewhere: str, ran: bool) -> str:
         """Make the link, and the unit, what they were when the link named no release; return how that went."""
@@ -771,9 +709,9 @@ def installed(gateway: Gateway) -> dict[str, Any]:
     version = gateway.wanted(python, machine)
     differences = releases.drift(version)
     flaws = releases.flaws(version)
-    serves = releases.in_service() == version
-    # Put in service by a run that was cut off before it answered; what was before is still there to go back to.
-    unproven = serves and gateway.configuration.of() not in ("", version)
+    serves, kept = releases.in_service() == version, gateway.configuration
+    # Changed by a run that was cut off before the unit answered; what was before is still there to go back to.
+    unproven = serves and kept.are_there() and (releases.named(kept.of()) != version or kept.differ())
     if unproven:
         differences.insert(0, drift("agent", f"{version}, not seen to be well", version))
     result = {
@@ -789,10 +727,10 @@ def installed(gateway: Gateway) -> dict[str, Any]:
     }
     if module.check_mode or (flaws and module.params["requirements"] is None):
         return result
-    if serves and not unproven:
-        gateway.configuration.forget()
-    elif releases.link.is_symlink():
-        gateway.configuration.keep(releases.link_words())
+    if not releases.is_linked(version):
+        kept.keep(releases.link)
+    elif serves and not unproven:
+        kept.forget()
     if flaws:
         old_mask = os.umask(0o022)
         try:

@@ -144,6 +144,25 @@ options:
         type: list
         elements: list
         default: []
+  keep:
+    description:
+      - Copy files before the first of O(files) is changed, for M(derms.edge.agent_release) to go back to.
+      - Copies that are there stay, for they are older; without a release in service there is nothing to go back to.
+    type: dict
+    suboptions:
+      directory:
+        description: Where copies are kept.
+        type: path
+        required: true
+      link:
+        description: The link to the release in service, which the copies belong to.
+        type: path
+        required: true
+      files:
+        description: What is copied, with what other tasks change among it.
+        type: list
+        elements: path
+        required: true
 attributes:
   check_mode:
     description: Predicts the change, the checkers included.
@@ -203,6 +222,7 @@ import re
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.derms.edge.plugins.module_utils.kept_files import KeptFiles
 from ansible_collections.derms.edge.plugins.module_utils.private_mounts import (
     Answer,
     Candidate,
@@ -479,9 +499,12 @@ class Change:
         return directories + [file_diff(one, self.found[one.path]) for one in self.changed_files()]
 
     def apply(self) -> None:
-        """Arm the roll-back, then bring the directories and files about."""
+        """Keep what is to be kept and arm the roll-back, then bring the directories and files about."""
         self._refuse_unknown_owners()
         files, directories = self.changed_files(), self.changed_directories()
+        keep = self.module.params["keep"]
+        if keep and files:
+            KeptFiles(keep["files"], Path(keep["directory"])).keep(Path(keep["link"]))
         rollback = self.module.params["rollback"]
         if rollback and (files or self.unconfirmed):
             commands = [[str(word) for word in argv] for argv in rollback["commands"]]
@@ -582,6 +605,14 @@ def main() -> None:
                             "line": {"type": "str", "required": True},
                         },
                     },
+                },
+            },
+            "keep": {
+                "type": "dict",
+                "options": {
+                    "directory": {"type": "path", "required": True},
+                    "link": {"type": "path", "required": True},
+                    "files": {"type": "list", "elements": "path", "required": True},
                 },
             },
             "rollback": {

@@ -191,3 +191,54 @@ def test_a_broken_release_goes_back_on_the_first_gateway_and_reaches_no_other(fl
     report = json.loads(fleet.first.run(f"{AGENT} status --json").stdout)
     assert (report["version"], report["ready"]) == (kept, True)
     assert state(fleet.second) == before[SECOND]
+
+
+def test_what_was_altered_in_service_is_put_back_and_the_service_restarted(fleet: Fleet) -> None:
+    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, chargers=2)
+    before = state(fleet.first)
+    kept = before["release"].strip()
+    # Edited by hand, and what a power cut may leave.
+    packages = fleet.first.run("ls -d /opt/derms/current/lib/python3*/site-packages").stdout.strip()
+    edited, emptied = f"{packages}/derms_agent/orchestrator/site.py", f"{packages}/idna/core.py"
+    done = fleet.first.run(f"echo '# by hand' | sudo tee -a {edited} && sudo truncate -s 0 {emptied}")
+    assert done.returncode == 0, done.stderr
+    # Gone, if the release were built anew.
+    assert fleet.first.run("sudo touch /opt/derms/current/witness").returncode == 0
+
+    run = fleet.deployment.run("--tags", "agent", "--limit", FIRST)
+    assert run.status == 0, run.words
+    named = {entry["what"] for entry in run.report["hosts"][FIRST]}
+    assert {path.replace("/current/", f"/{kept}/") for path in (edited, emptied)} <= named
+    assert fleet.first.run(f"sudo tail -n 1 {edited}").stdout != "# by hand\n"
+    assert fleet.first.run(f"sudo test -s {emptied} -a -f /opt/derms/current/witness").returncode == 0
+    after = state(fleet.first)
+    assert {name: after[name] for name in ("release", "configuration", "unit")} == {
+        name: before[name] for name in ("release", "configuration", "unit")
+    }
+    assert after["service"] != before["service"]
+    report = json.loads(fleet.first.run(f"{AGENT} status --json").stdout)
+    assert (report["version"], report["ready"]) == (kept, True)
+
+    run = fleet.deployment.run("--dry-run", "--tags", "agent", "--limit", FIRST)
+    assert (run.status, run.report["hosts"]) == (0, {FIRST: []}), run.words
+
+
+def test_a_unit_that_the_same_release_does_not_come_up_with_goes_back(fleet: Fleet) -> None:
+    before = state(fleet.first)
+    kept = before["release"].strip()
+    # A hundredth of a core: it cannot start in time.
+    changes: dict[str, Any] = {"agent_cpu_cores": 0.01, "agent_health_timeout_s": HANGING_S}
+    declare(fleet.deployment.inventory, BOTH, fleet.first.ssh_config, chargers=2, **changes)
+    run = fleet.deployment.run("--tags", "agent", "--limit", FIRST)
+    assert run.status == 1, run.words
+    (failed,) = run.report["not_verified"]
+    assert f"Went back to {kept} with the configuration before, which is in service again." in failed, failed
+    after = state(fleet.first)
+    assert {name: after[name] for name in ("release", "configuration", "unit")} == {
+        name: before[name] for name in ("release", "configuration", "unit")
+    }
+    assert {(entry["what"], entry["rolled_back"]) for entry in run.report["hosts"][FIRST]} == {
+        ("/etc/systemd/system/derms.slice", True)
+    }
+    report = json.loads(fleet.first.run(f"{AGENT} status --json").stdout)
+    assert (report["version"], report["ready"]) == (kept, True)

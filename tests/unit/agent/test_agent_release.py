@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
+from ansible_collections.derms.edge.plugins.module_utils.kept_files import KeptFiles
 from ansible_collections.derms.edge.plugins.module_utils.text_files import drift
 from ansible_collections.derms.edge.plugins.modules import agent_release
 from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import Wheel, built_wheel, packed
@@ -359,8 +360,8 @@ def test_what_was_altered_in_service_is_put_back_and_nothing_else_is_touched(
     untouched = {path: path.lstat().st_ino for path in (serving / NEW).rglob("*") if "derms_agent" not in str(path)}
     code, script = own_code(serving), serving / NEW / "bin" / "derms-agent"
     released, start = code.read_text(encoding="utf-8"), script.read_text(encoding="utf-8")
-    code.write_text(released.replace("derms-agent", "not-the-one"), encoding="utf-8")
-    assert says(serving).startswith("not-the-one")
+    code.write_text(released.replace("derms-agent", "another-agent"), encoding="utf-8")
+    assert says(serving).startswith("another-agent")
     os.utime(serving / NEW / "release.json", (0, 0))
     script.unlink()
     altered = sorted(entry["what"] for entry in install(serving, requirements=wheel[0])["drift"])
@@ -576,6 +577,76 @@ def test_a_roll_back_that_was_cut_off_is_done_by_the_next_run(
     assert install(directory, configuration=files)["changed"]
     assert f"Went back to {OLD}" in put_in_service(directory, configuration=files)["msg"]
     assert served(directory) == OLD
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_configuration_that_the_same_release_does_not_run_with_goes_back(
+    directory: Path, tmp_path: Path, systemd: Path, monkeypatch: pytest.MonkeyPatch, interrupted: bool
+) -> None:
+    release(directory, NEW)
+    in_service(directory, NEW)
+    changed, added = tmp_path / "etc" / "agent.conf", tmp_path / "etc" / "limits.conf"
+    changed.parent.mkdir()
+    changed.write_text("OLD\n", encoding="utf-8")
+    changed.chmod(0o640)
+    files = [str(changed), str(added)]
+    # As the module does that is about to change them.
+    KeptFiles(files, directory / "before").keep(directory / "current")
+    for path in (changed, added):
+        path.write_text("NEW\n", encoding="utf-8")
+    if interrupted:
+        with monkeypatch.context() as patched:
+            patched.setattr(agent_release.Gateway, "ailment", cut_off)
+            assert put_in_service(directory, configuration=files)["msg"] == "the run was cut off"
+        assert install(directory, configuration=files)["drift"] == [drift("agent", f"{NEW}, not seen to be well", NEW)]
+    (systemd / "calls").write_text("", encoding="utf-8")
+    answers(systemd, "ActiveState=failed NRestarts=0", "ActiveState=active NRestarts=0")
+    failed = put_in_service(directory, configuration=files)
+    assert f"Went back to {NEW} with the configuration before, which is in service again" in failed["msg"]
+    assert failed["rolled_back"] == files
+    assert (served(directory), configuration(tmp_path)) == (NEW, OLD_CONFIGURATION)
+    assert len(calls(systemd, "restart")) == len(calls(systemd, "daemon-reload")) == 2
+    assert install(directory, configuration=files)["drift"] == []
+
+
+def test_copies_that_a_run_was_cut_off_with_before_it_changed_anything_go(directory: Path, tmp_path: Path) -> None:
+    conf = tmp_path / "agent.conf"
+    conf.write_text("OLD\n", encoding="utf-8")
+    release(directory, OLD)
+    in_service(directory, OLD)
+    release(directory, NEW)
+    assert install(directory, configuration=[str(conf)])["changed"]
+    assert (directory / "before").is_dir()
+    # The release before is wanted again: it has run all the while.
+    found = install(directory, OLD, configuration=[str(conf)])["drift"]
+    assert [entry for entry in found if entry["what"] == "agent"] == []
+    assert not (directory / "before").exists()
+
+
+def test_copies_are_never_seen_in_part(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = tmp_path / "agent.conf"
+    conf.write_text("OLD\n", encoding="utf-8")
+    release(directory, OLD)
+    in_service(directory, OLD)
+    kept = KeptFiles([str(conf)], directory / "before")
+    kept.keep(directory / "current")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", cut_off)
+        with pytest.raises(OSError, match="cut off"):
+            kept.forget()
+    assert not (directory / "before").exists()
+    kept.keep(directory / "current")
+    assert not kept.differ()
+    kept.forget()
+    assert sorted(path.name for path in directory.iterdir()) == [OLD, "current", "wheels"]
+
+
+def test_where_nothing_changed_there_is_nothing_to_go_back_to(directory: Path, systemd: Path) -> None:
+    release(directory, NEW, ready=False)
+    in_service(directory, NEW)
+    failed = put_in_service(directory)
+    assert ("nothing to go back to" in failed["msg"], failed["rolled_back"]) == (True, [])
+    assert len(calls(systemd, "restart")) == 1
 
 
 def test_a_unit_that_crashes_again_and_again_is_not_waited_for(

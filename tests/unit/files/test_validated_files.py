@@ -148,6 +148,29 @@ def test_an_attribute_is_mended_without_a_new_time(tmp_path: Path) -> None:
 
 
 @as_root
+def test_copies_are_kept_of_what_is_about_to_change_and_older_ones_stay(tmp_path: Path) -> None:
+    conf, unit, link = tmp_path / "a.conf", tmp_path / "a.service", tmp_path / "current"
+    conf.write_text("OLD\n", encoding="utf-8")
+    unit.write_text("UNIT\n", encoding="utf-8")
+    keep = {"directory": str(tmp_path / "before"), "link": str(link), "files": [str(conf), str(unit)]}
+    before = tmp_path / "before" / str(tmp_path).lstrip("/")
+
+    # Nothing is in service, so there is nothing to go back to.
+    assert run(files=[file(conf, "FIRST")], keep=keep)["changed"]
+    assert not before.exists()
+    link.symlink_to("release")
+    assert not run(files=[file(conf, "FIRST")], keep=keep)["changed"]
+    assert run(check=True, files=[file(conf, "NEW")], keep=keep)["changed"]
+    assert not before.exists()
+    assert run(files=[file(conf, "NEW")], keep=keep)["changed"]
+    assert run(files=[file(unit, "NEW")], keep=keep)["changed"]
+    assert {path.name: path.read_text(encoding="utf-8") for path in before.iterdir()} == {
+        "a.conf": "FIRST\n",
+        "a.service": "UNIT\n",
+    }
+    assert str((tmp_path / "before" / "current").readlink()) == "release"
+
+
 def test_an_existing_file_keeps_its_content(tmp_path: Path) -> None:
     target = tmp_path / "file"
     target.write_text("theirs\n")
