@@ -83,8 +83,8 @@ options:
     default: derms-orchestrator.service
   followers:
     description:
-      - Other units that run the release. Each that is not stopped is restarted once O(unit) is well, and has to start
-        for the release to stay.
+      - Other units that run the release. Each that runs beforehand is restarted once O(unit) is well, and has to start
+        for the release to stay. One that is stopped or has failed is left alone.
     type: list
     elements: str
     default: []
@@ -205,6 +205,7 @@ MOST_RESTARTS = 4
 JOURNAL_LINES = 20
 ASK_TIMEOUT_S = 10
 PAUSE_S = 0.5
+RUNNING_STATES = ("active", "activating", "reloading")
 
 
 class RefusalError(Exception):
@@ -399,7 +400,9 @@ class Gateway:
         self.configuration = KeptFiles(module.params["configuration"], self.releases.before)
         self.unit = str(module.params["unit"])
         self.followers: list[str] = module.params["followers"]
-        # Which of them is not well, where one is not.
+        # Those that ran before anything was switched.
+        self.running: list[str] = []
+        # Which unit is not well, where one is not.
         self.ill = self.unit
         # pip must not be led elsewhere by what root's own settings or the calling environment say.
         self.environment = {"LC_ALL": "C.UTF-8", "PIP_CONFIG_FILE": os.devnull, "PYTHONPATH": "", "PYTHONHOME": ""}
@@ -569,17 +572,17 @@ class Gateway:
         self._systemctl("restart", "--no-block", self.unit)
 
     def running_followers(self) -> list[str]:
-        """Return the other units that are not stopped."""
-        return [unit for unit in self.followers if self._state(unit).get("ActiveState") != "inactive"]
+        """Return the other units that run; one that has failed did so before this, and says nothing of a release."""
+        return [unit for unit in self.followers if self._state(unit).get("ActiveState") in RUNNING_STATES]
 
     def ailment(self, version: str) -> str:
         """Wait until all units run a version; return what one did instead, empty if they are well."""
         return self.unit_ailment(version) or self.followers_ailment()
 
     def followers_ailment(self) -> str:
-        """Restart the other units that run, one after the other; return which does not start, empty if each does."""
+        """Restart the other units that ran, one after the other; return which does not start, empty if each does."""
         program = self.module.get_bin_path("systemctl", required=True)
-        for unit in self.running_followers():
+        for unit in self.running:
             status, _out, error = self.module.run_command([program, "restart", unit])
             if status != 0:
                 self.ill = unit
@@ -747,7 +750,8 @@ def current(gateway: Gateway) -> dict[str, Any]:
     """Put a release in service, or in check mode say that it would be."""
     version = gateway.module.params["version"]
     before = gateway.releases.in_service()
-    units = [gateway.unit, *gateway.running_followers()]
+    gateway.running = gateway.running_followers()
+    units = [gateway.unit, *gateway.running]
     differences = [drift(unit, f"runs {before or 'no release'}", "restarted") for unit in units]
     if not gateway.module.check_mode:
         gateway.put_in_service(version)

@@ -22,12 +22,15 @@ from typing import Any
 import pytest
 import yaml
 from ansible.module_utils.testing import patch_module_args
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
 from ansible_collections.derms.edge.plugins.module_utils.kept_files import KeptFiles
 from ansible_collections.derms.edge.plugins.module_utils.text_files import drift
 from ansible_collections.derms.edge.plugins.modules import agent_release
 from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import Wheel, built_wheel, packed
 
-ROLE_SPECS = Path(__file__).parents[3] / "roles" / "agent" / "meta" / "argument_specs.yml"
+ROLE = Path(__file__).parents[3] / "roles" / "agent"
+ROLE_SPECS = ROLE / "meta" / "argument_specs.yml"
 UNIT = "derms-orchestrator.service"
 OLDEST, OLD, NEW = (f"0.1.0+h{digit * 10}.py310" for digit in "123")
 PYTHON = ".".join(str(part) for part in sys.version_info[:2])
@@ -698,7 +701,7 @@ def test_a_link_that_led_elsewhere_leads_there_again(directory: Path, tmp_path: 
     assert len(calls(systemd, "stop")) == (0 if ran else 1)
 
 
-@pytest.mark.parametrize("state", ["active", "activating", "failed"])
+@pytest.mark.parametrize("state", ["active", "activating", "reloading"])
 def test_what_else_runs_the_release_is_restarted_once_it_is_well(directory: Path, systemd: Path, state: str) -> None:
     release(directory, NEW)
     other = follower(systemd, state)
@@ -710,9 +713,11 @@ def test_what_else_runs_the_release_is_restarted_once_it_is_well(directory: Path
     assert predicted["drift"] == done["drift"] == both
 
 
-def test_what_is_stopped_stays_so(directory: Path, systemd: Path) -> None:
+@pytest.mark.parametrize("state", ["inactive", "deactivating", "failed"])
+def test_what_does_not_run_stays_so_and_takes_nothing_back(directory: Path, systemd: Path, state: str) -> None:
     release(directory, NEW)
-    done = put_in_service(directory, **follower(systemd, "inactive"))
+    done = put_in_service(directory, **follower(systemd, state, restarts=False))
+    assert served(directory) == NEW
     assert calls(systemd, "restart") == [f"restart --no-block {UNIT}"]
     assert done["drift"] == [drift(UNIT, "runs no release", "restarted")]
 
@@ -725,6 +730,29 @@ def test_a_release_that_another_unit_does_not_start_with_goes_back(
     assert failed["msg"].startswith(f"{FOLLOWER} does not start: ")
     assert f"Went back to {OLD}, which is not well either: {FOLLOWER} does not start" in failed["msg"]
     assert served(directory) == OLD
+
+
+def test_what_ran_beforehand_runs_again_after_it_failed_with_the_new_release(
+    directory: Path, systemd: Path, upgrade: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(directory, NEW, ready=False)
+    other = follower(systemd, "active")
+    well = agent_release.Gateway.unit_ailment
+
+    def fails_meanwhile(gateway: agent_release.Gateway, version: str) -> str:
+        follower(systemd, "failed")
+        return well(gateway, version)
+
+    monkeypatch.setattr(agent_release.Gateway, "unit_ailment", fails_meanwhile)
+    assert f"Went back to {OLD}, which is in service again" in upgrade(**other)["msg"]
+    assert calls(systemd, "restart")[-1] == f"restart {FOLLOWER}"
+
+
+@pytest.mark.parametrize(("vtn", "followers"), [({"derms_vtn_url": "https://vtn.example/"}, [FOLLOWER]), ({}, [])])
+def test_a_grid_gateway_that_has_no_vtn_any_more_is_not_restarted(vtn: dict[str, str], followers: list[str]) -> None:
+    """Without one it would not start, and each run would take the depot file's change back."""
+    declared = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))["agent_followers"]
+    assert Templar(loader=DataLoader(), variables=vtn).template(trust_as_template(declared)) == followers
 
 
 def test_what_is_not_whole_is_not_put_in_service(directory: Path, systemd: Path) -> None:
