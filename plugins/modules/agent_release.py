@@ -576,8 +576,14 @@ class Gateway:
         return [unit for unit in self.followers if self._state(unit).get("ActiveState") in RUNNING_STATES]
 
     def ailment(self, version: str) -> str:
-        """Wait until all units run a version; return what one did instead, empty if they are well."""
-        return self.unit_ailment(version) or self.followers_ailment()
+        """Restart all units and wait until they run a version; return what one did instead, empty if they are well."""
+        self.ill = self.unit
+        try:
+            self.restart()
+            return self.unit_ailment(version) or self.followers_ailment()
+        except RefusalError as refusal:
+            # A unit file that systemd does not take goes back like one that the unit does not run with.
+            return str(refusal)
 
     def followers_ailment(self) -> str:
         """Restart the other units that ran, one after the other; return which does not start, empty if each does."""
@@ -591,7 +597,6 @@ class Gateway:
 
     def unit_ailment(self, version: str) -> str:
         """Wait until the unit answers as a version that is ready; return what it did instead, empty if it is well."""
-        self.ill = self.unit
         program = self.releases.link / "bin" / "derms-agent"
         deadline_s = time.monotonic() + self.module.params["health_timeout_s"]
         said = "nothing"
@@ -650,29 +655,38 @@ class Gateway:
         elsewhere = "" if before else words
         ran = bool(elsewhere) and self._state(self.unit).get("ActiveState") == "active"
         self.releases.point_to(version)
-        self.restart()
         ailment = self.ailment(version)
         if not ailment:
             self.configuration.forget()
             self.tidy(version)
             return
         lines = self.journal()
-        rolled_back = self.configuration.put_back()
+        rolled_back, stuck = self._put_back_configuration()
         if before == version and not rolled_back:
-            gone_back = f"{version} was in service before as well, so there is nothing to go back to."
+            gone_back = stuck or f"{version} was in service before as well, so there is nothing to go back to."
             raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}")
         if before != version:
             # As drift names them: the link stands for the agent where it named no release, or none there was.
             rolled_back = ["agent", *([] if before else [str(self.releases.link)]), *rolled_back]
         gone_back = self._gone_back(before, version) if before else self._as_without_release(version, elsewhere, ran)
-        self.configuration.forget()
+        if stuck:
+            # The copies stay: the next run goes back to them.
+            gone_back = f"{stuck} {gone_back}"
+        else:
+            self.configuration.forget()
         raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}", rolled_back)
+
+    def _put_back_configuration(self) -> tuple[list[str], str]:
+        """Return which files are as they were, and why they could not be put back, where they could not."""
+        try:
+            return self.configuration.put_back(), ""
+        except OSError as error:
+            return [], f"The configuration before could not be put back: {error}."
 
     def _gone_back(self, before: str, version: str) -> str:
         """Run the release that was in service, with its files back in their places; return how that went."""
         what = f"{before} with the configuration before" if before == version else before
         self.releases.point_to(before)
-        self.restart()
         ailment = self.ailment(before)
         if ailment:
             return f"Went back to {what}, which is not well either: {ailment}."
@@ -684,11 +698,14 @@ class Gateway:
             self.releases.lead_to(elsewhere)
         else:
             self.releases.link.unlink()
-        if ran:
-            self.restart()
-            return f"{self.releases.link} leads to {elsewhere} again, and the unit was restarted with that."
-        self._systemctl("daemon-reload")
-        self._systemctl("stop", self.unit)
+        try:
+            if ran:
+                self.restart()
+                return f"{self.releases.link} leads to {elsewhere} again, and the unit was restarted with that."
+            self._systemctl("daemon-reload")
+            self._systemctl("stop", self.unit)
+        except RefusalError as refusal:
+            return f"The link is as it was before {version}, but not the unit: {refusal}."
         return f"There was no release before {version}: the unit is stopped."
 
     def tidy(self, version: str) -> None:

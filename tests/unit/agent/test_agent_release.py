@@ -46,6 +46,10 @@ if [ -f "{here}/$unit" ]; then
   [ "$1" != restart ] || exit "$(tail -n 1 "{here}/$unit")"
   exit 0
 fi
+if [ "$1" = restart ] && [ -f "{here}/refused" ] && grep -qx "$(cat "{here}/refused")" "{here}/unit"; then
+  echo "Unit $unit has a bad unit file setting." >&2
+  exit 1
+fi
 [ "$1" = show ] || exit 0
 head -n 1 "{here}/states" | tr ' ' '\\n'
 [ "$(wc -l <"{here}/states")" -le 1 ] || sed -i 1d "{here}/states"
@@ -672,6 +676,50 @@ def test_when_the_old_release_is_not_well_either_both_are_told(
     answers(systemd, "ActiveState=failed NRestarts=0")
     assert f"Went back to {OLD}, which is not well either: {UNIT} does not stay up" in upgrade()["msg"]
     assert served(directory) == OLD
+
+
+@pytest.mark.parametrize("before", ["well", "refused", "same release"])
+def test_a_unit_that_systemd_refuses_goes_back(directory: Path, systemd: Path, before: str) -> None:
+    """Such as one with a bad setting, or that is masked: it never starts, so it never fails either."""
+    old = NEW if before == "same release" else OLD
+    for version in {old, NEW}:
+        release(directory, version)
+    in_service(directory, old)
+    unit = systemd / "unit"
+    unit.write_text("old\n", encoding="utf-8")
+    (systemd / "refused").write_text(".*" if before == "refused" else "new", encoding="utf-8")
+    KeptFiles([str(unit)], directory / "before").keep(directory / "current")
+    unit.write_text("new\n", encoding="utf-8")
+    failed = put_in_service(directory, configuration=[str(unit)])
+    assert "bad unit file setting" in failed["msg"]
+    assert ("which is not well either: " if before == "refused" else "is in service again") in failed["msg"]
+    assert (served(directory), unit.read_text(encoding="utf-8")) == (old, "old\n")
+    assert failed["rolled_back"] == [*([] if old == NEW else ["agent"]), str(unit)]
+    assert not (directory / "before").exists()
+
+
+def test_with_no_release_before_a_unit_that_systemd_refuses_leaves_no_link(directory: Path, systemd: Path) -> None:
+    release(directory, NEW)
+    (systemd / "unit").write_text("new\n", encoding="utf-8")
+    (systemd / "refused").write_text("new", encoding="utf-8")
+    assert "the unit is stopped" in put_in_service(directory)["msg"]
+    assert not (directory / "current").is_symlink()
+
+
+def test_the_link_goes_back_where_the_configuration_cannot(
+    directory: Path, tmp_path: Path, upgrade: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release(directory, NEW, ready=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(KeptFiles, "put_back", cut_off)
+        failed = upgrade()
+    assert "The configuration before could not be put back: the run was cut off" in failed["msg"]
+    assert f"Went back to {OLD}" in failed["msg"]
+    assert (served(directory), failed["rolled_back"]) == (OLD, ["agent"])
+    # What could not be done is there for the next run to do.
+    files = [str(tmp_path / "etc" / name) for name in ("agent.conf", "limits.conf")]
+    assert put_in_service(directory, configuration=files)["rolled_back"] == ["agent", *files]
+    assert configuration(tmp_path) == OLD_CONFIGURATION
 
 
 def test_with_no_release_before_the_unit_is_stopped(directory: Path, systemd: Path) -> None:
