@@ -83,6 +83,9 @@ class KeptFiles:
     @staticmethod
     def _duplicate(path: Path, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
+        # What it holds is nobody else's to read at any instant; it gets its own mode with the rest.
+        place.unlink(missing_ok=True)
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         shutil.copy2(path, place)
         with place.open("rb") as stream:
             os.fsync(stream.fileno())

@@ -648,6 +648,31 @@ def test_copies_are_never_seen_in_part(directory: Path, tmp_path: Path, monkeypa
     assert sorted(path.name for path in directory.iterdir()) == [OLD, "current", "wheels"]
 
 
+def test_what_goes_back_is_nobody_elses_to_read_on_its_way(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, left = tmp_path / "depot.yml", tmp_path / ".depot.yml.before"
+    conf.write_text("a password\n", encoding="utf-8")
+    conf.chmod(0o640)
+    release(directory, OLD)
+    in_service(directory, OLD)
+    kept = KeptFiles([str(conf)], directory / "before")
+    kept.keep(directory / "current")
+    # Of a run that was cut off.
+    left.touch(mode=0o644)
+    modes: list[int] = []
+    copystat = shutil.copystat
+
+    def seen(source: Path, place: Path, **options: Any) -> None:
+        modes.append(place.stat().st_mode & 0o777)
+        copystat(source, place, **options)
+
+    monkeypatch.setattr(shutil, "copystat", seen)
+    kept.put_back()
+    assert (modes, conf.stat().st_mode & 0o777) == ([0o600], 0o640)
+    assert not left.exists()
+
+
 def test_where_nothing_changed_there_is_nothing_to_go_back_to(directory: Path, systemd: Path) -> None:
     release(directory, NEW, ready=False)
     in_service(directory, NEW)
