@@ -23,7 +23,7 @@ description:
     answer as the new version in time, link, configuration and unit go back to what they were, whichever of them
     changed, and the task fails with the last lines of the journal. Where that was cut off before the answer, the next
     O(state=installed) calls it drift, and the next O(state=current) asks, and goes back, as the first would have.
-  - The release before is kept, for a roll-back by hand; older ones go.
+  - The release that was in service before is kept, for a roll-back by hand, and C(previous) leads to it; others go.
 options:
   state:
     description:
@@ -199,7 +199,6 @@ OWN_PACKAGE = "derms-agent"
 LOCKED_PIP = re.compile(r"^pip==\S+ --hash=sha256:(?P<sha256>[0-9a-f]{64})  # (?P<file>\S+)$", re.MULTILINE)
 # As compileall takes it, of paths.
 NOT_COMPILED = "/(pip|tests)/"
-KEPT_RELEASES = 2
 # So many restarts of its own, and a unit will not come up any more.
 MOST_RESTARTS = 4
 JOURNAL_LINES = 20
@@ -288,6 +287,8 @@ class Releases:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.link = directory / "current"
+        # Which release was in service before: one that was built later need not have been.
+        self.previous = directory / "previous"
         self.wheels = directory / "wheels"
         # Where wheels are unpacked that a release is mended from.
         self.unpacked = directory / "unpacked"
@@ -336,15 +337,32 @@ class Releases:
 
     def lead_to(self, words: str) -> None:
         """Make the link what it is to be, in one step."""
-        candidate = self.directory / ".current"
+        self._make_link(self.link, words)
+
+    @staticmethod
+    def _make_link(link: Path, words: str) -> None:
+        candidate = link.with_name(f".{link.name}")
         candidate.unlink() if candidate.is_symlink() else None
         candidate.symlink_to(words)
-        candidate.replace(self.link)
+        candidate.replace(link)
+
+    def remember(self, previous: str) -> None:
+        """Note which release was in service before."""
+        self._make_link(self.previous, previous)
+
+    def one_before(self, version: str) -> str:
+        """Return the release that was in service before a version; the newest other where nothing tells, empty if none.
+
+        While that version is put in service, the copies of the configuration tell, and then the link `current`.
+        """
+        others = [name for name in self.finished() if name != version]
+        links = [self.before / self.link.name, self.link, self.previous]
+        told = [self.named(str(link.readlink())) for link in links if link.is_symlink()]
+        return next((name for name in [*told, *others] if name in others), "")
 
     def superfluous(self, version: str) -> list[Path]:
         """Return the releases that are neither in service nor the one before, and what a cut-off building left."""
-        finished = [name for name in self.finished() if name != version]
-        kept = {version, *finished[: KEPT_RELEASES - 1]}
+        kept = {version, self.in_service(), self.one_before(version)}
         return [
             path
             for path in sorted(self.directory.iterdir() if self.directory.is_dir() else [])
@@ -657,6 +675,8 @@ class Gateway:
         self.releases.point_to(version)
         ailment = self.ailment(version)
         if not ailment:
+            if before not in ("", version):
+                self.releases.remember(before)
             self.configuration.forget()
             self.tidy(version)
             return
@@ -709,7 +729,7 @@ class Gateway:
         return f"There was no release before {version}: the unit is stopped."
 
     def tidy(self, version: str) -> None:
-        """Remove the releases before the last one, and the wheels that no release needs."""
+        """Remove all releases but this one and the one before, and the wheels that neither needs."""
         for path in self.releases.superfluous(version):
             shutil.rmtree(path)
         self.releases.remove_unpacked()

@@ -468,6 +468,24 @@ def test_the_release_is_put_in_service_and_the_one_before_is_kept(directory: Pat
     assert install(directory)["drift"] == []
 
 
+def test_a_release_that_never_was_in_service_is_not_the_one_before(directory: Path, systemd: Path) -> None:
+    """Also where it is the newest, such as one that a run built and was cut off with."""
+    never = f"0.1.0+h{'4' * 10}.py310"
+    for age_s, version in ((0, NEW), (10, never), (20, OLD), (30, OLDEST)):
+        release(directory, version, age_s=age_s)
+    in_service(directory, OLD)
+    predicted = [entry["what"] for entry in install(directory)["drift"]]
+    assert str(directory / OLD) not in predicted
+    assert "failed" not in put_in_service(directory)
+    assert calls(systemd, "restart") == [f"restart --no-block {UNIT}"]
+    assert sorted(path.name for path in directory.glob("0.*")) == [OLD, NEW]
+    # Later as well, when no copies tell any more which one ran.
+    release(directory, never, age_s=-10)
+    assert install(directory)["drift"] == [drift(str(directory / never), "present", "absent")]
+    assert sorted(path.name for path in directory.glob("0.*")) == [OLD, NEW]
+    assert install(directory)["drift"] == []
+
+
 def test_a_unit_that_takes_its_time_is_waited_for(directory: Path, systemd: Path) -> None:
     release(directory, NEW)
     (systemd / "states").write_text(
