@@ -555,6 +555,18 @@ def test_of_what_is_told_and_what_the_device_shows_of_the_charge_the_newest_coun
     assert charge() == (52.0, one.now_s + 4)
 
 
+def test_a_charge_of_nothing_that_a_device_shows_leaves_what_was_told(charging: Play) -> None:
+    one = charging
+    controller, name = one.controller, "fast-1/1"
+    told_at_s = one.now_s
+    controller.tell(name, Told(soc_percent=54.0, soc_read_at_s=told_at_s))
+    one.take("fast-1", {**one.shown("fast-1"), "soc/1": 0.0}, one.now_s + 1)
+    session = controller.sessions[name]
+    assert (session.soc_percent, session.soc_read_at_s) == (54.0, told_at_s)
+    one.take("fast-1", {**one.shown("fast-1"), "soc/1": 1.0}, one.now_s + 2)
+    assert controller.sessions[name].soc_percent == 1.0
+
+
 def test_a_new_process_takes_up_the_sessions_that_still_are(play: MakePlay) -> None:
     one = play()
     unix_s = 1_800_000_000.0

@@ -39,7 +39,8 @@ def followed(
         last = None
     delivered_wh = session.delivered_wh + (0.0 if last is None else _counted_wh(last, metering))
     soc_percent, soc_read_at_s = session.soc_percent, session.soc_read_at_s
-    if reading.soc_percent is not None:
+    # Nothing is what chargers show before they know it: it would stand before what is told.
+    if reading.soc_percent is not None and reading.soc_percent > 0:
         soc_percent, soc_read_at_s = reading.soc_percent, reading.image.sent_s
     return replace(
         session, delivered_wh=max(delivered_wh, 0.0), soc_percent=soc_percent, soc_read_at_s=soc_read_at_s
