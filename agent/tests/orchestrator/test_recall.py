@@ -71,3 +71,23 @@ def test_a_vtn_that_was_never_reached_is_waited_for_a_while_alone(
     anyio.run(partial(first.save_asks, whole=True))
     second = service.assemble(settings.load(conf, limits), (conf, limits))
     assert second.controller.link_until_s == first.controller.link_until_s
+
+
+@pytest.mark.parametrize(("valid_for_s", "lost"), [(None, False), (0.0, False), (60.0, True)])
+def test_a_start_of_the_host_waits_anew_for_a_vtn_that_was_never_reached_and_for_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, valid_for_s: float | None, lost: bool
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n{VTN}", encoding="utf-8")
+    limits.write_text("DEFAULT_LIMIT_KW=20\n", encoding="utf-8")
+    first = service.assemble(settings.load(conf, limits), (conf, limits))
+    if valid_for_s is not None:
+        anyio.run(first.verbs().changing["grid.link"], {"valid_for_s": valid_for_s}, "derms-grid")
+    anyio.run(partial(first.save_asks, whole=True))
+
+    for boot in ("second", "third"):
+        monkeypatch.setattr(service, "boot_id", lambda boot=boot: boot)
+        heir = service.assemble(settings.load(conf, limits), (conf, limits))
+        assert heir.controller.link_lost(boottime_s()) is lost
+        assert heir.controller.link_lost(boottime_s() + service.LINKED_WITHIN_S)
+        anyio.run(partial(heir.save_asks, whole=True))

@@ -139,7 +139,8 @@ class Controller:
 
     `boot_id` names this start of the host. `energised_at_s`: it was then, and power may have been away before; None:
     this process only goes on. `stays_over`: what could be over its limit although there was time to lower it.
-    `link_until_s`: until then the grid's link stands as far as is known; None: there is none to wait for.
+    `link_until_s`: until then the grid's link stands as far as is known; None: there is none to wait for. `link_stood`:
+    it ever did.
     """
 
     site: Site
@@ -154,6 +155,7 @@ class Controller:
     answered_s: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
     link_until_s: float | None = None
+    link_stood: bool = False
     outcome: Outcome | None = None
     base: Mapping[str, limits.BaseLoad] = field(default_factory=dict)
     stays_over: tuple[Excess, ...] = ()

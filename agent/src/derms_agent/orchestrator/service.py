@@ -329,6 +329,7 @@ class Service:
         if valid_for_s is None:
             raise ProtocolError("argument", "valid_for_s: found nothing, expected a number from 0 to 86400")
         self.controller.link_until_s = self.engine.clock() + valid_for_s
+        self.controller.link_stood |= valid_for_s > 0
         if valid_for_s == 0.0:
             self.engine.wake()
         await self.save_asks()
@@ -481,6 +482,7 @@ class Service:
                 "boot_id": self.engine.boot_id,
                 "asks": [asks.to_json(ask) for ask in self.controller.asks.values()],
                 "link_until_s": self.controller.link_until_s,
+                "link_stood": self.controller.link_stood,
             }
             await anyio.to_thread.run_sync(partial(self.asks_store.save, document, whole=whole))
 
@@ -620,7 +622,7 @@ def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float,
     """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
 
     Without a VTN nobody renews the link any more, and the default limit would hold for good. One that was never reached
-    has `LINKED_WITHIN_S`: else nothing would hold for as long as it cannot be.
+    has `LINKED_WITHIN_S` of each start of the host: else nothing would hold for as long as it cannot be.
     """
     if linked:
         controller.link_until_s = now_s + LINKED_WITHIN_S
@@ -634,7 +636,12 @@ def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float,
                 controller.put(ask)
         link_until_s = (document or {}).get("link_until_s")
         if linked and link_until_s is not None:
-            controller.link_until_s = float(link_until_s) if document["boot_id"] == boot else now_s
+            # Who stored a link without it may have had one.
+            controller.link_stood = bool(document.get("link_stood", True))
+            if document["boot_id"] == boot:
+                controller.link_until_s = float(link_until_s)
+            elif controller.link_stood:
+                controller.link_until_s = now_s
     except (ValueError, TypeError, KeyError, AttributeError) as unusable:
         problem = store.put_aside(repr(unusable))
     if problem is not None:
