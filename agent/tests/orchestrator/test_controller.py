@@ -10,12 +10,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from agent.tests.orchestrator.conftest import Play, new_controller
+from agent.tests.orchestrator.conftest import METER_AT_S, Play, new_controller
 
 from derms_agent.control import demand, droop, thermal
 from derms_agent.control import ledger as book
 from derms_agent.control.guard import Purpose
-from derms_agent.model import LimitQuantity, Proof, ProofKind, Rank
+from derms_agent.model import LimitQuantity, Proof, ProofKind, Rank, Value
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import ASKED_AGAIN_S, WAKES_S, Told
@@ -608,6 +608,22 @@ def test_without_its_meter_the_declared_base_load_counts(charging: Play) -> None
     one.step(10)
     assert one.controller.base["main"].high_w == pytest.approx((60 + 55 + 55) * 400 / math.sqrt(3), rel=0.2)
     assert one.told_w() + (60 + 55 + 55) * 400 / math.sqrt(3) <= SITE_VA + 1
+
+
+def test_what_a_meter_that_lacks_a_line_counts_and_its_frequency_are_known_all_the_same(charging: Play) -> None:
+    one = charging
+    controller = one.controller
+    controller.policy = replace(controller.policy, demand_cap=demand.Cap(cap_w=50_000.0))
+    at_s = one.now_s + METER_AT_S
+    values: dict[str, Value] = {"current_l2": 5.0, "current_l3": 5.0, "frequency": 49.7, "energy": 2e6}
+    one.take("grid", values, at_s)
+    sample = controller.meter("main", at_s)
+    assert sample is not None
+    assert (sample.frequency_hz, sample.current_a) == (49.7, None)
+    assert [each.import_wh for each in controller.memory().samples.kept] == [2e6]
+    one.silent.add("grid")
+    one.step(8)
+    assert not controller.base["main"].measured
 
 
 def test_readings_are_urgent_where_something_happened(charging: Play) -> None:

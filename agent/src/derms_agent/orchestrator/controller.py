@@ -380,15 +380,16 @@ class Controller:
         if sample is None or (known is not None and sample.asked_s <= known.asked_s):
             return False
         self._meters[circuit] = sample
-        self._shown.setdefault(circuit, deque(maxlen=_KEPT)).append(
-            metering.Shown(
-                asked_s=sample.asked_s,
-                answered_s=sample.answered_s,
-                current_a=sample.current_a,
-                active_w=sample.active_w,
-                reactive_var=sample.reactive_var,
+        if sample.current_a is not None:
+            self._shown.setdefault(circuit, deque(maxlen=_KEPT)).append(
+                metering.Shown(
+                    asked_s=sample.asked_s,
+                    answered_s=sample.answered_s,
+                    current_a=sample.current_a,
+                    active_w=sample.active_w,
+                    reactive_var=sample.reactive_var,
+                )
             )
-        )
         cap = self.policy.demand_cap
         if cap is not None and circuit == self.site.root.name and sample.import_wh is not None:
             self._demand = demand.add(self._demand, demand.Sample(sample.answered_s, sample.import_wh), cap)

@@ -30,12 +30,15 @@ _POWERS = ("active_power_l1", "active_power_l2", "active_power_l3")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeterSample:
-    """One answer of a meter: A of each line, W of each phase and var of all where it has them; sampled in between."""
+    """One answer of a meter: A of each line, W of each phase and var of all where it has them; sampled in between.
+
+    `current_a` is None where what flows is not known; the rest counts all the same.
+    """
 
     circuit: str
     asked_s: float
     answered_s: float
-    current_a: PerPhase
+    current_a: PerPhase | None
     active_w: PerPhase | None
     reactive_var: float | None
     frequency_hz: float | None
@@ -142,10 +145,11 @@ def _occupied(profile: Profile, value: _Of) -> bool:
 
 
 def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | None:
-    """Return what a meter's reading says of its circuit, or None where it is no good one.
+    """Return what a meter's reading says of its circuit, or None where it is no good one, or says nothing.
 
     A value that is missing is none, not 0: where one of a line that the circuit has is not there, the device may have
     refused it, or said that it has none, and what flows is not known. A meter need have no power per phase at all.
+    What it has counted, and the grid's frequency and voltage, do not depend on that.
     """
     if reading.quality is not Quality.GOOD:
         return None
@@ -155,21 +159,23 @@ def meter_sample(site: Site, circuit: str, reading: Reading) -> MeterSample | No
     at = site.depot.circuits[circuit]
     lines = [line for line, rating_a in enumerate(at.rating_a) if rating_a > 0]
     lacking = [powers[line] is None for line in lines]
-    if any(currents[line] is None for line in lines) or (any(lacking) and not all(lacking)):
-        return None
+    known = all(currents[line] is not None for line in lines) and (all(lacking) or not any(lacking))
     nominal_v = at.neutral_voltage_v
     voltage_v = _number(values.get("voltage_l1"))
+    frequency_hz, import_wh = _number(values.get("frequency")), _number(values.get("energy"))
+    if not known and voltage_v is frequency_hz is import_wh is None:
+        return None
     active_w = None if all(lacking) else per_phase(0.0 if power is None else power for power in powers)
     return MeterSample(
         circuit=circuit,
         asked_s=reading.asked_at_s,
         answered_s=reading.answered_at_s,
-        current_a=per_phase(0.0 if current is None else abs(current) for current in currents),
-        active_w=active_w,
-        reactive_var=_number(values.get("reactive_power")),
-        frequency_hz=_number(values.get("frequency")),
+        current_a=per_phase(0.0 if current is None else abs(current) for current in currents) if known else None,
+        active_w=active_w if known else None,
+        reactive_var=_number(values.get("reactive_power")) if known else None,
+        frequency_hz=frequency_hz,
         voltage_share=None if voltage_v is None else voltage_v / nominal_v,
-        import_wh=_number(values.get("energy")),
+        import_wh=import_wh,
     )
 
 

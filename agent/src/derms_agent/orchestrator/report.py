@@ -254,6 +254,7 @@ def _site(controller: Controller, outcome: Outcome, spans: Intervals, now_s: flo
 def _circuit(controller: Controller, name: str, spans: Intervals, now_s: float) -> dict[str, Any]:
     circuit = controller.site.depot.circuits[name]
     meter = controller.meter(name, now_s)
+    measured_a = None if meter is None else meter.current_a
     base = controller.base.get(name)
     counted = controller.counted_a(name, spans)
     return {
@@ -263,7 +264,7 @@ def _circuit(controller: Controller, name: str, spans: Intervals, now_s: float) 
             {
                 "phase": phase.value,
                 "rating_a": circuit.rating_a[line],
-                "measured_a": None if meter is None else _round(meter.current_a[line]),
+                "measured_a": None if measured_a is None else _round(measured_a[line]),
                 "base_a": None if base is None else _round(base.high_a[line]),
                 "counted_a": None if counted is None else _round(counted[line]),
             }
