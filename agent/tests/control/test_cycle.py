@@ -11,6 +11,7 @@ import pytest
 
 from derms_agent.control import allocate, limits, obedience, uptake
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, Outcome, State
+from derms_agent.control.guard import Write
 from derms_agent.control.ledger import Acknowledged, Armed, Event, Lost, Refreshed, Span, Station, started
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import BaseLoad, Circuits
@@ -67,13 +68,18 @@ RATED = line_limit(40.0, "circuit main", Rank.PROTECTION)
 
 @dataclass
 class Depot:
-    """EVSEs that follow 6 s after a write, unless frozen; silent ones answer nothing. `takes` bounds vehicles, in A."""
+    """EVSEs that follow 6 s after a write, unless frozen; silent ones answer nothing. `takes` bounds vehicles, in A.
+
+    Writes to `late` ones take 2 s.
+    """
 
     cycle: Cycle
     state: State
     now_s: float = 0.0
     told: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
+    late: set[str] = field(default_factory=set)
+    underway: list[tuple[float, Write]] = field(default_factory=list)
     frozen: dict[str, float] = field(default_factory=dict)
     takes: dict[str, float] = field(default_factory=dict)
     limits: tuple[Limit, ...] = (RATED,)
@@ -90,6 +96,10 @@ class Depot:
     def run(self, seconds: int) -> Outcome:
         for _ in range(seconds):
             self.now_s += 1.0
+            for _, write in [one for one in self.underway if one[0] <= self.now_s]:
+                self.told[write.evse].append((self.now_s, write.amount.active_a))
+                self.events.append(Acknowledged(write.evse, write.id, self.now_s))
+            self.underway = [one for one in self.underway if one[0] > self.now_s]
             image = {
                 one.name: EvseImage(
                     sent_s=self.now_s,
@@ -112,7 +122,9 @@ class Depot:
             outcome = self.cycle.run(self.state, inputs)
             self.state, self.events = outcome.state, []
             for write in outcome.writes:
-                if write.evse in self.silent:
+                if write.evse in self.late:
+                    self.underway.append((self.now_s + 2.0, write))
+                elif write.evse in self.silent:
                     self.events.append(Lost(write.evse, write.id, self.now_s + 0.9))
                 else:
                     self.told.setdefault(write.evse, []).append((self.now_s, write.amount.active_a))
@@ -169,6 +181,25 @@ def test_an_evse_that_does_not_follow_is_reported_and_the_others_make_room(make_
     assert any("one draws more than its limit" in fault for fault in outcome.faults)
     assert not outcome.state.obedience["one"].trusted
     assert obedience.Following.OVERDRAWING.value in outcome.why["one"].words
+
+
+def test_a_slow_evse_that_got_its_setpoint_late_is_reported_and_takes_nothing_from_others(
+    make_depot: Callable[..., Depot],
+) -> None:
+    depot = make_depot()
+    depot.run(60)
+    before = {name: depot.told_a()[name] for name in ("two", "three")}
+    depot.limits, depot.frozen = (RATED, line_limit(24.0)), {"one": 13.0}
+    depot.late = {"one"}
+    reported = False
+    for _ in range(15):
+        outcome = depot.run(1)
+        reported |= any("one draws more than its limit" in fault for fault in outcome.faults)
+        assert not outcome.state.ledger.entries["one"].distrusted
+    assert reported
+    assert {name: depot.told_a()[name] for name in before} == {"two": 8.0, "three": 8.0}
+    depot.frozen = {}
+    assert not depot.run(1).faults
 
 
 def test_a_silent_evse_counts_at_its_rating_and_comes_back(make_depot: Callable[..., Depot]) -> None:

@@ -186,11 +186,23 @@ def test_a_slow_vehicle_that_got_its_setpoint_late_is_trusted_as_soon_as_it_foll
         found.append(verdict)
     assert not {Following.RECOVERING} & {*states(found)}
     assert late_s > 1.0 or all(one.trusted for one in found)
+    assert all(one.believed for one in found)
     assert states(found)[37:] == [Following.FOLLOWING] * 43
+
+
+def test_an_excuse_ends_once_nothing_is_seen_any_more() -> None:
+    verdict = unreached(proven_from_s=100, follows_at_s=100, seconds=40)[-1]
+    assert verdict.believed
+    assert not verdict.trusted
+    for second in range(40, 60):
+        verdict = judge(verdict, Sample(Amount(8.0), proven=False), float(second), ALLOWANCE)
+        assert verdict.believed is (second - 39 < ALLOWANCE.deadline_s)
+    assert verdict.clear_s == ALLOWANCE.clear_s
 
 
 def test_one_that_does_not_follow_what_it_confirmed_has_to_recover() -> None:
     verdicts = unreached(proven_from_s=40, follows_at_s=54, seconds=90)
+    assert [one.believed for one in verdicts[40:54]] == [True] * 13 + [False]
     assert states(verdicts)[54:84] == [Following.RECOVERING] * 30
     assert states(verdicts)[84:] == [Following.FOLLOWING] * 6
 

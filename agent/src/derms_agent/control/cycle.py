@@ -270,7 +270,7 @@ class Cycle:
     def _judged(
         self, book: Ledger, before: Mapping[str, Obedience], now_s: float
     ) -> tuple[Ledger, Mapping[str, Obedience]]:
-        """Return the verdicts, and the ledger that trusts only those who follow."""
+        """Return the verdicts, and the ledger that trusts only those who follow, or will."""
         verdicts: dict[str, Obedience] = {}
         events: list[Event] = []
         entries = book.entries
@@ -287,8 +287,8 @@ class Cycle:
             )
             verdict = obedience.judge(before.get(name) or obedience.unproven(now_s), sample, now_s, place.allowance)
             verdicts[name] = verdict
-            if verdict.trusted == claims.distrusted:
-                events.append(Distrusted(name, not verdict.trusted, now_s))
+            if verdict.believed == claims.distrusted:
+                events.append(Distrusted(name, not verdict.believed, now_s))
         return record(book, events) if events else book, verdicts
 
     def _left(self, bounds: Combined, book: Ledger, relied: set[str], now_s: float) -> Combined:

@@ -19,9 +19,10 @@ judged all the same, for what was told longer ago does not count; a steady one i
 | recovering | following | good samples for the time to recover, `clear_s` at first |
 | following, suspect | unproven | no fresh sample for `deadline_s`: reported, for nothing shows that it follows |
 
-Overdrawing and recovering EVSEs are not trusted: the guard counts their ratings. A frozen pilot looks obedient whenever
-the vehicle takes little, so a good sample alone is no proof; and each relapse makes the next pardon slower, so a
-verdict does not flap. The time back to `clear_s` starts with `longest_clear_s` of following.
+Overdrawing and recovering EVSEs are not trusted: the guard counts their ratings. It does not while one is *excused*:
+all that it drew is within what it had confirmed `follow_s` ago, which the ledger still counts. A frozen pilot looks
+obedient whenever the vehicle takes little, so a good sample alone is no proof; and each relapse makes the next pardon
+slower, so a verdict does not flap. The time back to `clear_s` starts with `longest_clear_s` of following.
 
 **In time.** A draw that stays over is bad from the first cycle on that is `follow_s` after the setpoint's issue, and
 reported `confirm_s` later: with 12 and 2 s and a cycle each second within 15 s. A cycle that begins up to `early_s`
@@ -153,6 +154,11 @@ class Obedience(NamedTuple):
         """Whether what it is told says anything about what it draws."""
         return self.state is not Following.OVERDRAWING and self.state is not Following.RECOVERING
 
+    @property
+    def believed(self) -> bool:
+        """Whether the ledger may go by its claims: also of one that is reported, and got its setpoint late."""
+        return self.trusted or self.excused
+
 
 def unproven(now_s: float) -> Obedience:
     """Return the verdict on an EVSE of which nothing was seen."""
@@ -271,8 +277,12 @@ def _within(currents_a: Sequence[float], limits: Span, allowance: Allowance) -> 
 
 def _unseen(verdict: Obedience, now_s: float, allowance: Allowance) -> Obedience:
     last_s = verdict.since_s if verdict.sampled_s is None else verdict.sampled_s
-    if not verdict.trusted or now_s - last_s < allowance.deadline_s:
+    if now_s - last_s < allowance.deadline_s:
         return verdict
+    if not verdict.trusted:
+        # Nothing shows any more that what it draws is within what it had confirmed.
+        clear_s = max(verdict.clear_s, allowance.clear_s) if verdict.excused else verdict.clear_s
+        return verdict._replace(excused=False, clear_s=clear_s)
     return _turned(verdict, Following.UNPROVEN, now_s, (Check.METER, Check.BRIDGE))
 
 
