@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count, takewhile
 
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 from derms_agent.control.metering import (
     Drawn,
     Generated,
+    Most,
     Rules,
     Shown,
     bracket,
     clearest,
     metered,
+    most_of,
     reached,
     seen_from,
     standing,
@@ -27,7 +30,7 @@ from derms_agent.control.metering import (
 from derms_agent.control.metering import (
     given as gave,
 )
-from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase
+from derms_agent.model import Circuit, Connection, Evse, Measures, Meter, PerPhase, Phase
 
 
 def on_all(amperes: float) -> PerPhase:
@@ -311,3 +314,37 @@ def test_a_generator_behind_a_transformer_may_be_on_any_line_at_any_angle() -> N
         assert found.current_a == found.reactive_a == pytest.approx(on_all(30 * ratio * 2 / 3**0.5))
     with pytest.raises(ValueError, match="expected it to be above"):
         seen_from(circuits, "roof", "yard", sample)
+
+
+def test_a_silent_generator_counts_at_the_most_once_nothing_better_is_fresh() -> None:
+    meters = [shown(1.0, 20.0), shown(4.0, 20.0), shown(7.0, 20.0)]
+    most = [Most("sun", generated(0.0, 63.0))]
+    around = [generated(at_s, 40.0) for at_s in (0.5, 1.5)]
+    sure = standing(meters, [], 5.9, generators=[around], most=most)
+    assert sure is not None
+    assert (sure.generated_a, sure.unheard) == (on_all(40.0), ())
+    guessed = standing(meters, [], 7.5, generators=[around], most=most)
+    assert guessed is not None
+    assert (guessed.read_at_s, guessed.generated_a, guessed.unheard) == (7.0, on_all(63.0), ("sun",))
+    two = standing(meters, [], 7.5, generators=[around, []], most=[most[0], None])
+    assert two is None
+
+
+def test_the_most_of_a_generator_is_known_where_its_circuit_is_its_own() -> None:
+    main = Circuit(name="main", parent=None, connection=Connection.WYE, voltage_v=400.0, rating_a=on_all(100))
+    roof = Circuit(
+        name="roof",
+        parent="main",
+        connection=Connection.WYE,
+        voltage_v=400.0,
+        rating_a=on_all(40),
+        base_load_a=on_all(2),
+    )
+    circuits = {"main": main, "roof": roof}
+    sun = Meter(name="sun", device="sun", measures=Measures.GENERATOR, circuit="roof")
+    found = most_of(circuits, [], "main", sun)
+    assert found is not None
+    assert (found.meter, found.generated.current_a, found.generated.reactive_a) == ("sun", on_all(42), on_all(42))
+    evse = Evse(name="a", device="a", connector=1, circuit="roof", phases=(Phase.L1,), rating_a=16.0)
+    assert most_of(circuits, [evse], "main", sun) is None
+    assert most_of(circuits, [], "main", replace(sun, circuit="main")) is None

@@ -19,6 +19,7 @@ from derms_agent.model import LimitQuantity, Proof, ProofKind, Rank, Value
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import ASKED_AGAIN_S, WAKES_S, Told
+from derms_agent.orchestrator.site import site_of
 from derms_agent.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -90,6 +91,30 @@ def test_the_declared_worst_is_drawn_while_nobody_knows_what_is_generated(sunny:
     one.silent.add("sun")
     one.step(8)
     assert not one.controller.base["main"].measured
+
+
+@pytest.mark.parametrize(("rating_a", "measured"), [(20.0, True), (500.0, False)])
+def test_a_generator_on_its_own_circuit_counts_at_its_rating_while_its_meter_sleeps(
+    sunny: Play, rating_a: float, measured: bool
+) -> None:
+    """The lesser of that and the declared worst case."""
+    depot = sunny.site.depot
+    roof = replace(depot.circuits["main"], name="roof", parent="main", rating_a=(rating_a,) * 3, base_load_a=(0.0,) * 3)
+    sun = replace(depot.meters["sun"], circuit="roof")
+    depot = replace(depot, circuits={**depot.circuits, "roof": roof}, meters={**depot.meters, "sun": sun})
+    one = Play(new_controller(site_of(depot, sunny.site.gateway, shed_s=2.0)), base_a=(5.0,) * 3)
+    one.step(3)
+    one.vehicles()
+    one.step(SETTLED_S)
+    one.silent.add("sun")
+    one.step(SETTLED_S)
+    base = one.controller.base["main"]
+    assert base.measured is measured
+    assert "sun" in base.source
+    assert min(base.high_a) >= 5.0
+    if measured:
+        assert max(base.high_a) < 50.0
+    assert one.told_w() + 3 * 5 * 400 / math.sqrt(3) <= SITE_VA + 1
 
 
 def test_no_vehicle_is_offered_more_than_its_own_limit(charging: Play) -> None:

@@ -29,7 +29,7 @@ one rank that exclude each other leave the one value between them that is neares
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import is_
@@ -292,7 +292,8 @@ class Metered:
     `evse_var` bounds what deviates from that.
     `complete`: each of these EVSEs was sampled on both sides of the reading, so that none is wholly unknown.
     `generated_a`, `generated_reactive_a` and `generated_var` are the most that generators with meters gave meanwhile,
-    by magnitude: without them so much more would be drawn.
+    by magnitude: without them so much more would be drawn. `unheard`: the meters of those that may have given anything
+    up to what they can, which is in these.
     """
 
     read_at_s: float
@@ -307,6 +308,7 @@ class Metered:
     generated_a: PerPhase = NO_FLOW
     generated_reactive_a: PerPhase = NO_FLOW
     generated_var: float = 0.0
+    unheard: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,9 +353,12 @@ def base_loads(
     for circuit in _children_first(circuits):
         reading = metered.get(circuit.name)
         measured = None if reading is None else _measured(circuit, reading, now_s, fresh_s)
-        if measured is None:
+        if measured is None or (reading is not None and reading.unheard):
             beneath = [(circuits[name], found[name]) for name in children.get(circuit.name, ())]
-            measured = _assumed(circuit, beneath, reading is not None)
+            assumed = _assumed(circuit, beneath, reading)
+            # Both are never less than what is drawn.
+            if measured is None or sum(assumed.high_a) < sum(measured.high_a):
+                measured = assumed
         found[circuit.name] = measured
         if circuit.parent is not None:
             children.setdefault(circuit.parent, []).append(circuit.name)
@@ -403,6 +408,8 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
     if reading.reactive_var is not None:
         reactive_var = abs(reading.reactive_var)
     beside = ", generators' meters beside it" if any(generated) else ""
+    if reading.unheard:
+        beside = f", {_silent(reading.unheard)} counted at its circuit's rating"
     return BaseLoad(
         circuit=circuit.name,
         source=f"base load of {circuit.name}, measured{beside}",
@@ -417,7 +424,11 @@ def _measured(circuit: Circuit, reading: Metered, now_s: float, fresh_s: float) 
     )
 
 
-def _assumed(circuit: Circuit, beneath: list[tuple[Circuit, BaseLoad]], has_meter: bool) -> BaseLoad:
+def _silent(meters: Sequence[str]) -> str:
+    return f"the generator's meter {' and '.join(meters)} is silent and"
+
+
+def _assumed(circuit: Circuit, beneath: list[tuple[Circuit, BaseLoad]], reading: Metered | None) -> BaseLoad:
     volts = circuit.neutral_voltage_v
     low_a, high_a = [0.0] * 3, [0.0] * 3
     own_va = sum(circuit.base_load_a) * volts
@@ -437,7 +448,10 @@ def _assumed(circuit: Circuit, beneath: list[tuple[Circuit, BaseLoad]], has_mete
     if circuit.connection is Connection.DELTA_WYE:
         low_a, high_a = _delta_lines(low_a), _delta_lines(high_a)
     high_a = [current_a + own_a for current_a, own_a in zip(high_a, circuit.base_load_a, strict=True)]
-    why = "its meter is stale or bad, so the configured worst case" if has_meter else "configured worst case"
+    why = "configured worst case"
+    if reading is not None:
+        unknown = f"{_silent(reading.unheard)} may hide more" if reading.unheard else "its meter is stale or bad"
+        why = f"{unknown}, so the configured worst case"
     return BaseLoad(
         circuit=circuit.name,
         source=f"base load of {circuit.name}: {why}",

@@ -18,7 +18,9 @@ as long as each EVSE is sampled on both sides, at most `fresh_s` old in any case
 proves.
 
 What generators with meters of their own give is bracketed in the same way, at its most, and added: it may end at once,
-and what it covered flows from the grid then. Where that is not known, a circuit's meter shows no base load.
+and what it covered flows from the grid then. Where that is not known, the last sample for which it was stands until it
+is `fresh_s` old; then the most that it may give counts (`most_of`), for an inverter that is its own meter sleeps at
+night. Where that is not known either, a circuit's meter shows no base load.
 
 Only meters whose EVSEs are reached without a transformer are read this way (`reached`): behind one, amperes of a line
 are not those of the EVSE.
@@ -29,10 +31,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from derms_agent.control.limits import PHASES, Metered
-from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, Evse, PerPhase, per_phase
+from derms_agent.model import SAME_VOLTAGE, Circuit, Connection, Evse, Meter, PerPhase, per_phase
 
 _TOLERANCE_A = 1.0
 _SQRT3 = math.sqrt(3)
@@ -74,6 +76,13 @@ class Generated:
     current_a: PerPhase
     reactive_a: PerPhase
     reactive_var: float
+
+
+class Most(NamedTuple):
+    """The most that a generator may give, as a circuit above sees it, and the name of its meter."""
+
+    meter: str
+    generated: Generated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +142,27 @@ def seen_from(circuits: Mapping[str, Circuit], circuit: str, of: str, sample: Ge
     return replace(sample, current_a=anywhere, reactive_a=anywhere)
 
 
+def most_of(circuits: Mapping[str, Circuit], evses: Iterable[Evse], circuit: str, meter: Meter) -> Most | None:
+    """Return the most that a generator may give, as a circuit above sees it; None where its circuit is not its own.
+
+    What flows out of its circuit is within the circuit's rating, at any angle, and beside that it may supply what is
+    drawn on the circuit itself.
+    """
+    own = circuits[meter.circuit]
+    shared = any(one.parent == own.name for one in circuits.values()) or any(one.circuit == own.name for one in evses)
+    if shared:
+        return None
+    most_a = per_phase(rating_a + base_a for rating_a, base_a in zip(own.rating_a, own.base_load_a, strict=True))
+    generated = Generated(
+        asked_s=-math.inf,
+        answered_s=math.inf,
+        current_a=most_a,
+        reactive_a=most_a,
+        reactive_var=sum(most_a) * own.neutral_voltage_v,
+    )
+    return Most(meter.name, seen_from(circuits, circuit, own.name, generated))
+
+
 def bracket(meter: Shown, samples: Sequence[Drawn], rules: Rules = Rules()) -> tuple[PerPhase, PerPhase] | None:
     """Return the least and the most that an EVSE drew while a meter was sampled; None where that is not known (yet).
 
@@ -176,9 +206,15 @@ def _around(meter: Shown, samples: Sequence[_Sample], rules: Rules) -> list[_Sam
 
 
 def metered(
-    meter: Shown, brackets: Sequence[tuple[PerPhase, PerPhase] | None], generators: Sequence[Generated] = ()
+    meter: Shown,
+    brackets: Sequence[tuple[PerPhase, PerPhase] | None],
+    generators: Sequence[Generated] = (),
+    unheard: Sequence[str] = (),
 ) -> Metered:
-    """Return a meter's sample with what the EVSEs beneath it drew; an unknown one may have drawn nothing, or all."""
+    """Return a meter's sample with what the EVSEs beneath it drew; an unknown one may have drawn nothing, or all.
+
+    :param unheard: the meters of generators of which only the most that they may give is known
+    """
     anything = ((0.0, 0.0, 0.0), meter.current_a)
     known = [anything if one is None else one for one in brackets]
     return Metered(
@@ -192,6 +228,7 @@ def metered(
         generated_a=per_phase(sum(one.current_a[line] for one in generators) for line in range(len(PHASES))),
         generated_reactive_a=per_phase(sum(one.reactive_a[line] for one in generators) for line in range(len(PHASES))),
         generated_var=sum(one.reactive_var for one in generators),
+        unheard=tuple(unheard),
     )
 
 
@@ -217,28 +254,42 @@ def _net_a(one: Metered, line: int) -> float:
     return (-one.current_a[line] if back else one.current_a[line]) + one.generated_a[line]
 
 
-def standing(
+def standing(  # noqa: PLR0917 - what is known of all that the meter shows
     shown: Iterable[Shown],
     trails: Sequence[Sequence[Drawn]],
     now_s: float,
     rules: Rules = Rules(),
     generators: Sequence[Sequence[Generated]] = (),
+    most: Sequence[Most | None] = (),
 ) -> Metered | None:
     """Return what stands now of a meter's samples, given those of each EVSE and generator beneath it, in order of time.
 
-    A sample counts once every EVSE and generator that still answers was sampled after it, and where it is known what
-    each generator gave.
+    A sample counts once every EVSE and generator that still answers was sampled after it. One for which it is known
+    what each generator gave stands as long as it is fresh; after it those with the most that the others may give.
+
+    :param most: of each generator, in their order
     """
-    found = []
+    found, guessed = [], []
     newest_s = [trail[-1].asked_s for trail in trails if trail]
     newest_s += [samples[-1].asked_s for samples in generators if samples]
     for one in shown:
         if any(asked_s < one.answered_s and now_s - asked_s <= rules.answers_s for asked_s in newest_s):
             continue
-        gave = [most for samples in generators if (most := given(one, samples, rules)) is not None]
-        if len(gave) == len(generators):
-            found.append(metered(one, [bracket(one, trail, rules) for trail in trails], gave))
-    return clearest(found, now_s, rules)
+        gave = [given(one, samples, rules) for samples in generators]
+        assumed = [each for each, known in zip(most, gave, strict=False) if known is None and each is not None]
+        known = [each for each in gave if each is not None]
+        if len(known) + len(assumed) < len(generators):
+            continue
+        brackets = [bracket(one, trail, rules) for trail in trails]
+        if assumed:
+            everything = [*known, *(each.generated for each in assumed)]
+            guessed.append(metered(one, brackets, everything, [each.meter for each in assumed]))
+        else:
+            found.append(metered(one, brackets, known))
+    sure = clearest(found, now_s, rules)
+    if sure is not None and now_s - sure.read_at_s <= rules.fresh_s:
+        return sure
+    return clearest(guessed, now_s, rules) or sure
 
 
 def _width_a(one: Metered) -> float:

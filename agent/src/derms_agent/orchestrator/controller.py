@@ -172,6 +172,7 @@ class Controller:
     _meters: dict[str, MeterSample] = field(default_factory=dict)
     _worked_by: MeterSample | None = None
     _beneath: dict[str, tuple[Evse, ...] | None] = field(default_factory=dict)
+    _most_of: dict[str, tuple[metering.Most | None, ...]] = field(default_factory=dict)
     _beside_asks: tuple[Limit, ...] = ()
     _heat: dict[str, tuple[Limit, ...]] = field(default_factory=dict)
     _temperatures: Temperatures = field(init=False)
@@ -713,6 +714,7 @@ class Controller:
                 now_s,
                 _METERING,
                 self._generators(circuit),
+                self._most(circuit),
             )
             if chosen is not None:
                 found[circuit] = chosen
@@ -720,6 +722,14 @@ class Controller:
 
     def _generators(self, circuit: str) -> list[Sequence[metering.Generated]]:
         return [self._generated.get((circuit, meter.name), ()) for meter in self.site.generators.get(circuit, ())]
+
+    def _most(self, circuit: str) -> tuple[metering.Most | None, ...]:
+        """Return the most that each generator beneath a circuit may give; worked out once."""
+        if circuit not in self._most_of:
+            circuits, evses = self.site.depot.circuits, self.site.evses
+            meters = self.site.generators.get(circuit, ())
+            self._most_of[circuit] = tuple(metering.most_of(circuits, evses, circuit, meter) for meter in meters)
+        return self._most_of[circuit]
 
     def informed(self) -> bool:
         """Whether every device has answered, and each meter has been read between two readings of all that is beneath.
