@@ -289,6 +289,16 @@ class Depot:
         """Return every EVSE, in the order of the file."""
         return tuple(evse for device in self.devices.values() for evse in device.evses)
 
+    def share_of(self, root: str) -> float:
+        """Return which part of the site's limits a tree of circuits has: what its root's rating is of all roots'."""
+        roots = {circuit.name: circuit for circuit in self.circuits.values() if circuit.parent is None}
+        return _rating_va(roots[root]) / math.fsum(map(_rating_va, roots.values()))
+
+
+def _rating_va(circuit: Circuit) -> float:
+    by_lines_va = sum(circuit.rating_a) * circuit.neutral_voltage_v
+    return by_lines_va if circuit.rating_kva is None else min(by_lines_va, circuit.rating_kva * 1000)
+
 
 class Quality(str, Enum):
     """How much a reading is worth. Stale is not a value: each consumer says what stands in for it."""

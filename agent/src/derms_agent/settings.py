@@ -26,7 +26,7 @@ from derms_agent import depot as depots
 from derms_agent import profiles
 from derms_agent.model import Depot, Measures
 from derms_agent.one_line import one_line
-from derms_agent.profiles.profile import CHARGER, ENCLOSURE, nearest
+from derms_agent.profiles.profile import ASSUMED_STEP_WH, CHARGER, ENCLOSURE, Profile, nearest
 
 AGENT_CONF = Path("/etc/derms/agent.conf")
 LIMITS_CONF = Path("/etc/derms/limits.conf")
@@ -708,6 +708,7 @@ def load(agent_conf_path: Path, limits_conf_path: Path, depot_path: Path | None 
         mistakes += _never_shown(limits, depot)
         mistakes += _never_metered(limits, agent.values.get("gateway"), depot)
         warnings += tuple(_shown_by_some(limits, depot))
+        warnings += tuple(_coarsely_metered(limits, agent.values.get("gateway"), depot))
     if mistakes or depot is None:
         raise Mistakes(mistakes)
     conf = LimitsConf(**limits.values)
@@ -801,11 +802,7 @@ def _never_metered(limits: _Written, gateway: str | None, depot: Depot) -> Itera
     roots = [one.name for one in depot.circuits.values() if one.parent is None and one.allocator == gateway]
     if cap_w is None or len(roots) != 1:
         return
-    own = {bus.name for bus in depot.buses.values() if bus.gateway == gateway}
-    profile = None
-    for meter in depot.meters.values():
-        if meter.circuit == roots[0] and meter.measures is Measures.CIRCUIT and depot.devices[meter.device].bus in own:
-            profile = profiles.load(depot.devices[meter.device].profile)  # of several, the last is the one that is read
+    profile = _read_by(gateway, roots[0], depot)
     found = f'"{cap_w / 1000:g}"'
     if profile is None or not {"energy", "current_l1"} <= set(profile.poll):
         has = "no meter there" if profile is None else f"profile {profile.name}, which does not"
@@ -814,9 +811,42 @@ def _never_metered(limits: _Written, gateway: str | None, depot: Depot) -> Itera
             f"whose profile polls energy and current_l1: there is {has}"
         )
         yield limits.mistake("DEMAND_CAP_KW", found, expected)
-    elif (step_wh := profile.step("energy")) is not None and cap_w > 0 and cap_w * _DEMAND_H <= step_wh:
-        expected = f"more than {step_wh / _DEMAND_H / 1000:g} kW, for {profile.name} counts in {step_wh / 1000:g} kWh"
+        return
+    step_wh, share = profile.step("energy"), depot.share_of(roots[0])
+    if step_wh is not None and cap_w > 0 and cap_w * share * _DEMAND_H <= step_wh:
+        least_kw = step_wh / _DEMAND_H / 1000 / share
+        expected = f"more than {least_kw:g} kW, for {profile.name} counts in {step_wh / 1000:g} kWh"
+        if share < 1:
+            expected += f", and circuit {roots[0]} has {share:.0%} of the cap"
         yield limits.mistake("DEMAND_CAP_KW", found, expected)
+
+
+def _coarsely_metered(limits: _Written, gateway: str | None, depot: Depot) -> Iterator[str]:
+    """Yield where a register whose step nobody tells is taken to be too coarse for a demand cap, until it rises."""
+    cap_w = limits.values.get("demand_cap_w")
+    roots = [one.name for one in depot.circuits.values() if one.parent is None and one.allocator == gateway]
+    if not cap_w or len(roots) != 1:
+        return
+    profile = _read_by(gateway, roots[0], depot)
+    if profile is None or profile.step("energy") is not None:
+        return
+    share = depot.share_of(roots[0])
+    if cap_w * share * _DEMAND_H <= ASSUMED_STEP_WH:
+        least_kw = ASSUMED_STEP_WH / _DEMAND_H / 1000 / share
+        yield (
+            f"{limits.file}: DEMAND_CAP_KW: no power until the register of {profile.name} has risen: "
+            f"its step is not known, and up to {least_kw:g} kW one of {ASSUMED_STEP_WH / 1000:g} kWh leaves nothing"
+        )
+
+
+def _read_by(gateway: str | None, root: str, depot: Depot) -> Profile | None:
+    """Return the profile of the meter that a gateway reads on a circuit; of several, the last is the one."""
+    own = {bus.name for bus in depot.buses.values() if bus.gateway == gateway}
+    profile = None
+    for meter in depot.meters.values():
+        if meter.circuit == root and meter.measures is Measures.CIRCUIT and depot.devices[meter.device].bus in own:
+            profile = profiles.load(depot.devices[meter.device].profile)
+    return profile
 
 
 def _lacking(limits: _Written, depot: Depot) -> Iterator[tuple[str, str, tuple[str, ...], bool]]:

@@ -15,6 +15,7 @@ from derms_agent.control import demand
 from derms_agent.control.demand import Cap, Sample, Samples, Windows
 from derms_agent.control.limits import NO_FLOW, SITE, BaseLoad, combine
 from derms_agent.model import Limit, LimitQuantity, Rank
+from derms_agent.profiles.profile import ASSUMED_STEP_WH
 
 CAP_W = 100_000.0
 ALIGNED = Cap(cap_w=CAP_W, windows=Windows.ALIGNED)
@@ -52,7 +53,7 @@ def run(
             unmeasured_w = max(since_read_w, CAP_W)
             counted_wh = step_wh
             if not declared:
-                counted_wh = demand.ASSUMED_STEP_WH if samples.rise_wh is None else samples.rise_wh
+                counted_wh = ASSUMED_STEP_WH if samples.rise_wh is None else samples.rise_wh
             limits = demand.limits(
                 cap,
                 samples,
@@ -100,7 +101,7 @@ def test_a_register_that_counts_in_steps_hides_nothing(
     windows: Windows, seed: int, step_wh: float, declared: bool, obeyed: float
 ) -> None:
     # What nobody told is assumed until the first rise; a coarser register than that has to be declared.
-    told = declared or step_wh > demand.ASSUMED_STEP_WH
+    told = declared or step_wh > ASSUMED_STEP_WH
     _, peak_w = run(Cap(cap_w=CAP_W, windows=windows), seed, 10 * CAP_W, obeyed, step_wh, declared=told)
     assert peak_w <= CAP_W * (1 + 1e-9)
 

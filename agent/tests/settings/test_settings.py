@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from derms_agent import settings
 from derms_agent.control import demand, droop, thermal
+from derms_agent.model import Depot
 from derms_agent.profiles.profile import Profile
 from derms_agent.settings import (
     AgentConf,
@@ -426,12 +427,21 @@ def test_a_demand_cap_needs_a_register_that_is_read(files: Files, meter: str, ha
 
 def test_a_demand_cap_is_not_finer_than_its_register(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     files.limits.write_text("DEMAND_CAP_KW=4\n", encoding="utf-8")
-    assert load(files.agent, files.limits).limits.demand_cap_w == 4000
+    of_4_kw = load(files.agent, files.limits)
+    assert of_4_kw.limits.demand_cap_w == 4000
+    assert "no power until the register of sunspec_meter has risen" in of_4_kw.warnings[-1]
     monkeypatch.setattr(Profile, "step", lambda _self, _name: 1000.0)
     (mistake,) = files.mistakes()
     assert mistake.expected == "more than 4 kW, for sunspec_meter counts in 1 kWh"
     files.limits.write_text("DEMAND_CAP_KW=4.1\n", encoding="utf-8")
     assert load(files.agent, files.limits).limits.demand_cap_w == 4100
+    # Each of several trees has but its share of the cap.
+    monkeypatch.setattr(Depot, "share_of", lambda _self, _root: 0.5)
+    (mistake,) = files.mistakes()
+    expected = "more than 8 kW, for sunspec_meter counts in 1 kWh, and circuit main has 50% of the cap"
+    assert mistake.expected == expected
+    files.limits.write_text("DEMAND_CAP_KW=8.1\n", encoding="utf-8")
+    assert load(files.agent, files.limits).limits.demand_cap_w == 8100
 
 
 def test_who_lacks_a_sensor_that_is_required_is_warned_of(files: Files) -> None:

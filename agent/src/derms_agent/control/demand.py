@@ -51,8 +51,6 @@ from derms_agent.model import Limit, LimitQuantity, Rank
 
 _SECONDS_PER_HOUR = 3600.0
 _ROUNDING = 1e-9  # what adding a few hundred numbers may leave over
-ASSUMED_STEP_WH = 1000.0
-"""What a register whose step nobody tells is taken to count in, until it rises: that tells."""
 _STEP_S = 1.0  # what two clocks that are looked at one after the other, or slewed, may differ by
 
 

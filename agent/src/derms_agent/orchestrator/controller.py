@@ -50,7 +50,7 @@ from derms_agent.orchestrator.image import (
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
 from derms_agent.orchestrator.temperatures import Temperatures, ToldHeat
-from derms_agent.profiles.profile import Quantity
+from derms_agent.profiles.profile import ASSUMED_STEP_WH, Quantity
 
 READING_FRESH_S = 2.5
 _METERING = metering.Rules(answers_s=READING_FRESH_S)
@@ -877,7 +877,7 @@ class Controller:
         declared_wh = None if meter is None else self.site.profiles[meter.device].step("energy")
         if declared_wh is not None:
             return declared_wh
-        return demand.ASSUMED_STEP_WH if self._demand.rise_wh is None else self._demand.rise_wh
+        return ASSUMED_STEP_WH if self._demand.rise_wh is None else self._demand.rise_wh
 
     def _allocate(self, names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
         relied = set(names)

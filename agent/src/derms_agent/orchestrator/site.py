@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -66,7 +65,7 @@ def tree_of(depot: Depot, gateway: str) -> tuple[Depot, float]:
         found = ", ".join(own) or "none"
         raise ValueError(f"found the trees of circuits {found} for gateway {gateway}, expected one that it shares out")
     circuits = {name: circuit for name, circuit in depot.circuits.items() if _root_of(depot.circuits, name) == own[0]}
-    share = _rating_va(roots[own[0]]) / math.fsum(map(_rating_va, roots.values()))
+    share = depot.share_of(own[0])
     devices = {}
     for name, device in depot.devices.items():
         evses = tuple(evse for evse in device.evses if evse.circuit in circuits)
@@ -94,11 +93,6 @@ def _upwards(circuits: Mapping[str, Circuit], name: str) -> list[str]:
         found.append(at)
         at = circuits[at].parent
     return found
-
-
-def _rating_va(circuit: Circuit) -> float:
-    by_lines_va = sum(circuit.rating_a) * circuit.neutral_voltage_v
-    return by_lines_va if circuit.rating_kva is None else min(by_lines_va, circuit.rating_kva * 1000)
 
 
 def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:

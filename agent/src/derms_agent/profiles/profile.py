@@ -39,6 +39,8 @@ ENCLOSURE, CHARGER, AMBIENT = "enclosure", "charger", "ambient"
 
 CANONICAL_TEXTS = frozenset({"manufacturer", "model_name", "serial_number", "firmware"})
 """Points that identify a device. A few devices keep the last two as whole numbers."""
+ASSUMED_STEP_WH = 1000.0
+"""What a register whose step nobody tells is taken to count in, until it rises: that tells."""
 
 
 class Protocol(str, Enum):
