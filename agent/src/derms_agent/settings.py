@@ -463,7 +463,7 @@ class LimitsConf:
         metadata=_key(
             "THERMAL_BATTERY_REQUIRED",
             _YES_NO,
-            "the same of the vehicle's battery, whose temperature session.put tells",
+            "the same of the vehicle's battery, whose temperature session.put tells: once a minute, 150 s at the most",
         ),
     )
     droop: bool = field(

@@ -195,7 +195,7 @@ def test_the_defaults_cut_off_where_they_are_said_to() -> None:
 
 LOST = [
     None,
-    Temperature(20.0, 900.0),
+    Temperature(20.0, 1000.0 - 151.0),
     Temperature(20.0, 1001.0),
     Temperature(20.0, 1000.0, Quality.STALE),
     Temperature(20.0, 1000.0, Quality.BAD),

@@ -921,6 +921,36 @@ def test_how_a_battery_heats_is_learnt_of_its_own_session_where_the_air_is_told(
     assert name not in one.controller.memory().heat
 
 
+def test_a_required_battery_that_is_told_of_once_a_minute_charges(charging: Play) -> None:
+    one, name = charging, "charger-003"
+    controller = one.controller
+    sensor = replace(controller.policy.battery_sensor, required=True)
+    controller.policy = replace(controller.policy, battery_sensor=sensor)
+    drawn_a = []
+    for second in range(600):
+        if second % 60 == 0 and second != 240:  # one of them is lost
+            controller.tell(name, Told(battery=thermal.Temperature(20.0, one.now_s)))
+        one.step()
+        drawn_a.append(one.limit_a[name])
+    assert min(drawn_a[60:]) >= 6.0
+    one.step(160)
+    assert one.limit_a[name] == 0.0
+
+
+def test_one_reading_without_a_required_sensors_value_is_no_lost_sensor(charging: Play) -> None:
+    one, name = charging, "charger-003"
+    controller = one.controller
+    one.boards_c[name] = 30.0
+    one.step(2)
+    sensor = replace(controller.policy.charger_sensor, required=True)
+    controller.policy = replace(controller.policy, charger_sensor=sensor)
+    del one.boards_c[name]
+    one.step(1)
+    assert one.limit_a[name] > 0.0
+    one.step(int(sensor.stale_after_s))
+    assert one.limit_a[name] == 0.0
+
+
 def test_without_the_air_nothing_is_learnt(charging: Play) -> None:
     one = charging
     for second in range(100):

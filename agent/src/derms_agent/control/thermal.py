@@ -156,6 +156,8 @@ DEFAULTS: Mapping[SensorKind, Sensor] = {
         kind=SensorKind.BATTERY,
         cut_off_c=45.0,
         physics=Physics(tau_s=(1800.0, 20_000.0), rise_k=(2.0, 60.0), ambient_max_c=40.0),
+        # Telematics tell it once a minute or so, and one in between may be lost; the barrier's reach has it in it.
+        stale_after_s=150.0,
     ),
 }
 

@@ -109,7 +109,10 @@ class Temperatures:
         return AMBIENT in self._points.get(device, ())
 
     def take(self, device: Device, reading: Reading) -> None:
-        """Take in what a device shows; what it does not show any more is not there."""
+        """Take in what a device shows.
+
+        One that lacks a sensor's value for once leaves the last, until that is stale by its own time; air is not there.
+        """
         points = self._points.get(device.name)
         if not points or reading.quality is not Quality.GOOD:
             return
@@ -118,9 +121,10 @@ class Temperatures:
             for kind, point in points.items():
                 celsius = _number(reading.values, point, own)
                 into, name = (self._air, evse.name) if kind == AMBIENT else (self._felt, f"{evse.name} {kind}")
-                into.pop(name, None)
                 if celsius is not None:
                     into[name] = Temperature(celsius, reading.asked_at_s)
+                elif kind == AMBIENT:
+                    into.pop(name, None)
 
     def carry(self, evse: str, own: float | None, whole: float | None, at_s: float) -> None:
         """Take in what share of its rating an EVSE carries from a moment on, and its device as a whole."""
