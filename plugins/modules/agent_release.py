@@ -242,8 +242,8 @@ def recorded(record: Path) -> list[tuple[str, str, str]]:
     """Return path, hash and size of each file that a package brought; nothing where its record is damaged."""
     try:
         with record.open(newline="", encoding="utf-8") as stream:
-            return [(name, digest, size) for name, digest, size in csv.reader(stream)]
-    except (csv.Error, ValueError):
+            return [(row[0], row[1], row[2]) for row in csv.reader(stream)]
+    except (csv.Error, IndexError, ValueError):
         return []
 
 
