@@ -109,7 +109,7 @@ MUTANTS = (
         "        if claim.executed_by_s is None:\n"
         "            continue\n"
         "        executed_by_s = now_s + station.late_s",
-        found_by=82,
+        found_by=109,
     ),
     Mutant(
         "phase unknown loads one",
