@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from derms_agent.control import demand, droop
+from derms_agent.control import demand, droop, guard
 from derms_agent.control import ledger as book
 from derms_agent.model import Rank
 from derms_agent.orchestrator import planning
@@ -46,9 +46,13 @@ def resident_mib() -> float:
 
 
 def used(play: Play) -> tuple[int, float]:
-    """Return the blocks that Python has allocated and the process's MiB; what the play itself collects is let go."""
+    """Return the blocks that Python has allocated and the process's MiB.
+
+    What the play itself collects is let go, and what the guard remembers: that has a bound, but fills for hours.
+    """
     play.writes.clear()
     play.urgent.clear()
+    guard._on_step.cache_clear()
     gc.collect()
     return sys.getallocatedblocks(), resident_mib()
 
