@@ -771,9 +771,13 @@ class Controller:
 
         What it waits for longer does not add up, or it would rise at once after that. It starts at its minimum.
         """
-        rate_w, entry = self.policy.ramp_w_per_s, self.state.ledger.entries[evse.name]
+        rate_w = self.policy.ramp_w_per_s
+        if rate_w is None:
+            self._ramps.clear()
+            return ()
+        entry = self.state.ledger.entries[evse.name]
         told, amount = entry.told, entry.told_amount
-        if rate_w is None or told is None or amount is None or evse.name not in self.sessions:
+        if told is None or amount is None or evse.name not in self.sessions:
             self._ramps.pop(evse.name, None)
             return ()
         station, stands_a = self.site.stations[evse.name], max(amount.active_a, 0.0)
