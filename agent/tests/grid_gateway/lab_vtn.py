@@ -55,7 +55,13 @@ class Lab(Vtn):
         self.mode = ""
 
     def do_reset(self) -> None:
-        """Forget all."""
+        """Forget all, and hang up on whoever is connected still: nothing of theirs is to arrive after this."""
+        runner = self.server.app_runner
+        assert runner is not None
+        assert runner.server is not None
+        for connection in runner.server.connections:
+            if connection.transport is not None:
+                connection.transport.abort()
         self.begin()
         self.vens.clear()
         for kept in (self.server.events, self.server.events_updated, self.server.registered_reports):
