@@ -130,13 +130,23 @@ class Bus:
         return str(self.path) if self.transport is Transport.SERIAL else f"{self.host}:{self.port}"
 
 
+def apparent_a(active_a: float, power_factor: float, rating_a: float) -> float:
+    """Return the most that flows in a conductor with an active current, in A: never more than what draws it is rated.
+
+    :param active_a: 0 or more; a device that may take more active current than its rating draws that
+    :param power_factor: the least that it may have, above 0 and at most 1
+    """
+    return max(active_a, min(active_a / power_factor, rating_a))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evse:
     """What one vehicle plugs into, and what gets setpoints.
 
     `connector` counts from 1 within its device. `phases` are the supply's conductors that the connector's own L1, L2
     and L3 are wired to, in that order: ("L2", "L3", "L1") is a rotated three-phase charger, ("L2",) a single-phase one.
-    `rating_a` and `cable_a` are per conductor; for a DC charger on its AC side.
+    `rating_a` and `cable_a` are per conductor; for a DC charger on its AC side. `power_factor` is the least with which
+    it draws what it is told in W; one that is told A draws no more than these, whatever its power factor.
     """
 
     name: str
@@ -146,6 +156,7 @@ class Evse:
     phases: tuple[Phase, ...]
     rating_a: float
     cable_a: float | None = None
+    power_factor: float = 1.0
 
     @property
     def limit_a(self) -> float:

@@ -306,7 +306,11 @@ def test_corners_are_the_most_that_any_course_within_the_intervals_reaches(data:
             max_size=4,
         )
     )
-    stations = [station(f"e{i}", circuit=name, phases=phases) for i, (name, phases) in enumerate(wired)]
+    factor = st.sampled_from([1.0, 1.0, 0.95, 0.8])  # of those below 1, each draws what it is told in W
+    stations = [
+        station(f"e{i}", circuit=name, phases=phases, power_factor=data.draw(factor))
+        for i, (name, phases) in enumerate(wired)
+    ]
     tree = Circuits(circuits, stations)
     ampere = st.floats(0, 32)
     spans = [
@@ -326,8 +330,11 @@ def test_corners_are_the_most_that_any_course_within_the_intervals_reaches(data:
             for place in places:
                 flow = complex(
                     rng.choice([span.low, span.high, rng.uniform(span.low, span.high)]),
-                    -rng.choice([span.reactive_low, span.reactive_high]),
+                    -rng.choice([span.reactive_low, span.reactive_high]) if one.power_factor == 1 else 0.0,
                 )
+                if one.power_factor < 1:
+                    carried_a = min(abs(flow) / one.power_factor, one.rating_a)
+                    flow += rng.choice([-1j, 0j, 1j]) * math.sqrt(max(carried_a**2 - abs(flow) ** 2, 0.0))
                 if circuits[one.circuit].connection is Connection.DELTA and len(places) == 1:
                     there = (place + 1) % 3
                     branch = (ANGLES[place] - ANGLES[there]) / math.sqrt(3) * flow
@@ -346,6 +353,68 @@ def test_corners_are_the_most_that_any_course_within_the_intervals_reaches(data:
     for name, line in itertools.product(circuits, range(3)):
         if (name, THREE[line]) in found:
             assert reached[name][line] <= found[name, THREE[line]].any + EPS
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_sums_that_grow_are_those_that_are_worked_out_anew(data: st.DataObject) -> None:
+    circuits = {"main": circuit(connection=Connection.DELTA_WYE), "part": circuit("part", parent="main")}
+    stations = [
+        station(
+            f"e{number}",
+            circuit=data.draw(st.sampled_from(["main", "part"])),
+            power_factor=data.draw(st.sampled_from([1.0, 0.95, 0.8])),
+            angle_known=data.draw(st.booleans()),
+        )
+        for number in range(3)
+    ]
+    tree = Circuits(circuits, stations)
+    ampere = st.floats(0, 40)
+    before = [Span(-data.draw(ampere), data.draw(ampere), -1.0, 2.0) for _ in stations]
+    after = [before[0].hull(Span(-data.draw(ampere), data.draw(ampere), -3.0, 1.0)), *before[1:]]
+    old, new = (tree.sums(tree.box([(span,) * 3 for span in spans])) for spans in (before, after))
+    for row in tree.touched[0]:
+        grown = tree.grown(0, row, old[row], (before[0],) * 3, (after[0],) * 3)
+        for found, expected in zip(grown, new[row], strict=True):
+            assert found == pytest.approx(expected, abs=1e-6)
+
+
+def in_watts(name: str, **known: object) -> Station:
+    fields: dict[str, object] = {"rating_a": 125.0, "least_a": 1.0, "step_a": 0.001, "power_factor": 0.95}
+    return station(name, **(fields | {"fallback": Span(), "after_boot": Span()} | known))
+
+
+def told_a(stations: list[Station], rating_a: float, wanted: dict[str, float], **more: object) -> dict[str, float]:
+    book = proven(stations, {one.name: 0.0 for one in stations})
+    amounts = {name: Amount(active) for name, active in wanted.items()}
+    admission = admit(
+        book, amounts, 0.0, circuits=Circuits({"main": circuit(rating_a=rating_a)}, stations), base=NO_BASE,
+        **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return {write.evse: write.amount.active_a for write in admission.writes}
+
+
+def test_what_is_told_w_loads_a_line_with_its_least_power_factor() -> None:
+    found = told_a([in_watts("one"), in_watts("two")], 200.0, {"one": 110.0, "two": 110.0})
+    assert sum(found.values()) == pytest.approx(0.95 * 200.0, abs=0.01)
+    found = told_a([in_watts("one"), station("told-a", rating_a=125.0)], 200.0, {"one": 95.0, "told-a": 110.0})
+    assert found == {"one": pytest.approx(95.0), "told-a": 100.0}
+
+
+def test_what_is_told_w_loads_no_line_beyond_its_rating() -> None:
+    assert told_a([in_watts("one")], 125.0, {"one": 125.0}) == {"one": 125.0}
+    both = told_a([in_watts("one"), station("told-a", rating_a=25.0)], 150.0, {"one": 125.0, "told-a": 25.0})
+    assert both == {"one": 125.0, "told-a": 25.0}
+
+
+def test_what_is_told_w_is_counted_as_that_against_a_limit_in_w_and_with_its_power_factor_against_one_in_va() -> None:
+    watts_per_a = math.sqrt(3) * 400.0
+    stations = [in_watts("one"), in_watts("two")]
+    wanted = {"one": 110.0, "two": 110.0}
+    for quantity, most_a in ((LimitQuantity.ACTIVE_POWER, 200.0), (LimitQuantity.APPARENT_POWER, 190.0)):
+        caps: Caps = {("main", quantity, None): (-math.inf, 200.0 * watts_per_a)}
+        found = told_a(stations, 1000.0, wanted, caps=caps)
+        assert sum(found.values()) == pytest.approx(most_a, abs=0.01)
 
 
 def test_a_delta_line_is_counted_at_its_worst_corner() -> None:

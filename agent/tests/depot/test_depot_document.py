@@ -37,6 +37,7 @@ from derms_agent.model import (
     Vtn,
 )
 from derms_agent.profiles import Profile, load_all
+from derms_agent.profiles.profile import LEAST_POWER_FACTOR
 
 ROOT = Path(__file__).parents[3]
 INVENTORIES = sorted((ROOT / "inventories").glob("*/*.yml"))
@@ -134,6 +135,7 @@ def depots(draw: Any) -> Depot:
                     phases=tuple(draw(st.permutations(list(Phase)))),
                     rating_a=float(draw(amounts)),
                     cable_a=draw(st.none() | st.floats(0.001, 100)),
+                    power_factor=LEAST_POWER_FACTOR,  # as its profile has it, which is told W
                 )
                 for connector in connectors
             ),

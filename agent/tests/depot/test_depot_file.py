@@ -471,8 +471,8 @@ ONE_MISTAKE = {
         "rating_kva: 70",
         "70, base_load_a:",
         (
-            "circuits.main.rating_kva: found 72.05 kVA when no EVSE is controlled: 8 × wallbox 6 A, 1 ×"
-            " wallbox 8 A, 2 × wallbox 10 A, 2 × cabinet 10 A; expected"
+            "circuits.main.rating_kva: found 72.77 kVA when no EVSE is controlled: 8 × wallbox 6 A, 1 ×"
+            " wallbox 8 A, 2 × wallbox 10 A, 2 × cabinet 10.5 A; expected"
         ),
     ),
     "one phase of a circuit": (

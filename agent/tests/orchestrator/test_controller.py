@@ -69,6 +69,19 @@ def test_no_raise_exceeds_the_sites_kva_whatever_the_chargers_power_factor(
     assert flows_va > 0.9 * limit_va
 
 
+def test_no_line_carries_more_than_its_rating_whatever_the_power_factor_of_those_told_w(site: Site) -> None:
+    fast = replace(site.depot.circuits["fast"], rating_a=(150.0,) * 3)
+    depot = replace(site.depot, circuits={**site.depot.circuits, "fast": fast})
+    one = Play(new_controller(site_of(depot, site.gateway, shed_s=2.0)), base_a=(2.0,) * 3, power_factor=0.95)
+    one.step(3)
+    one.vehicles(["fast-1/1", "fast-1/2"])
+    for _ in range(4 * SETTLED_S):
+        one.step()
+        flows_a = sum(one.drawn_a(evse) for evse in one.site.evses) / one.power_factor
+        assert flows_a <= 150.0 + 0.01
+    assert flows_a > 0.97 * 150.0
+
+
 def test_what_a_generator_gives_is_not_given_to_vehicles(sunny: Play) -> None:
     one = sunny
     for _ in range(2 * SETTLED_S):

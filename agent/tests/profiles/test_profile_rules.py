@@ -13,6 +13,7 @@ from derms_agent.model import DeviceKind
 from derms_agent.profiles import load, load_all
 from derms_agent.profiles.point import Access, Contradiction, Point, PointType, Table
 from derms_agent.profiles.profile import (
+    LEAST_POWER_FACTOR,
     AfterBoot,
     Control,
     Fallback,
@@ -212,6 +213,9 @@ def test_a_misspelt_name_is_answered_with_the_nearest() -> None:
         (lambda: Heartbeat(point="heartbeat", value=1, every_s=0), "every_s"),
         (lambda: replace(CONTROL, minimum=-1), "minimum"),
         (lambda: replace(CONTROL, step=0), "step"),
+        (lambda: replace(CONTROL, power_factor=0.9), "power_factor"),  # told A, it draws no more than these
+        (lambda: replace(CONTROL, quantity=Quantity.POWER, power_factor=0), "power_factor"),
+        (lambda: replace(CONTROL, quantity=Quantity.POWER, power_factor=1.01), "power_factor"),
         (lambda: Wire(max_read=126), "max_read"),
         (lambda: Wire(max_write=0), "max_write"),
         (lambda: Wire(max_gap=-1), "max_gap"),
@@ -227,6 +231,15 @@ def test_a_part_that_contradicts_itself_is_refused(make: Any, at: str) -> None:
     with pytest.raises(Contradiction) as refused:
         make()
     assert ".".join(str(step) for step in refused.value.path) == at
+
+
+def test_what_is_told_a_has_a_power_factor_of_1_and_what_is_told_w_the_one_that_is_stated() -> None:
+    told_w = load("alpitronic_hyc")
+    assert told_w.control is not None
+    assert load("keba_p30").power_factor == 1.0
+    assert told_w.power_factor == LEAST_POWER_FACTOR
+    stated = replace(told_w, control=replace(told_w.control, power_factor=0.98))
+    assert stated.power_factor == 0.98
 
 
 def test_disjoint_bits_of_one_register_are_two_points() -> None:

@@ -507,13 +507,18 @@ def _counted(circuits: Mapping[str, Circuit], one: Station, spans: Sequence[Span
             else own.line_voltage_v / at.line_voltage_v * _WIDEST
         )
         for phase, span in zip(PHASES, spans, strict=True):
-            counted = span if each else worst
-            found.append(((name, LimitQuantity.CURRENT, phase), counted.low * ratio, counted.high * ratio))
-        found.extend(((name, quantity, None), worst.low * watts, worst.high * watts) for quantity in _POWERS)
+            low, high = _apparent(one, span if each else worst)
+            found.append(((name, LimitQuantity.CURRENT, phase), low * ratio, high * ratio))
+        found.append(((name, LimitQuantity.ACTIVE_POWER, None), worst.low * watts, worst.high * watts))
+        low, high = _apparent(one, worst)
+        found.append(((name, LimitQuantity.APPARENT_POWER, None), low * watts, high * watts))
     return found
 
 
-_POWERS = (LimitQuantity.ACTIVE_POWER, LimitQuantity.APPARENT_POWER)
+def _apparent(one: Station, span: Span) -> tuple[float, float]:
+    return one.apparent_a(span.low), one.apparent_a(span.high)
+
+
 _WIDEST = 2 / math.sqrt(3)
 """What a line may carry behind a delta-wye transformer, of what flows in two of its windings."""
 

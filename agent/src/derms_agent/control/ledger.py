@@ -50,7 +50,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
-from derms_agent.model import Evse, PerPhase, Phase, Value
+from derms_agent.model import Evse, PerPhase, Phase, Value, apparent_a
 from derms_agent.profiles.profile import AfterBoot, Fallback, Profile, Refresh
 
 SAME_A = 0.05
@@ -120,12 +120,13 @@ class Station:
 
     `phases` are the supply's conductors that it is wired to; empty: unknown, and each is counted. `angle_known`: it
     draws at a power factor of 1, or reactive current is told apart; else its current may have any angle. `lowest_a`
-    (0 or less) is the most that it can give back; `reactive_a` bounds reactive current either way. `fallback` and
-    `watchdog_s` are declared; what was read back comes by `Armed` and stands before them. `settings_last`: what was
-    read back holds through a restart. `refreshed_by` says what keeps the watchdog from running out. `refresh_s`: how
-    often the guard is to write the same value again; None: somebody else sees to it. `shows_in_force`: its read-back is
-    the limit in force, not just what it was told. `least_a` and `step_a` are the least it works with above nothing, and
-    its resolution.
+    (0 or less) is the most that it can give back; `reactive_a` bounds reactive current either way. `power_factor` is
+    the least of one that is told W: all its currents here are active then, and its conductors may carry that over it,
+    up to `rating_a` (`apparent_a`). `fallback` and `watchdog_s` are declared; what was read back comes by `Armed` and
+    stands before them. `settings_last`: what was read back holds through a restart. `refreshed_by` says what keeps the
+    watchdog from running out. `refresh_s`: how often the guard is to write the same value again; None: somebody else
+    sees to it. `shows_in_force`: its read-back is the limit in force, not just what it was told. `least_a` and `step_a`
+    are the least it works with above nothing, and its resolution.
     """
 
     name: str
@@ -142,6 +143,7 @@ class Station:
     angle_known: bool = True
     lowest_a: float = 0.0
     reactive_a: float = 0.0
+    power_factor: float = 1.0
     least_a: float = 6.0
     step_a: float = 1.0
     follow_s: float = 12.0
@@ -155,6 +157,10 @@ class Station:
     def rating(self) -> Span:
         """All that it can do."""
         return Span(self.lowest_a, self.rating_a, -self.reactive_a, self.reactive_a)
+
+    def apparent_a(self, active_a: float) -> float:
+        """Return the most that a conductor carries with an active current, in A; with its sign."""
+        return math.copysign(apparent_a(abs(active_a), self.power_factor, self.rating_a), active_a)
 
 
 def station_of(
@@ -184,6 +190,7 @@ def station_of(
         "circuit": evse.circuit,
         "phases": evse.phases,
         "rating_a": evse.rating_a,
+        "power_factor": evse.power_factor,
         "after_boot": Span(high=after_boot_a),
         "fallback": Span(high=fallback_a),
         "watchdog_s": profile.watchdog_s(settings),

@@ -12,7 +12,9 @@ Interval ends that contain zero make the result monotone: an interval that grows
 discharge never give headroom, and if a set of increases fits together each part of it fits too.
 
 What is of unknown angle (worst-case base load; EVSEs whose power factor is not known, or whose conductors in a delta
-are not) is added to the modulus as it is: the triangle inequality.
+are not) is added to the modulus as it is: the triangle inequality. So is, on lines, what an EVSE that is told W may
+draw with its least power factor, which is no more than its rating (`Station.apparent_a`); in a circuit's power its
+reactive power stands beside what it is told, either way.
 
 Each line and each circuit's power is looked at with its base load against its rating, at `any` corner; and, without
 base load, against what caps its EVSEs now: `taken`, with nobody giving back, against the highest bound; `given`, with
@@ -192,7 +194,7 @@ class Capped:
     """One row, and what of it can be taken back. `fits(caps)`: with these caps, in A, one for each load or for all.
 
     `weights` says what each part adds to each term, first of what adds, then of what takes away; `back_high` and
-    `back_low` are what each part falls back to.
+    `back_low` are what each part falls back to; `of_cap` is how much of it 1 A of a cap leaves.
     """
 
     row: _Row
@@ -203,10 +205,12 @@ class Capped:
     back_low: Floats
     loads: NDArray[np.intp]
     capped: NDArray[np.bool_]
+    of_cap: Floats
 
     def fits(self, caps: Floats | float, bound: Bound, side: str) -> bool:
         """Whether the row is within its limits on that side then."""
-        limits = np.where(self.capped, caps if isinstance(caps, float) else caps[self.loads], math.inf)
+        of_parts = (caps if isinstance(caps, float) else caps[self.loads]) * self.of_cap
+        limits = np.where(self.capped, of_parts, math.inf)
         high, low = np.minimum(self.high, limits), np.maximum(self.low, -limits)
         parts = np.array([high, low, np.maximum(high, self.back_high), np.minimum(low, self.back_low)])
         sums = (self.weights @ parts.T).tolist()
@@ -277,6 +281,13 @@ class Circuits:
         """How many EVSEs want to be told the same again, a second."""
         # Loads whose current may have any angle, by place; the rest have active and reactive current.
         self.loose = np.zeros(self.loads, dtype=bool)
+        # Those with a power factor below 1 have active and reactive power, and on lines any angle within it.
+        self._power_factor: Floats = np.ones((self.loads, 1))
+        self._power_factor[: len(self.stations), 0] = [station.power_factor for station in self.stations]
+        self._turned: NDArray[np.bool_] = self._power_factor < 1
+        self._rating_a: Floats = np.full((self.loads, 1), math.inf)
+        self._rating_a[: len(self.stations), 0] = [station.rating_a for station in self.stations]
+        self._tangent = np.sqrt(1 / self._power_factor**2 - 1)
         self._rows: list[_Row] = []
         groups = (1, 2) if any(c.connection is Connection.DELTA_WYE for c in self.circuits.values()) else (1,)
         for group in groups:
@@ -290,6 +301,7 @@ class Circuits:
         self._arrays = [_arrays(row, self.loads, 0) for row in self._rows]
         self._weights = [_weights(row) for row in self._rows]
         self._loads_of_row = [np.array(row.loads, dtype=np.intp) for row in self._rows]
+        self._of_caps = [self._of_cap(row) for row in self._rows]
         whole = [_arrays(row, self.loads, first) for row, first in zip(self._rows, self._firsts, strict=False)]
         loads = np.concatenate(self._loads_of_row)
         places, terms, factors = (np.concatenate(columns) for columns in zip(*whole, strict=True))
@@ -297,7 +309,7 @@ class Circuits:
         self._of_evses = _Parts.of(places[evses], terms[evses], factors[evses])
         self._of_base = _Parts.of(places[~evses], terms[~evses], factors[~evses])
         self.touched = _touched(self._rows, self.loads)
-        self.alike = _alike(self.touched)
+        self.alike = _alike(self.touched, self._turned)
         """For each load and row that it touches a number, the same for those that add to it in the same way."""
 
     # Building
@@ -309,7 +321,7 @@ class Circuits:
             for name, circuit in self.circuits.items()
             for line in range(3)
         }
-        for load, name, beneath, parts in self._parts():
+        for load, name, beneath, parts in self._parts(turned=True):
             for part, lines in parts:
                 loose = part // 3 == _LOOSE
                 for circuit, currents in self._upwards(name, lines, loose, beneath, group):
@@ -322,7 +334,7 @@ class Circuits:
             name: _Row(name, None, math.inf if circuit.rating_kva is None else circuit.rating_kva * 1000)
             for name, circuit in self.circuits.items()
         }
-        for load, name, _beneath, parts in self._parts():
+        for load, name, _beneath, parts in self._parts(turned=False):
             for part, lines in parts:
                 circuit = self.circuits[name]
                 volts = circuit.neutral_voltage_v
@@ -335,17 +347,20 @@ class Circuits:
                     at = self.circuits[at].parent
         self._rows.extend(row for row in rows.values() if row.loads)
 
-    def _parts(self) -> Iterator[tuple[int, str, bool, list[tuple[int, list[complex]]]]]:
+    def _parts(self, *, turned: bool) -> Iterator[tuple[int, str, bool, list[tuple[int, list[complex]]]]]:
         """Yield each load's place, its circuit, whether it is beneath that one's transformer, and what it is made of.
 
         A part is a kind (active, reactive, loose) and a phase, with the phasors that one ampere of it puts on lines.
+
+        :param turned: those with a power factor below 1 are loose
         """
         for place, station in enumerate(self.stations):
             delta = self.circuits[station.circuit].connection is Connection.DELTA
             phases = station.phases or PHASES
             between = delta and len(phases) < len(PHASES)
             self.loose[place] = not station.angle_known or (delta and not station.phases)
-            yield place, station.circuit, True, _own_parts(phases, between, bool(self.loose[place]))
+            loose = bool(self.loose[place] or (turned and self._turned[place]))
+            yield place, station.circuit, True, _own_parts(phases, between, loose)
         for name, place in self._base_places.items():
             yield place, name, False, _own_parts(PHASES, False, None)
 
@@ -372,6 +387,15 @@ class Circuits:
                 ratio = max(ratio, 1.0)
             currents = [current * ratio for current in currents]
             at, through = above, True
+
+    def _of_cap(self, row: _Row) -> Floats:
+        """Return how much of each part of a row 1 A of a cap on its load's active current leaves."""
+        loads, kinds = np.array(row.loads, dtype=np.intp), np.array(row.parts, dtype=np.intp) // 3
+        found = np.ones(len(loads))
+        for kind, per_a in ((_REACTIVE, self._tangent), (_LOOSE, 1 / self._power_factor)):
+            turned = self._turned[loads, 0] & (kinds == kind)
+            found[turned] = per_a[loads[turned], 0]
+        return found
 
     # Evaluating
 
@@ -430,11 +454,21 @@ class Circuits:
         known = ~self.loose[:, np.newaxis]
         high[_ACTIVE], low[_ACTIVE] = box.high * known, box.low * known
         high[_REACTIVE], low[_REACTIVE] = box.reactive_high * known, box.reactive_low * known
-        if self.loose.any():
+        loose = self._turned | ~known
+        if loose.any():
+            taken, given = self._apparent(box.high), self._apparent(-box.low)
             reactive = np.maximum(box.reactive_high, -box.reactive_low)
-            high[_LOOSE] = np.where(known, 0.0, np.hypot(box.high, reactive))
-            low[_LOOSE] = np.where(known, 0.0, -np.hypot(box.low, np.where(box.low < 0, reactive, 0.0)))
+            high[_LOOSE] = np.where(loose, np.hypot(taken, reactive), 0.0)
+            low[_LOOSE] = np.where(loose, -np.hypot(given, np.where(box.low < 0, reactive, 0.0)), 0.0)
+        if self._turned.any():
+            beside = self._tangent * np.maximum(box.high, -box.low) * known
+            high[_REACTIVE] += beside
+            low[_REACTIVE] -= beside
         return high.reshape(-1), low.reshape(-1)
+
+    def _apparent(self, active_a: Floats) -> Floats:
+        """Return the most that each load draws with active currents of 0 or more: `Station.apparent_a` of all."""
+        return np.maximum(active_a, np.minimum(active_a / self._power_factor, self._rating_a))
 
     def extents(self, box: Box, base: Mapping[str, BaseLoad] | None = None) -> dict[tuple[str, Phase | None], Extent]:
         """Return how far each line (A) and circuit's power (VA, W, W, var, var) may go, base load included.
@@ -487,12 +521,12 @@ class Circuits:
             back_low[places],
             loads,
             capped[loads],
+            self._of_caps[row],
         )
 
     def grown(self, load: int, row: int, sums: Sums, before: Sequence[Span], after: Sequence[Span]) -> Sums:
         """Return a row's sums when an EVSE's spans on L1, L2 and L3 change."""
-        loose = bool(self.loose[load])
-        old, new = _kinds(before, loose), _kinds(after, loose)
+        old, new = self._kinds(load, before), self._kinds(load, after)
         found = [list(term) for term in sums]
         for term, kind, phase, factor in self.touched[load][row]:
             low_0, high_0 = old[kind][phase]
@@ -501,6 +535,26 @@ class Circuits:
             found[term][up] += factor * (high_1 - high_0)
             found[term][down] += factor * (low_1 - low_0)
         return found
+
+    def _kinds(self, load: int, spans: Sequence[Span]) -> list[list[tuple[float, float]]]:
+        """Return lowest and highest of each kind and phase: what `_vectors` has of one load."""
+        none = [(0.0, 0.0)] * 3
+        loose, turned = bool(self.loose[load]), bool(self._turned[load])
+        if not loose and not turned:
+            return [
+                [(span.low, span.high) for span in spans],
+                [(span.reactive_low, span.reactive_high) for span in spans],
+                none,
+            ]
+        anyhow = [_loose(span, self.stations[load]) for span in spans]
+        if loose:
+            return [none, none, anyhow]
+        beside = [float(self._tangent[load, 0]) * max(span.high, -span.low) for span in spans]
+        return [
+            [(span.low, span.high) for span in spans],
+            [(span.reactive_low - more, span.reactive_high + more) for span, more in zip(spans, beside, strict=True)],
+            anyhow,
+        ]
 
 
 def _touched(rows: Sequence[_Row], loads: int) -> list[dict[int, list[tuple[int, int, int, float]]]]:
@@ -515,9 +569,18 @@ def _touched(rows: Sequence[_Row], loads: int) -> list[dict[int, list[tuple[int,
     return touched
 
 
-def _alike(touched: Sequence[Mapping[int, Sequence[tuple[int, int, int, float]]]]) -> list[dict[int, int]]:
-    known: dict[tuple[tuple[int, int, int, float], ...], int] = {}
-    return [{row: known.setdefault(tuple(entries), len(known)) for row, entries in rows.items()} for rows in touched]
+def _alike(
+    touched: Sequence[Mapping[int, Sequence[tuple[int, int, int, float]]]], turned: NDArray[np.bool_]
+) -> list[dict[int, int]]:
+    """Return a number for each load and row; one with a power factor below 1 is like no other: its rating counts."""
+    known: dict[tuple[int, tuple[tuple[int, int, int, float], ...]], int] = {}
+    return [
+        {
+            row: known.setdefault((load if turned[load] else -1, tuple(entries)), len(known))
+            for row, entries in rows.items()
+        }
+        for load, rows in enumerate(touched)
+    ]
 
 
 def watts_per_a(circuit: Circuit, phases: int) -> float:
@@ -620,21 +683,10 @@ def _weights(row: _Row) -> Floats:
     return found
 
 
-def _kinds(spans: Sequence[Span], loose: bool) -> list[list[tuple[float, float]]]:
-    """Return lowest and highest of each kind and phase."""
-    none = [(0.0, 0.0)] * 3
-    if not loose:
-        return [
-            [(span.low, span.high) for span in spans],
-            [(span.reactive_low, span.reactive_high) for span in spans],
-            none,
-        ]
-    return [none, none, [_loose(span) for span in spans]]
-
-
-def _loose(span: Span) -> tuple[float, float]:
+def _loose(span: Span, station: Station) -> tuple[float, float]:
     reactive = max(span.reactive_high, -span.reactive_low)
-    return -math.hypot(span.low, reactive if span.low < 0 else 0.0), math.hypot(span.high, reactive)
+    given, taken = station.apparent_a(span.low), station.apparent_a(span.high)
+    return -math.hypot(given, reactive if span.low < 0 else 0.0), math.hypot(taken, reactive)
 
 
 def _extent(row: _Row, sums: Sums) -> Extent:

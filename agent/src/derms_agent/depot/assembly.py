@@ -525,6 +525,7 @@ class Assembly:
                     phases=spec.phases,
                     rating_a=spec.rating_a,
                     cable_a=spec.cable_a,
+                    power_factor=shape.profile.power_factor,
                 )
                 for spec in self._evses(entry, shape, circuit)
             ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from derms_agent.depot import circuit_loads
 from derms_agent.depot.circuit_loads import Load
-from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase, Value
+from derms_agent.model import Circuit, Connection, Evse, PerPhase, Phase, Value, apparent_a
 from derms_agent.profiles.profile import Profile
 
 # What adding a few hundred numbers may leave over.
@@ -22,7 +22,10 @@ TOLERANCE = 1e-9
 
 
 def unattended_a(profile: Profile, evse: Evse, circuit: Circuit, settings: Mapping[str, Value]) -> float:
-    """Return what an EVSE may draw by itself, in A on each of its conductors; `settings` by the names of points."""
+    """Return what an EVSE may draw by itself, in A on each of its conductors; `settings` by the names of points.
+
+    What it falls back to in W it may draw with its least power factor.
+    """
     between_lines = circuit.line_voltage_v
     phases, voltage_v = len(evse.phases), between_lines
     if phases == 1:
@@ -30,7 +33,8 @@ def unattended_a(profile: Profile, evse: Evse, circuit: Circuit, settings: Mappi
     elif circuit.connection is Connection.DELTA and phases < len(Phase):
         # One load between two lines, which a power stands on as on one conductor at their voltage.
         phases = 1
-    return profile.unattended_a(settings, evse.rating_a, voltage_v, phases)
+    active_a = profile.unattended_a(settings, evse.rating_a, voltage_v, phases)
+    return apparent_a(active_a, evse.power_factor, evse.rating_a)
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ from derms_agent.orchestrator.image import (
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
 from derms_agent.orchestrator.temperatures import Temperatures, ToldHeat
-from derms_agent.profiles.profile import ASSUMED_STEP_WH, Quantity
+from derms_agent.profiles.profile import ASSUMED_STEP_WH
 
 READING_FRESH_S = 2.5
 _METERING = metering.Rules(answers_s=READING_FRESH_S)
@@ -82,9 +82,6 @@ ASKED_AGAIN_S = 300.0
 """After so long without an offer a vehicle that took nothing is offered the least again: it may want it by now."""
 _SHOWN_S = 1.0
 """How long after it acknowledged a limit a device may take until it shows it."""
-LEAST_POWER_FACTOR = 0.95
-"""Of a charger that is told W, and draws VA: data sheets of DC chargers say 0.98 and above at their rating. One that is
-told A draws no more VA than that, whatever its power factor."""
 _STEP_A = 1.0
 _KEPT = 8
 _NO_BASE = BaseLoad()
@@ -212,9 +209,7 @@ class Controller:
             seed=f"{site.depot.name}/{self.boot_id}",
         )
         self._by_name = {evse.name: evse for evse in site.evses}
-        controls = [site.profiles[evse.device].control for evse in site.evses]
-        in_w = any(control is not None and control.quantity is Quantity.POWER for control in controls)
-        self._power_factor = LEAST_POWER_FACTOR if in_w else 1.0
+        self._power_factor = min((evse.power_factor for evse in site.evses), default=1.0)
         self._temperatures = Temperatures(site)
         # What a predecessor told each EVSE is what it has: a new process is no reason to change anything.
         self._previous = {
@@ -310,8 +305,11 @@ class Controller:
             self._keep(session, seen)
         self._heated(name)
         if seen.image.current_a is not None:
-            high_a = seen.image.current_a
-            low_a = high_a if self._shows_currents(name) else per_phase(DC_EFFICIENCY * current for current in high_a)
+            low_a = high_a = seen.image.current_a
+            if self._shows_currents(name):
+                high_a = per_phase(current / self._by_name[name].power_factor for current in low_a)
+            else:
+                low_a = per_phase(DC_EFFICIENCY * current for current in high_a)
             trail = self._drawn.setdefault(name, deque(maxlen=_KEPT))
             trail.append(metering.Drawn(seen.image.sent_s, seen.image.answered_s, low_a, high_a))
         if before is None or before.occupied != seen.occupied or before.image.quality is not Quality.GOOD:
@@ -936,7 +934,10 @@ class Controller:
         beneath = self._reached(circuit)
         if beneath is None:
             return None
-        return per_phase(sum(spans[evse.name][line].high for evse in beneath) for line in range(3))
+        stations = self.site.stations
+        return per_phase(
+            sum(stations[evse.name].apparent_a(spans[evse.name][line].high) for evse in beneath) for line in range(3)
+        )
 
     def told_a(self, evse: str) -> float:
         """Return what an EVSE is told to draw, in A per conductor; 0 where nothing is known of it."""

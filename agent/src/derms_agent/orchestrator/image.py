@@ -104,9 +104,11 @@ def _currents(
     """Return what flows on the supply's lines; from the power, less favourably, where no current is shown.
 
     How much is lost on the way to the vehicle is not known. Where all that it shows may come from what its limit lets
-    it draw, it draws no more than that: a good rectifier at its limit would be taken for one that exceeds it.
+    it draw, it draws no more than that: a good rectifier at its limit would be taken for one that exceeds it. Of a
+    current that is shown the least is active that may be: the rest is counted with what the device is told in W.
     """
     phases = evse.phases or PHASES
+    shown = [None if current is None else evse.power_factor * current for current in shown]
     if shown[0] is None:
         if power_w is None:
             return None

@@ -360,6 +360,7 @@ _control = _section(
         "step": _real,
         "zero": _one_of(Zero),
         "switch": _switch,
+        "power_factor": _real,
     },
     ("point", "quantity", "minimum", "step"),
 )

@@ -41,6 +41,9 @@ CANONICAL_TEXTS = frozenset({"manufacturer", "model_name", "serial_number", "fir
 """Points that identify a device. A few devices keep the last two as whole numbers."""
 ASSUMED_STEP_WH = 1000.0
 """What a register whose step nobody tells is taken to count in, until it rises: that tells."""
+LEAST_POWER_FACTOR = 0.95
+"""Of a device that is told W and whose profile does not say: data sheets of DC chargers say 0.98 and above at their
+rating, and less is common at a part of it."""
 
 
 class Protocol(str, Enum):
@@ -223,6 +226,7 @@ class Control:
 
     Both in A or W; the step is more than 0, the minimum not negative. `switch`: the limit's point takes no zero; 0 is
     written as the switch's off instead, and any other limit to the point first and then the switch's on.
+    `power_factor`: the least with which a device draws what it is told in W; above 0 and at most 1.
     """
 
     point: str
@@ -231,8 +235,13 @@ class Control:
     step: float
     zero: Zero = Zero.PAUSES
     switch: Switch | None = None
+    power_factor: float | None = None
 
     def __post_init__(self) -> None:
+        if self.power_factor is not None and not 0 < self.power_factor <= 1:
+            raise Contradiction(("power_factor",), self.power_factor, "more than 0 and at most 1")
+        if self.power_factor is not None and self.quantity is not Quantity.POWER:
+            raise Contradiction(("power_factor",), self.power_factor, "none where the limit is a current")
         if not (math.isfinite(self.minimum) and self.minimum >= 0):
             raise Contradiction(("minimum",), self.minimum, "0 or more")
         if not (math.isfinite(self.step) and self.step > 0):
@@ -403,6 +412,13 @@ class Profile:
         switch = self.control.switch
         own = (self.control.point,) if switch is None else (self.control.point, switch.point)
         return (*own, *(name for name in told if name not in own))
+
+    @property
+    def power_factor(self) -> float:
+        """The least with which the device draws what it is told in W; 1 where it is told A: these bound its draw."""
+        if self.control is None or self.control.quantity is not Quantity.POWER:
+            return 1.0
+        return LEAST_POWER_FACTOR if self.control.power_factor is None else self.control.power_factor
 
     @property
     def shows_in_force(self) -> bool:
