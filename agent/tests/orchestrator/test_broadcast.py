@@ -161,6 +161,22 @@ async def test_nobody_but_root_replaces_a_limit_that_another_has_put(tmp_path: P
     assert held()["event"] == (10_000.0, "root")
 
 
+async def test_nobody_but_root_takes_back_a_limit_that_another_has_put(tmp_path: Path) -> None:
+    control = assembled(tmp_path)
+    remove = control.verbs().changing["limit.remove"]
+    for name in ("event", "second"):
+        await control.limit_put({"name": name, "high_w": 40_000.0, "duration_s": 60}, "derms-grid-gateway")
+    for user in ("operator", "mqtt"):
+        expected = f"name: found 'event', which derms-grid-gateway has put, expected one of {user}'s own"
+        with pytest.raises(ProtocolError, match=expected) as refusal:
+            await remove({"name": "event"}, user)
+        assert refusal.value.code == "argument"  # as for one that is not there: the grid gateway goes on
+    assert set(control.controller.asks) == {"event", "second"}
+    assert await remove({"name": "event"}, "derms-grid-gateway") == {"name": "event"}
+    assert await remove({"name": "second"}, "root") == {"name": "second"}
+    assert not control.controller.asks
+
+
 async def test_a_limit_that_is_over_keeps_its_name_from_nobody(tmp_path: Path) -> None:
     control = assembled(tmp_path)
     began_s = control.engine.clock()

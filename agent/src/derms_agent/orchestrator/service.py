@@ -285,8 +285,14 @@ class Service:
         arguments = Arguments(found)
         ask_id = arguments.text("name")
         arguments.end()
-        if not self.controller.forget(ask_id):
+        known = self.controller.asks.get(ask_id)
+        if known is None:
             raise ProtocolError("argument", f"name: found {ask_id!r}, expected one of limit.list")
+        if user not in {known.put_by, ROOT}:
+            raise ProtocolError(
+                "argument", f"name: found {ask_id!r}, which {known.put_by} has put, expected one of {user}'s own"
+            )
+        self.controller.forget(ask_id)
         self.engine.wake()
         await self.save_asks()
         logger.info("Limit %s removed by %s", ask_id, user)
