@@ -52,6 +52,7 @@ def new_controller(site: Site, ledger: book.Ledger | None = None, **policy: Any)
 class Play:
     """A controller over devices that obey at once; `base_a` is what else is drawn at the root, `sun_a` is generated.
 
+    The root's meter sees `voltage_share` of the nominal voltage; None: it has no such value.
     `silent` devices answer nothing, writes to `deaf` ones are lost. `power_factor` is that of the chargers: one that is
     told A draws so many VA, one that is told W draws more of them. Where the cycle is told of the wall's clock,
     `wall_ahead_s`, the meter's register counts `imported_w`, what flowed in each second.
@@ -62,6 +63,7 @@ class Play:
     base_a: PerPhase = (20.0, 20.0, 20.0)
     sun_a: PerPhase = (0.0, 0.0, 0.0)
     frequency_hz: float = 50.0
+    voltage_share: float | None = 1.0
     power_factor: float = 1.0
     limit_a: dict[str, float] = field(default_factory=dict)
     most_a: dict[str, float] = field(default_factory=dict)
@@ -166,7 +168,9 @@ class Play:
             if self.wall_ahead_s is not None:
                 self.imported_w.append(volts * sum(lines).real)
             energy_wh = 1e6 + sum(self.imported_w) * PERIOD_S / 3600
-            values |= {"frequency": self.frequency_hz, "voltage_l1": volts, "energy": energy_wh}
+            values |= {"frequency": self.frequency_hz, "energy": energy_wh}
+            if self.voltage_share is not None:
+                values["voltage_l1"] = self.voltage_share * volts
             self.take("grid", values, self.now_s + METER_AT_S)
 
     def cycle(self) -> Outcome:

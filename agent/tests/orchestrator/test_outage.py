@@ -47,8 +47,8 @@ def restarted(one: Play, devices: Iterable[str], *, after_boot_a: float = 0.0) -
 
 
 def blackout(one: Play, devices: Iterable[str], *, seconds: int = DARK_S) -> None:
-    """Take the power of some devices away for a time; a gateway with a battery sees that they are silent."""
-    chosen = set(devices)
+    """Take the power of some devices and the meter away; a gateway with a battery sees that they are silent."""
+    chosen = {*devices, "grid"}
     one.silent = chosen
     restarted(one, chosen)
     one.step(seconds)
@@ -77,7 +77,7 @@ def test_a_gateway_that_stayed_up_sees_that_power_was_away(charging: Play) -> No
     one = charging
     one.controller.policy = replace(one.controller.policy, limit_va=AMPLE_VA)
     one.step(SETTLED_S)
-    blackout(one, [*chargers(one), "grid"])
+    blackout(one, chargers(one))
     spread_s = one.controller.params.spread_s
     assert spread_s == SPREAD_EACH_S * len(one.site.evses)
     started: list[int] = []
@@ -144,7 +144,7 @@ def test_a_charger_that_was_dead_before_does_not_hide_an_outage(charging: Play) 
     dead = set(found[: len(found) // 3])
     one.silent = dead
     one.step(60)
-    one.silent = set(found)
+    one.silent = {*found, "grid"}
     restarted(one, found)
     one.step(DARK_S)
     one.silent = dead
@@ -156,11 +156,48 @@ def test_a_charger_that_was_dead_before_does_not_hide_an_outage(charging: Play) 
 def test_a_lost_link_to_all_chargers_that_charge_on_makes_nobody_wait(charging: Play) -> None:
     one = charging
     charged = drawing(one)
-    one.silent = set(chargers(one))
+    one.silent = {*chargers(one), "grid"}
     one.step(8)
     one.silent = set()
     one.step(2)
     assert not charged & one.controller.params.energised_at_s.keys()
+
+
+def test_a_switch_that_takes_all_chargers_down_to_their_fallback_of_0_is_no_outage(charging: Play) -> None:
+    one = charging
+    charged = drawing(one)
+    one.silent = set(chargers(one))
+    one.step(15)
+    restarted(one, chargers(one))  # their watchdogs have run out
+    one.step(DARK_S)
+    one.silent = set()
+    one.step(SETTLED_S)
+    assert not one.controller.params.energised_at_s
+    assert drawing(one) >= charged
+
+
+@pytest.mark.parametrize("volts", [0.0, 0.5, None])
+def test_a_meter_that_sees_no_sound_voltage_does_not_hide_an_outage(charging: Play, volts: float | None) -> None:
+    one = charging
+    one.voltage_share = volts
+    one.silent = set(chargers(one))
+    restarted(one, chargers(one))
+    one.step(DARK_S)
+    one.silent, one.voltage_share = set(), 1.0
+    one.step(2)
+    assert one.controller.params.energised_at_s.keys() == {evse.name for evse in one.site.evses}
+
+
+def test_a_meter_that_is_back_before_the_chargers_does_not_hide_an_outage(charging: Play) -> None:
+    one = charging
+    one.silent = {*chargers(one), "grid"}
+    restarted(one, chargers(one))
+    one.step(3)
+    one.silent = set(chargers(one))
+    one.step(30)
+    one.silent = set()
+    one.step(2)
+    assert one.controller.params.energised_at_s.keys() == {evse.name for evse in one.site.evses}
 
 
 def test_after_a_pause_of_this_process_nobody_waits(charging: Play) -> None:

@@ -72,6 +72,8 @@ OUTAGE_SHARE = 0.8
 An outage takes all of them, but for one that has a battery, or that is seen to be silent late. Where a depot's chargers
 hang on two switches, one of those may well have more than half of them, but hardly ever as many as this.
 """
+SUPPLIED_GAP_S = 2.0
+"""The site's meter that shows a sound voltage that often has power itself: no start of one is shorter."""
 BOOTS_S = 180.0
 """A charger answers within so long of the host, if it starts with it."""
 SPREAD_EACH_S = 15.0
@@ -181,6 +183,7 @@ class Controller:
     _returned_s: float = -math.inf
     _freed_until_s: float = -math.inf
     _dark: frozenset[str] = frozenset()
+    _supplied_s: tuple[float, float] = (math.inf, -math.inf)
     _cycled_s: float = -math.inf
     _overdue: Overdue = field(default_factory=Overdue)
     _droop: droop.State = field(default_factory=droop.State)
@@ -379,6 +382,8 @@ class Controller:
         if sample is None or (known is not None and sample.asked_s <= known.asked_s):
             return False
         self._meters[circuit] = sample
+        if circuit == self.site.root.name:
+            self._supplied_s = self._supplied_through(sample)
         if sample.current_a is not None:
             self._shown.setdefault(circuit, deque(maxlen=_KEPT)).append(
                 metering.Shown(
@@ -393,6 +398,14 @@ class Controller:
         if cap is not None and circuit == self.site.root.name and sample.import_wh is not None:
             self._demand = demand.add(self._demand, demand.Sample(sample.answered_s, sample.import_wh), cap)
         return circuit == self.site.root.name and self._grid_moved(sample)
+
+    def _supplied_through(self, sample: MeterSample) -> tuple[float, float]:
+        """Return from when until when the site's meter has seen a sound voltage, without a pause."""
+        if sample.voltage_share is None or grid_state.out_of_sync(self.grid(sample)) is not None:
+            return math.inf, -math.inf
+        from_s, until_s = self._supplied_s
+        paused = sample.asked_s - until_s > SUPPLIED_GAP_S
+        return sample.asked_s if paused else from_s, sample.answered_s
 
     def _grid_moved(self, sample: MeterSample) -> bool:
         """Whether the grid does what the last cycle did not know: the frequency leaves droop's deadband, say."""
@@ -635,7 +648,8 @@ class Controller:
         """See whether most devices have fallen silent together: then power may be away, and comes back with each.
 
         Those that were silent long before the others say nothing, nor do those that this process never heard; and after
-        a pause of this process all are silent.
+        a pause of this process all are silent. While the site's meter has seen the voltage all along, it is a link to
+        the chargers that is lost, and no power.
         """
         paused = now_s - self._cycled_s > READING_FRESH_S
         self._cycled_s = now_s
@@ -647,7 +661,9 @@ class Controller:
         fell = {name for name, for_s in silent_s.items() if OUTAGE_S <= for_s < OUTAGE_S + TOGETHER_S}
         answering = sum(for_s < OUTAGE_S for for_s in silent_s.values())
         if fell and not paused and len(fell) >= OUTAGE_SHARE * (len(fell) + answering):
-            self._dark |= fell
+            from_s, until_s = self._supplied_s
+            if from_s > min(self.answered_s[name] for name in fell) or now_s - until_s > READING_FRESH_S:
+                self._dark |= fell
         waiting = self.params.energised_at_s
         over = {name for name, at_s in waiting.items() if now_s >= at_s + self.params.spread_s}
         if over:
