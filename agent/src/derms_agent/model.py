@@ -251,10 +251,20 @@ class GridLevel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PriceLimit:
+    """At the most `limit_w` while energy costs more than `above_per_kwh` in that currency (ISO 4217)."""
+
+    currency: str
+    above_per_kwh: float
+    limit_w: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vtn:
     """The utility's OpenADR server, this depot's identity towards it, and what the depot makes of events.
 
-    `levels`: what SIMPLE 1 to 3 mean; one that lacks is opted out of. `market_contexts`: those that it takes part in;
+    `levels`: what SIMPLE 1 to 3 mean; one that lacks is opted out of. `price_limit`: None where prices bound nothing.
+    `market_contexts`: those that it takes part in;
     empty: any. `resources`: what each resourceID of the utility's is here: site, a circuit, an EVSE. `groups`: those
     that it belongs to.
     """
@@ -265,6 +275,7 @@ class Vtn:
     tls_minimum: str = "1.3"
     xml_signatures: str = "none"
     levels: Mapping[int, GridLevel] = field(default_factory=dict)
+    price_limit: PriceLimit | None = None
     market_contexts: tuple[str, ...] = ()
     resources: Mapping[str, str] = field(default_factory=dict)
     groups: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from derms_agent.model import (
     Meter,
     Parity,
     Phase,
+    PriceLimit,
     Site,
     TransactionIds,
     Transport,
@@ -182,6 +183,13 @@ def depots(draw: Any) -> Depot:
                     st.integers(1, 3),
                     st.builds(GridLevel, limit_w=amounts.map(thousands))
                     | st.builds(GridLevel, baseline_percent=st.floats(0, 100)),
+                ),
+                price_limit=st.none()
+                | st.builds(
+                    PriceLimit,
+                    currency=st.sampled_from(["EUR", "NOK"]),
+                    above_per_kwh=st.floats(-1, 10),
+                    limit_w=st.just(0.0) | amounts.map(thousands),
                 ),
                 market_contexts=st.lists(st.just("http://utility.example/shed"), max_size=1).map(tuple),
                 resources=st.dictionaries(st.sampled_from(["0012", "yes"]), st.just("site")),

@@ -496,6 +496,24 @@ ONE_MISTAKE = {
         "off}",
         "vtn.xml_signatures: found false; expected none, sign or require",
     ),
+    "a price without a currency": (
+        "ven_name: north}",
+        "ven_name: north, price_limit: {above_per_kwh: 0.3, limit_kw: 20}}",
+        "price_limit: {above",
+        "vtn.price_limit: found no currency; expected currency: a currency's code by ISO 4217, such as EUR",
+    ),
+    "a currency by its sign": (
+        "ven_name: north}",
+        "ven_name: north, price_limit: {currency: €, above_per_kwh: 0.3, limit_kw: 20}}",
+        "€",
+        "vtn.price_limit.currency: found the text '€'; expected a currency's code by ISO 4217, such as EUR",
+    ),
+    "a limit below nothing": (
+        "ven_name: north}",
+        "ven_name: north, price_limit: {currency: EUR, above_per_kwh: 0.3, limit_kw: -1}}",
+        "-1}}",
+        "vtn.price_limit.limit_kw: found -1; expected a number of kW, 0 or more",
+    ),
     "a merge": (
         "office: {parent",
         "office: {<<: {}, parent",

@@ -129,6 +129,7 @@ class Lab(Vtn):
     def do_add(self, ven_id: str, values: list[float], name: str = "SIMPLE", kind: str = "level", **more: Any) -> str:
         begin = datetime.fromtimestamp(more.pop("start"), timezone.utc)
         length_s, unit, status = more.pop("length_s"), more.pop("unit", False), more.pop("status", "far")
+        currency = more.pop("currency", None)
         intervals = [
             objects.Interval(
                 dtstart=begin + timedelta(seconds=length_s * n), duration=timedelta(seconds=length_s), signal_payload=v
@@ -142,6 +143,8 @@ class Lab(Vtn):
             scale="k",
             power_attributes=objects.PowerAttributes(50, 230, True),
         )
+        if currency is not None:
+            measurement = objects.Measurement("currencyPerKWh", "currencyPerKWh", currency, scale="none")
         event_id: str = more.pop("event_id", None) or utils.generate_id()
         event = objects.Event(
             event_descriptor=objects.EventDescriptor(
@@ -159,7 +162,7 @@ class Lab(Vtn):
                     signal_name=name,
                     signal_type=kind,
                     signal_id="s1",
-                    measurement=measurement if unit else None,
+                    measurement=measurement if unit or currency else None,
                 )
             ],
             active_period=utils.get_active_period_from_intervals(intervals, False),

@@ -32,7 +32,7 @@ from derms_agent.grid_gateway.incoming import (
 )
 from derms_agent.grid_gateway.messages import Opt, Window
 from derms_agent.grid_gateway.signals import Away, Rules
-from derms_agent.model import GridLevel, Rank
+from derms_agent.model import GridLevel, PriceLimit, Rank
 from derms_agent.orchestrator import asks
 from derms_agent.orchestrator.api import ask_of
 from derms_agent.orchestrator.asks import Ask
@@ -198,6 +198,55 @@ def test_prices_are_a_schedule_and_bound_nothing() -> None:
         (HOUR, 0.3, "EUR"),
         (2 * HOUR, 0.1, "EUR"),
     ]
+
+
+EUR = Unit("currencyPerKWh", "EUR", 1.0)
+DEAR = replace(RULES, price_limit=PriceLimit(currency="EUR", above_per_kwh=0.3, limit_w=20_000.0))
+
+
+def priced(*values: float, unit: Unit | None = EUR, kind: str = "price") -> Signal:
+    each = intervals(NOW + HOUR, *((HOUR, value) for value in values))
+    return Signal(id="p", name="ELECTRICITY_PRICE", type=kind, unit=unit, intervals=each)
+
+
+def test_a_price_above_the_one_that_the_depot_file_names_is_a_limit_of_the_lowest_rank() -> None:
+    received = receive(State(), event("e1", priced(0.3, 0.31, 0.1), length=3 * HOUR), rules=DEAR)
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    (dear,) = bounds(received.state, rules=DEAR)
+    assert (dear.start_unix_s - NOW, dear.end_unix_s - NOW) == (2 * HOUR, 3 * HOUR)
+    assert (dear.target, dear.high_w, dear.rank, dear.baseline_w) == ("site", 20_000.0, Rank.PRICE, None)
+    assert dear.source == "price of OpenADR event e1"
+
+
+@pytest.mark.parametrize(
+    ("signal", "high_w"),
+    [
+        (priced(400, unit=Unit("currencyPerKWh", "EUR", 0.001)), 20_000.0),
+        (priced(200, unit=Unit("currencyPerKWh", "EUR", 0.001)), None),
+        (priced(9, unit=Unit("currencyPerKWh", "USD", 1.0)), None),
+        (priced(9, unit=Unit("currencyPerKW", "EUR", 1.0)), None),
+        (priced(9, unit=None), None),
+        (priced(9, kind="priceRelative"), None),
+        (priced(9, kind="priceMultiplier"), None),
+    ],
+)
+def test_a_price_counts_in_the_currency_that_the_depot_file_names(signal: Signal, high_w: float | None) -> None:
+    received = receive(State(), event("e1", signal), rules=DEAR)
+
+    assert answered(received) == [("e1", 0, 200, Opt.IN)]
+    assert at(bounds(received.state, rules=DEAR), NOW + HOUR) == high_w
+
+
+def test_a_price_stands_beside_what_the_grid_asks_for_and_has_a_priority_of_its_own() -> None:
+    mild = event("mild", priced(0.2), priority=1)
+    state = held(event("e1", priced(0.4), dispatch(40)), event("e2", priced(0.5), priority=2), rules=DEAR)
+    found = {one.rank: (one.high_w, one.name) for one in bounds(state, rules=DEAR)}
+    assert {rank: high_w for rank, (high_w, _name) in found.items()} == {Rank.GRID: 40_000.0, Rank.PRICE: 20_000.0}
+    assert len({name for _high_w, name in found.values()}) == len(found)
+    # What the event of the highest priority says is cheap is so.
+    state = receive(state, event("e1", priced(0.4), dispatch(40)), mild, rules=DEAR).state
+    assert [one.rank for one in bounds(state, rules=DEAR)] == [Rank.GRID]
 
 
 async def put(bound: Bound) -> Ask:

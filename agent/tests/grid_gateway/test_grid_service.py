@@ -41,6 +41,7 @@ vtn:
   url: "https://localhost"
   ven_name: small depot
   levels: {moderate: {limit_kw: 50}, special: {limit_kw: 0}}
+  price_limit: {currency: EUR, above_per_kwh: 0.3, limit_kw: 5}
 """
 
 
@@ -177,6 +178,26 @@ def test_an_event_reaches_the_orchestrator_and_survives_both(gateway: Gateway) -
         gateway.ask("g.sock", "event.lists")
     gateway.end("grid-gateway", signal.SIGTERM)
     assert "Stopped" in gateway.log()
+
+
+def test_a_price_becomes_a_limit_in_force_of_rank_price(gateway: Gateway) -> None:
+    gateway.start("orchestrator")
+    gateway.start("grid-gateway")
+    within(START_S, lambda: gateway.answers("o.sock"))
+    within(START_S, lambda: (gateway.answers("g.sock") or {}).get("registered"))
+    ven_id = gateway.ask("g.sock", "status")["ven_id"]
+    gateway.vtn.do(
+        "add", ven_id=ven_id, name="ELECTRICITY_PRICE", kind="price", currency="EUR", values=[0.35, 0.2],
+        start=time.time(), length_s=600, event_id="evening",
+    )  # fmt: skip
+    within(10, gateway.asks)
+    (limit,) = gateway.ask("o.sock", "limit.list")
+    assert (limit["high_w"], limit["target"], limit["rank"], limit["in_force"]) == (5000.0, "site", "price", True)
+    assert limit["source"] == "price of OpenADR event evening"
+    charger = gateway.ask("o.sock", "explain", evse="charger")
+    assert ("price", "price of OpenADR event evening") in [(one["rank"], one["source"]) for one in charger["limits"]]
+    # The charger, which answers nothing, counts at 11 kW: that is more, and no reason to opt out of a price.
+    within(10, lambda: [one["opt"] for one in gateway.vtn.seen("opts")] == ["optIn"])
 
 
 def test_it_refuses_to_start_without_a_vtn(gateway: Gateway) -> None:

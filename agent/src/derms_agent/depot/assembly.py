@@ -30,6 +30,7 @@ from derms_agent.model import (
     Parity,
     PerPhase,
     Phase,
+    PriceLimit,
     Site,
     TransactionIds,
     Transport,
@@ -673,8 +674,14 @@ def _vtn(said: Mapping[str, Any]) -> Vtn:
         )
         for name, level in said.get("levels", {}).items()
     }
+    price = said.get("price_limit")
+    price_limit = price and PriceLimit(
+        currency=price["currency"],
+        above_per_kwh=float(price["above_per_kwh"]),
+        limit_w=price["limit_kw"] * 1000.0,
+    )
     lists = {name: tuple(said.get(name, ())) for name in ("market_contexts", "groups")}
-    return Vtn(**{**said, "levels": levels, **lists})
+    return Vtn(**{**said, "levels": levels, "price_limit": price_limit, **lists})
 
 
 def _each_phase(value: float | Sequence[float]) -> PerPhase:

@@ -11,7 +11,7 @@ from typing import Any
 
 from derms_agent.depot.assembly import LEVELS
 from derms_agent.depot.circuit_loads import apparent_va
-from derms_agent.model import Bus, Circuit, Depot, Device, Evse, GridLevel, Transport
+from derms_agent.model import Bus, Circuit, Depot, Device, Evse, GridLevel, PriceLimit, Transport
 
 PLUGIN = "derms.edge.depot"
 """What a depot file names as its `plugin`, among the files of an inventory directory."""
@@ -174,6 +174,7 @@ def depot_document(depot: Depot) -> dict[str, Any]:
                     "xml_signatures": vtn.xml_signatures,
                     "levels": {name: _level(vtn.levels[level]) for name, level in LEVELS.items() if level in vtn.levels}
                     or None,
+                    "price_limit": None if vtn.price_limit is None else _price_limit(vtn.price_limit),
                     "market_contexts": [*vtn.market_contexts] or None,
                     "resources": dict(vtn.resources) or None,
                     "groups": [*vtn.groups] or None,
@@ -186,6 +187,14 @@ def depot_document(depot: Depot) -> dict[str, Any]:
 def _level(level: GridLevel) -> dict[str, Any]:
     limit_kw = None if level.limit_w is None else _in_thousands(level.limit_w)
     return _said({"limit_kw": limit_kw, "baseline_percent": level.baseline_percent})
+
+
+def _price_limit(price: PriceLimit) -> dict[str, Any]:
+    return {
+        "currency": price.currency,
+        "above_per_kwh": price.above_per_kwh,
+        "limit_kw": _in_thousands(price.limit_w),
+    }
 
 
 def _said(fields: Mapping[str, Any]) -> dict[str, Any]:

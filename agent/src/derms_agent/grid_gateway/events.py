@@ -314,15 +314,16 @@ def bounds(
     :param baseline_w: what stands for the baseline of an event that is still to begin; None: it is not known
     :param until_unix_s: bounds that begin later are left out
     """
-    wanted: dict[str, list[_Span]] = {}
+    wanted: dict[tuple[str, Rank], list[_Span]] = {}
     for key, held in state.events.items():
         if held.actuated:
             base_w = baseline_w if held.baseline_w is None else held.baseline_w
             for place, own in signals.by_place(held.event, rules).items():
-                wanted.setdefault(place, []).extend(_spans(key, held, own, rules, base_w))
+                wanted.setdefault((place, Rank.GRID), []).extend(_spans(key, held, own, rules, base_w))
+                wanted.setdefault((place, Rank.PRICE), []).extend(_dear(key, held, own, rules))
     found = [
-        _bound(place, number, span, state.events[span.key], baseline_w)
-        for place, spans in wanted.items()
+        _bound(place, rank, number, span, state.events[span.key], baseline_w)
+        for (place, rank), spans in wanted.items()
         for key, own in groupby(sorted(_decided(spans), key=lambda span: span.key), key=lambda span: span.key)
         for number, span in enumerate(own)
     ]
@@ -334,8 +335,12 @@ def bounds(
     )
 
 
-def _bound(place: str, number: int, span: _Span, held: Held, baseline_w: float | None) -> Bound:
-    digest = hashlib.sha256("\0".join((*span.key, place)).encode()).hexdigest()[:16]
+def _bound(  # noqa: PLR0917 - what makes up a bound
+    place: str, rank: Rank, number: int, span: _Span, held: Held, baseline_w: float | None
+) -> Bound:
+    of_price = rank is Rank.PRICE
+    digest = hashlib.sha256("\0".join((*span.key, place, *(["price"] if of_price else []))).encode()).hexdigest()[:16]
+    source = f"OpenADR event {one_line(span.key[1])[:_SOURCE_LENGTH]}"
     return Bound(
         name=f"{PREFIX}{digest}-{number}",
         key=span.key,
@@ -343,9 +348,28 @@ def _bound(place: str, number: int, span: _Span, held: Held, baseline_w: float |
         high_w=0.0 if span.high_w is None else span.high_w,
         start_unix_s=span.start_unix_s,
         end_unix_s=span.end_unix_s,
-        source=f"OpenADR event {one_line(span.key[1])[:_SOURCE_LENGTH]}",
-        baseline_w=baseline_w if held.baseline_w is None else held.baseline_w,
+        source=f"price of {source}" if of_price else source,
+        baseline_w=None if of_price else baseline_w if held.baseline_w is None else held.baseline_w,
+        rank=rank,
     )
+
+
+def _dear(key: Key, held: Held, own: Iterable[Signal], rules: Rules) -> Iterator[_Span]:
+    """Yield what an event's prices come to at a place, by its signals for that (`own`)."""
+    order = held.event.priority or math.inf
+    for signal in filter(signals.is_price, own):
+        for interval, start, end in _intervals(held, signal):
+            yield _Span(start, end, signals.dear_w(signal, interval, rules), order, key)
+
+
+def _intervals(held: Held, signal: Signal) -> Iterator[tuple[Interval, float, float]]:
+    """Yield a signal's intervals with when each begins and ends, in s since 1970, as far as the event lasts."""
+    shift_s = held.start_unix_s - held.event.start_unix_s
+    for interval in signal.intervals:
+        start = interval.start_unix_s + shift_s
+        end = min(start + interval.duration_s if interval.duration_s else math.inf, held.end_unix_s)
+        if end > start:
+            yield interval, start, end
 
 
 def _spans(key: Key, held: Held, own: Iterable[Signal], rules: Rules, base_w: float | None) -> Iterator[_Span]:
@@ -443,14 +467,11 @@ def prices(state: State, rules: Rules, now_unix_s: float) -> tuple[Price, ...]:
     for held in state.events.values():
         if not held.actuated:
             continue
-        shift_s = held.start_unix_s - held.event.start_unix_s
         for signal in filter(signals.is_price, signals.obeyed(held.event, rules)):
             unit = "" if signal.unit is None else signal.unit.unit
             scale = 1.0 if signal.unit is None else signal.unit.scale
-            for interval in signal.intervals:
-                start = interval.start_unix_s + shift_s
-                end = min(start + interval.duration_s if interval.duration_s else math.inf, held.end_unix_s)
-                if end > max(start, now_unix_s):
+            for interval, start, end in _intervals(held, signal):
+                if end > now_unix_s:
                     found.append(Price(start, end, interval.value * scale, signal.type, unit))
     return tuple(sorted(found, key=lambda price: price.start_unix_s))
 

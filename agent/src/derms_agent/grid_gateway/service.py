@@ -77,6 +77,7 @@ def rules_of(configuration: Configuration) -> Rules:
         vtn_id="",
         site_limit_w=depot.site.limit_va,
         levels=vtn.levels,
+        price_limit=vtn.price_limit,
         market_contexts=frozenset(vtn.market_contexts),
         resources=vtn.resources,
         groups=frozenset(vtn.groups),

@@ -11,7 +11,8 @@
 | | x-loadControlLevelOffset | as SIMPLE |
 | | x-loadControlPercentOffset | the baseline, so many percent more |
 | | x-loadControlSetpoint | the value |
-| ELECTRICITY_PRICE | price, priceRelative, priceMultiplier | not bounded: a schedule of prices |
+| ELECTRICITY_PRICE | price | what the depot file says of prices above one that it names; else not bounded |
+| | priceRelative, priceMultiplier | not bounded: a schedule of prices |
 
 A power has a unit, powerReal in W with its scale, or the event is refused: a guess could be a thousand times off. The
 baseline is what the site drew before the event began. Where that is not known, 0 stands in for it: so much less than a
@@ -25,11 +26,12 @@ from dataclasses import dataclass, field
 
 from derms_agent.grid_gateway.incoming import Code, Event, Interval, Signal, Targets
 from derms_agent.grid_gateway.messages import Window
-from derms_agent.model import GridLevel
+from derms_agent.model import GridLevel, PriceLimit
 
 SITE = "site"
 _LEVELS = (0, 1, 2, 3)
 _POWER_UNITS = ("W", "J/s")
+_PRICE_ITEM = "currencyPerKWh"
 _SIMPLE = {("SIMPLE", "level"), ("simple", "level"), ("LOAD_CONTROL", "x-loadControlLevelOffset")}
 _POWERS = {("LOAD_DISPATCH", "setpoint"), ("LOAD_DISPATCH", "delta"), ("LOAD_CONTROL", "x-loadControlSetpoint")}
 _SHARES = {
@@ -73,6 +75,7 @@ class Rules:
     vtn_id: str
     site_limit_w: float
     levels: Mapping[int, GridLevel] = field(default_factory=dict)
+    price_limit: PriceLimit | None = None
     market_contexts: frozenset[str] = frozenset()
     resources: Mapping[str, str] = field(default_factory=dict)
     groups: frozenset[str] = frozenset()
@@ -160,6 +163,16 @@ def refused(event: Event, rules: Rules) -> Refusal | None:
 def is_price(signal: Signal) -> bool:
     """Whether a signal is a schedule of prices."""
     return (signal.name, signal.type) in _PRICES
+
+
+def dear_w(signal: Signal, interval: Interval, rules: Rules) -> float | None:
+    """Return what may be drawn at an interval's price, in W; None: it is not bounded, as at one in another unit."""
+    limit, unit = rules.price_limit, signal.unit
+    if limit is None or signal.type != "price" or unit is None:
+        return None
+    if (unit.item, unit.unit) != (_PRICE_ITEM, limit.currency):
+        return None
+    return limit.limit_w if interval.value * unit.scale > limit.above_per_kwh else None
 
 
 def most_w(signal: Signal, interval: Interval, rules: Rules, baseline_w: float | None) -> float | None:

@@ -60,6 +60,7 @@ from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
+from derms_agent.model import Rank
 
 REGISTRATION, REPORTS, OPTS, TERMS = "registration.json", "reports.json", "opts.json", "terms.json"
 POLL_S = 10.0
@@ -657,7 +658,8 @@ class Ven:
         for bound in fresh:
             honour = await self.control.put(bound)
             self.handed[bound.name] = bound
-            if not honour.can and bound.end_unix_s > self.wall() + _ENDING_S:
+            # A price obliges to nothing: what of it cannot be done the VTN need not know.
+            if not honour.can and bound.rank is Rank.GRID and bound.end_unix_s > self.wall() + _ENDING_S:
                 logger.warning("OpenADR event %s cannot be honoured: opted out: %s", bound.key[1], honour.why)
                 self.state = events.opted_out(self.state, bound.key, f"the depot cannot obey: {honour.why}")
                 self._unanswered.add(bound.key)
@@ -900,7 +902,7 @@ class Ven:
 
     def _sample(self, schedule: Schedule) -> None:
         request = schedule.request
-        in_force = self._in_force()
+        in_force = [one for one in self._in_force() if one.rank is Rank.GRID]
         found = reports.points(self._report, in_force, self.rules.resources)
         at_unix_s = self.wall()
         for name in request.data_points:
@@ -1081,6 +1083,7 @@ def _bound_json(bound: Bound) -> dict[str, Any]:
         "name": bound.name,
         "event": bound.key[1],
         "target": bound.target,
+        "rank": bound.rank.name.lower(),
         "high_w": bound.high_w,
         "start_unix_s": bound.start_unix_s,
         "end_unix_s": bound.end_unix_s if math.isfinite(bound.end_unix_s) else None,
