@@ -86,6 +86,30 @@ async def test_a_vtn_may_ask_for_another_registration(field_: Field) -> None:
     assert field_.vtn.seen("registrations")[1]["asked"] == "ven-0"
 
 
+async def test_a_vtn_that_ends_the_registration_by_a_push_is_left_alone_as_well(field_: Field) -> None:
+    async with pushed_to(field_) as sender:
+        await sender.post("EiEvent", an_event(field_))
+        await within(5, lambda: field_.depot.high_w() == [60_000.0])
+        answer = await sender.post(
+            "EiRegisterParty",
+            payload(
+                "<oadr:oadrCancelPartyRegistration><pyld:requestID>r</pyld:requestID><ei:registrationID>reg-1"
+                "</ei:registrationID><ei:venID>ven-0</ei:venID></oadr:oadrCancelPartyRegistration>"
+            ).encode(),
+        )
+        assert b"oadrCanceledPartyRegistration" in answer
+        assert field_.ven.registration is None
+        await within(5, lambda: "ended the registration" in (field_.ven.trouble or ""))
+        requests = field_.vtn.seen("requests")
+        await anyio.sleep(1.5)
+        assert field_.vtn.seen("requests") == requests
+        # What was asked for before goes on by its own time.
+        assert field_.depot.high_w() == [60_000.0]
+        field_.ven.wake()
+        await within(5, lambda: registered(field_))
+        assert len(field_.vtn.seen("registrations")) == 2
+
+
 async def test_what_is_no_message_is_refused(field_: Field) -> None:
     async with pushed_to(field_) as sender:
         for body in (b"<!DOCTYPE a><a/>", b"", b"<a/>"):

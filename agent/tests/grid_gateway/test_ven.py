@@ -37,13 +37,13 @@ from derms_agent.grid_gateway.incoming import (
     Signal,
     Status,
 )
-from derms_agent.grid_gateway.messages import Opt, Opted, Window
+from derms_agent.grid_gateway.messages import Opt, Opted, Point, ReportInterval, Window
 from derms_agent.grid_gateway.mirror import Mirror
 from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.service import Service, assemble
 from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.terms import Terms
-from derms_agent.grid_gateway.transport import Transport, Trouble
+from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
 from derms_agent.grid_gateway.ven import Identity, Ven
 from derms_agent.model import GridLevel
 from derms_agent.socket_protocol import ProtocolError
@@ -461,6 +461,40 @@ async def test_a_vtn_that_ends_the_registration_is_left_alone_until_somebody_wan
         assert len(field_.vtn.seen("registrations")) == 2
 
 
+async def test_a_vtn_that_ends_the_registration_and_hears_no_answer_is_left_alone_too(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancel = (
+        "<oadr:oadrCancelPartyRegistration><pyld:requestID>r</pyld:requestID><ei:registrationID>reg-1"
+        "</ei:registrationID><ei:venID>ven-0</ei:venID></oadr:oadrCancelPartyRegistration>"
+    )
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and field_.vtn.seen("polls"))
+
+        async def hangs_up(_ven: Ven, _service: str, _body: bytes) -> None:
+            raise Trouble(Kind.UNREACHABLE, "the connection is gone")
+
+        monkeypatch.setattr(Ven, "_reply", hangs_up)
+        field_.vtn.do("bring", messages=[payload(cancel)])
+        await within(5, lambda: ven.registration is None)
+        await within(10, lambda: "ended the registration" in (ven.trouble or ""))
+        monkeypatch.undo()
+        requests = field_.vtn.seen("requests")
+        await anyio.sleep(1.5)
+        assert field_.vtn.seen("requests") == requests
+
+
+def test_a_vtn_that_ends_the_registration_again_and_again_is_left_alone_for_longer(field_: Field) -> None:
+    ven, now_s = field_.ven, [0.0]
+    ven.clock = lambda: now_s[0]
+    for draw, pauses_s in ((0.0, [300.0] * 6), (0.999, [899.4, 1498.8, 2697.6, 3896.4, 3896.4])):
+        ven.draw, ven._cancellations = (lambda draw=draw: draw), 0  # type: ignore[misc]
+        ven._registered_s = now_s[0]
+        assert [ven._cancelled_pause_s() for _ in pauses_s] == pytest.approx(pauses_s, abs=0.5)
+    now_s[0] += 3601.0  # a registration that has lasted is one to begin anew from
+    assert ven._cancelled_pause_s() == pytest.approx(899.4, abs=0.5)
+
+
 async def test_a_vtn_that_wants_the_ven_registered_anew_has_it_so_at_once_under_the_same_id(field_: Field) -> None:
     again = payload("<oadr:oadrRequestReregistration><ei:venID>ven-0</ei:venID></oadr:oadrRequestReregistration>")
     async with field_.running():
@@ -792,6 +826,70 @@ async def test_resources_that_the_depot_file_has_anew_are_offered_and_those_it_h
     async with field_.running() as ven:
         await within(10, lambda: offers() == 2)
         await within(5, lambda: ven._offered[-1] == "status-R2")
+
+
+async def test_a_vtn_that_has_forgotten_the_ven_has_the_history_of_its_absence_all_the_same(
+    new_vtn: Callable[..., LabVtn], authority: Authority, tmp_path: Path
+) -> None:
+    asks = Field(new_vtn(more={"report_s": 1}), Depot(), authority, tmp_path)
+    async with asks.running() as ven:
+        await within(10, lambda: registered(asks))
+        await within(8, lambda: asks.vtn.seen("samples"))
+        (first,) = ven.schedules
+        asks.vtn.do("mode", mode="503")
+        began = time.time()
+        await anyio.sleep(4)
+        waiting = ven.buffer.count()
+        assert waiting >= 4
+        asks.vtn.kill()
+        asks.vtn.start()
+        await within(20, lambda: registered(asks) and [*ven.schedules] not in ([], [first]))
+        await within(15, lambda: ven.buffer.count() <= 2)
+        at = [one["at"] for one in asks.vtn.seen("samples") if one["point"] == "site-power"]
+
+    assert len([one for one in at if began < one < began + 4]) >= 2
+
+
+def test_samples_wait_for_the_same_report_to_be_asked_for_anew_and_go_to_no_other(tmp_path: Path) -> None:
+    buffer = Buffer(tmp_path / "samples.sqlite")
+    first = ReportRequest(
+        id="first", specifier="telemetry-usage", granularity_s=60, report_back_s=60, data_points=("a", "b")
+    )
+    for at in (1.0, 2.0):
+        buffer.add("first", ReportInterval(at, 60.0, (Point(data_point="a", value=at),)))
+    buffer.set_aside(first)
+    buffer.keep_only(["another"])
+    for other in (
+        replace(first, id="fewer", data_points=("a",)),
+        replace(first, id="another", specifier="telemetry-status"),
+    ):
+        buffer.take_up(other)
+        assert buffer.oldest(other.id)[1] == ()
+    anew = replace(first, id="second", data_points=("b", "a"), granularity_s=300)
+    buffer.take_up(anew)
+    buffer.add("second", ReportInterval(3.0, 60.0, (Point(data_point="a", value=3.0),)))
+    assert [one.start_unix_s for one in buffer.oldest("second")[1]] == [1.0, 2.0, 3.0]
+    buffer.close()
+
+
+async def test_another_vtn_is_not_sent_what_was_sampled_for_the_one_before(field_: Field) -> None:
+    request = ReportRequest(
+        id="r", specifier="telemetry-status", granularity_s=1.0, report_back_s=3600.0, data_points=("site-status",)
+    )
+    async with field_.running() as ven:
+        await within(10, lambda: registered(field_) and ven._offered)
+        await ven.reply_to(CreateReport("q", (request,)))
+        await within(5, lambda: ven.buffer.count() > 0)
+    ven = field_.renew()
+    assert ven.registration is not None
+    ven.registration = replace(ven.registration, vtn_id="another utility")
+    ven._anew = True
+    async with field_.running():
+        await within(10, lambda: len(field_.vtn.seen("registrations")) == 2)
+        await within(5, lambda: ven.buffer.count() == 0)
+        await ven.reply_to(CreateReport("q", (replace(request, id="anew"),)))
+        at = [one.start_unix_s for one in ven.buffer.oldest("anew")[1]]
+        assert all(one >= ven.wall() - 1.0 for one in at)
 
 
 async def test_a_report_shows_what_was_drawn_and_after_an_outage_what_was_drawn_meanwhile(

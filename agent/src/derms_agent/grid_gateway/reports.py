@@ -2,7 +2,8 @@
 """What the VEN can report, what was asked for, and the samples that were not sent yet; those are on disk.
 
 A sample leaves the disk when the VTN has taken the report that it is in. So a report after an outage holds the history
-of it, and a restart loses nothing. What nobody fetches for too long goes, the oldest first.
+of it, and a restart loses nothing. Where the VEN is registered anew, samples are set aside until the VTN asks for the
+same data points again, under whichever request. What nobody fetches for too long goes, the oldest first.
 """
 
 from __future__ import annotations
@@ -280,11 +281,29 @@ class Buffer:
             self._connection.execute("DELETE FROM sample WHERE request = ? AND number <= ?", (request_id, number))
 
     def keep_only(self, request_ids: Sequence[str]) -> None:
-        """Forget the samples of all other requests."""
+        """Forget the samples of all other requests; those that are set aside stay."""
         marks = ", ".join("?" * len(request_ids))
         with self._connection:
             # The marks are question marks, as many as there are values.
-            self._connection.execute(f"DELETE FROM sample WHERE request NOT IN ({marks})", tuple(request_ids))  # noqa: S608
+            self._connection.execute(
+                f"DELETE FROM sample WHERE request NOT IN ({marks}) AND substr(request, 1, 1) != ?",  # noqa: S608
+                (*request_ids, _ASIDE),
+            )
+
+    def set_aside(self, request: ReportRequest) -> None:
+        """Keep the samples of a request that ends, until others for the same data points take them up."""
+        with self._connection:
+            self._connection.execute("UPDATE sample SET request = ? WHERE request = ?", (_aside(request), request.id))
+
+    def take_up(self, request: ReportRequest) -> None:
+        """Let a request have the samples that were set aside for one of the same data points."""
+        with self._connection:
+            self._connection.execute("UPDATE sample SET request = ? WHERE request = ?", (request.id, _aside(request)))
+
+    def forget(self) -> None:
+        """Forget all samples."""
+        with self._connection:
+            self._connection.execute("DELETE FROM sample")
 
     def count(self) -> int:
         """Return how many samples there are."""
@@ -293,6 +312,14 @@ class Buffer:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
+
+
+_ASIDE = "\x1f"
+"""What the name of samples that were set aside begins with: no XML that a VTN sends can hold it."""
+
+
+def _aside(request: ReportRequest) -> str:
+    return _ASIDE + json.dumps([request.specifier, *sorted(request.data_points)])
 
 
 def _point(stored: Mapping[str, Any]) -> Point:

@@ -21,7 +21,7 @@ import sqlite3
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -77,7 +77,11 @@ MOST_DRAINED = 50
 SYNC_EVERY_S = 3600.0
 SYNC_AGAIN_POLLS = 10
 """All events are asked for once an hour, and after so many polls where that failed."""
-_CANCELLED_PAUSE_S = 300.0
+_CANCELLED_PAUSE_S, _CANCELLED_MOST_S = 300.0, 3600.0
+"""A VTN that ends the registration is left alone for so long at the least, and for up to so long more at random.
+
+For longer each time that it does so again within the latter, so that no fleet of VENs goes round in circles.
+"""
 _ENDING_S = 1.0
 """What ends within so long is over before the orchestrator could do anything about it."""
 _PROVISIONAL_S = 60.0
@@ -148,6 +152,9 @@ class Ven:
     _wall_ahead_s: float | None = None
     _rung: int = 0
     _anew: bool = False
+    _cancelled: bool = False
+    _cancellations: int = 0
+    _registered_s: float = -math.inf
     _offered: tuple[str, ...] = ()
     _report: Mapping[str, Any] | None = None
     _status_s: float = -math.inf
@@ -275,7 +282,7 @@ class Ven:
                 self._say(f"The VTN refuses: {why}")
             except Cancelled as why:
                 self._say(str(why))
-                await self._stay_away(_CANCELLED_PAUSE_S)
+                await self._stay_away(self._cancelled_pause_s())
                 pause_s = 0.0
             except (OSError, sqlite3.Error, messages.Unsendable) as problem:
                 self._say(f"{type(problem).__name__}: {problem}")
@@ -309,10 +316,11 @@ class Ven:
             await self._reply(*reply)
 
     def register_anew(self, *, cancelled: bool) -> None:
-        """Do what the VTN has asked for by a push: begin the next session with a registration."""
+        """Do what the VTN has asked for by a push: begin the next session with a registration, or leave it alone."""
         if cancelled:
-            self._forget_registration()
-        self._anew = True
+            self._end_registration()
+        else:
+            self._anew = True
         self.wake()
 
     def wake(self) -> None:
@@ -356,6 +364,7 @@ class Ven:
 
     async def _session(self) -> None:
         """Speak to the VTN until something goes wrong, which is raised, or the registration is given up."""
+        self._mind_cancel()
         await self._register()
         registration = self._known()
         ven_id = registration.ven_id
@@ -364,7 +373,8 @@ class Ven:
         # Whatever was missed: a poll whose answer was lost has taken its events along.
         sync_s = await self._sync(ven_id)
         # The VEN may leave and join again between two polls: then this registration is none any more.
-        while not self.absent and (self._anew or self.registration is registration):
+        while not self.absent and (self._anew or self._cancelled or self.registration is registration):
+            self._mind_cancel()
             began_s = self.clock()
             if self._anew:
                 self._anew, self._rung = False, 0
@@ -410,6 +420,26 @@ class Ven:
             self.heard_s = self.clock()
             if await self._pause(min(left_s, self.poll_s)):
                 return
+
+    def _end_registration(self) -> None:
+        """Be registered no more, as the VTN wants it: the conversation leaves it alone from its next step on."""
+        self._anew, self._cancelled = False, True
+        self._forget_registration()
+
+    def _mind_cancel(self) -> None:
+        """Raise Cancelled where the VTN has ended the registration."""
+        if self._cancelled:
+            self._cancelled = False
+            raise Cancelled("The VTN has ended the registration: registering anew after a while")
+
+    def _cancelled_pause_s(self) -> float:
+        """Return for how long a VTN that has ended the registration is left alone."""
+        self._woken = anyio.Event()  # it was the VTN itself that wanted something at once
+        lasted = self.clock() - self._registered_s > _CANCELLED_MOST_S
+        self._cancellations = 1 if lasted else self._cancellations + 1
+        return _CANCELLED_PAUSE_S + transport.backoff_s(
+            self._cancellations, self.draw(), most_s=_CANCELLED_MOST_S, first_s=_CANCELLED_PAUSE_S
+        )
 
     async def _drain(self, ven_id: str) -> None:
         """Poll, and once more as long as there was something."""
@@ -471,7 +501,11 @@ class Ven:
         offered_s = asked.poll_s if isinstance(asked, CreatedPartyRegistration) else None
         poll_s = answer.poll_s or offered_s or POLL_S
         ven_id = answer.ven_id or ""
+        if self.registration is None or self.registration.vtn_id != answer.vtn_id:
+            with self._samples():
+                self._forget_samples()  # they are no other utility's business
         self.registration = Registration(self._asked_as, ven_id, answer.vtn_id, answer.registration_id, poll_s)
+        self._registered_s = self.clock()
         self._adopt_rules()
         self._save_registration()
         logger.info("Registered with VTN %s as %s: polling every %g s", answer.vtn_id, ven_id, poll_s)
@@ -496,27 +530,40 @@ class Ven:
 
     def join(self) -> None:
         """Be registered again, after `cancel_registration`."""
-        self.absent = False
+        self.absent = self._cancelled = False
         self._save_registration()
         self.wake()
 
     def _forget_registration(self) -> None:
         self.registration = None
         self._rung = 0
-        self.schedules.clear()
         self._save_registration()
+        self._forget_samples()
+
+    def _forget_samples(self) -> None:
+        """Be done with all reports, and with what of them the VTN has not taken."""
+        self.schedules.clear()
         self._save_reports()
+        self.buffer.forget()
+
+    @contextlib.contextmanager
+    def _samples(self) -> Iterator[None]:
+        """Go on where samples cannot be worked on, and say so: nothing but history depends on them."""
+        try:
+            yield
+        except (OSError, sqlite3.Error) as problem:
+            logger.warning("Samples that the VTN has not taken: %s: %s", type(problem).__name__, problem)
 
     # What comes
 
     async def _take(self, message: Message) -> None:
         """Do what a message of the VTN's asks for, and answer it."""
         reply = await self.reply_to(message)
+        if isinstance(message, CancelPartyRegistration):
+            self._end_registration()  # whatever becomes of the answer
         if reply is not None:
             await self._reply(*reply)
-        if isinstance(message, CancelPartyRegistration):
-            self._forget_registration()
-            raise Cancelled("The VTN has ended the registration: registering anew after a while")
+        self._mind_cancel()
         if isinstance(message, RequestReregistration):
             raise NotRegistered("it asks to register anew")
 
@@ -828,9 +875,14 @@ class Ven:
     async def _offer_and_create(self) -> None:
         body = messages.register_report(_fresh_id(), self._known().ven_id, self.offers, self.wall())
         answer = await self._ask("EiReport", body)
-        # A registration begins without reports; those before it were for another.
+        # A registration begins without reports; those before it were for another. What the VTN has not taken of them
+        # goes along with the same ones, once they are asked for anew.
+        before = [one.request for one in self.schedules.values() if not one.once]
         self.schedules.clear()
         self._offered = reports.data_points(self.offers)
+        with self._samples():
+            for request in before:
+                self.buffer.set_aside(request)
         if isinstance(answer, RegisteredReport):
             code, why = await self._create_reports(answer.requests)
             if answer.requests:
@@ -848,7 +900,10 @@ class Ven:
             elif reports.offer_of(request, self.offers) is None:
                 unknown.append(request.specifier)
             else:
-                self.schedules[request.id] = reports.begun(request, self.clock(), self.wall())
+                self.schedules[request.id] = schedule = reports.begun(request, self.clock(), self.wall())
+                if not schedule.once:
+                    with self._samples():
+                        self.buffer.take_up(request)
         self._save_reports()
         if unknown:
             return Code.REPORT_NOT_SUPPORTED, f"not supported: {', '.join(unknown)}"
