@@ -238,6 +238,22 @@ async def test_an_event_that_comes_while_control_is_away_is_kept_and_answered_wh
     assert field_.ven.control_trouble is None
 
 
+async def test_an_event_that_comes_again_once_control_is_back_is_answered_as_it_is_obeyed(field_: Field) -> None:
+    ven, begins = field_.ven, time.time()
+    ven.rules = replace(RULES, ven_id="ven", vtn_id="vtn")
+    simple = Signal(id="s", name="SIMPLE", type="level", intervals=(Interval(begins, 600.0, 1.0),))
+    event = Event(
+        id="e1", modification=0, status=Status.ACTIVE, market_context="m", created_unix_s=begins,
+        start_unix_s=begins, duration_s=600.0, signals=(simple,),
+    )  # fmt: skip
+    field_.depot.down = True
+    (away,) = await ven.take_events(DistributeEvent("r1", "vtn", (event,)))
+    field_.depot.down = False
+    (back,) = await ven.take_events(DistributeEvent("r2", "vtn", (event,)))
+    assert [(one.code, one.opt) for one in (away, back)] == [(469, Opt.OUT), (200, Opt.IN)]
+    assert field_.depot.high_w() == [60_000.0]
+
+
 async def test_an_event_waits_for_no_report_and_none_of_before_it_counts(
     field_: Field, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -656,7 +656,7 @@ class Ven:
         refusal = self.state.events[key].refusal
         if refusal is not None:
             return replace(response, opt=Opt.OUT, code=int(refusal.code), description=refusal.why)
-        if key in self._unanswered:
+        if key in self._unanswered and self.control_trouble is not None:
             why = f"the depot's control does not answer: {self.control_trouble}"
             return replace(response, opt=Opt.OUT, code=int(Code.DEPLOYMENT_ERROR), description=why)
         return response
