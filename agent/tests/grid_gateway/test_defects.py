@@ -192,7 +192,7 @@ async def test_17_an_event_is_obeyed_whatever_its_current_value_says(authority: 
         time.time(), status="active", signals=signal([interval(1)]).replace("</ei:signalID>", f"</ei:signalID>{value}")
     )
     async with running(vtn, depot, authority, tmp_path):
-        await within(5, lambda: depot.high_w() == [60_000.0])
+        await within(5, lambda: depot.high_w() == [60_000.0] and vtn.messages("oadrCreatedEvent"))
         (answer,) = vtn.messages("oadrCreatedEvent")
 
     assert "optIn" in answer
