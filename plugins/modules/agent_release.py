@@ -75,7 +75,7 @@ options:
     description: A tar archive of wheels that has just been sent. Set by the action plugin.
     type: path
   version:
-    description: The release that is to be in service. Used by O(state=current).
+    description: The release that is to be in service; without it, the one that is. Used by O(state=current).
     type: str
   unit:
     description: The unit that runs the release.
@@ -84,10 +84,16 @@ options:
   followers:
     description:
       - Other units that run the release. Each that runs beforehand is restarted once O(unit) is well, and has to start
-        for the release to stay. One that is stopped or has failed is left alone.
+        for the release to stay. One that is stopped, has failed or crashes again and again is left alone.
     type: list
     elements: str
     default: []
+  followers_only:
+    description:
+      - Leave O(unit) running, and restart and judge O(followers) alone. For where nothing that O(unit) reads at its
+        start has changed.
+    type: bool
+    default: false
   configuration:
     description: Files that go back together with the release.
     type: list
@@ -418,6 +424,7 @@ class Gateway:
         self.configuration = KeptFiles(module.params["configuration"], self.releases.before)
         self.unit = str(module.params["unit"])
         self.followers: list[str] = module.params["followers"]
+        self.followers_only: bool = module.params["followers_only"]
         # Those that ran before anything was switched.
         self.running: list[str] = []
         # Which unit is not well, where one is not.
@@ -591,12 +598,21 @@ class Gateway:
 
     def running_followers(self) -> list[str]:
         """Return the other units that run; one that has failed did so before this, and says nothing of a release."""
-        return [unit for unit in self.followers if self._state(unit).get("ActiveState") in RUNNING_STATES]
+        return [unit for unit in self.followers if self._runs(self._state(unit))]
+
+    @staticmethod
+    def _runs(state: dict[str, str]) -> bool:
+        # One that crashes and is started again never fails, as systemd has it: it is activating time and again.
+        crashes = state.get("ActiveState") == "activating" and state.get("NRestarts") not in (None, "0")
+        return state.get("ActiveState") in RUNNING_STATES and not crashes
 
     def ailment(self, version: str) -> str:
         """Restart all units and wait until they run a version; return what one did instead, empty if they are well."""
         self.ill = self.unit
         try:
+            if self.followers_only:
+                self._systemctl("daemon-reload")
+                return self.followers_ailment()
             self.restart()
             return self.unit_ailment(version) or self.followers_ailment()
         except RefusalError as refusal:
@@ -672,7 +688,7 @@ class Gateway:
         # A link to something that is no release; with what it leads to the unit may run all the same.
         elsewhere = "" if before else words
         ran = bool(elsewhere) and self._state(self.unit).get("ActiveState") == "active"
-        self.releases.point_to(version)
+        self._switch_to(version)
         ailment = self.ailment(version)
         if not ailment:
             if before not in ("", version):
@@ -696,6 +712,11 @@ class Gateway:
             self.configuration.forget()
         raise RefusalError(f"{ailment}. {gone_back}\nThe journal's last lines:\n{lines}", rolled_back)
 
+    def _switch_to(self, version: str) -> None:
+        # Its mark would owe the unit a restart.
+        if not self.followers_only:
+            self.releases.point_to(version)
+
     def _put_back_configuration(self) -> tuple[list[str], str]:
         """Return which files are as they were, and why they could not be put back, where they could not."""
         try:
@@ -706,7 +727,7 @@ class Gateway:
     def _gone_back(self, before: str, version: str) -> str:
         """Run the release that was in service, with its files back in their places; return how that went."""
         what = f"{before} with the configuration before" if before == version else before
-        self.releases.point_to(before)
+        self._switch_to(before)
         ailment = self.ailment(before)
         if ailment:
             return f"Went back to {what}, which is not well either: {ailment}."
@@ -785,12 +806,15 @@ def installed(gateway: Gateway) -> dict[str, Any]:
 
 def current(gateway: Gateway) -> dict[str, Any]:
     """Put a release in service, or in check mode say that it would be."""
-    version = gateway.module.params["version"]
     before = gateway.releases.in_service()
+    version = gateway.module.params["version"] or before
     gateway.running = gateway.running_followers()
-    units = [gateway.unit, *gateway.running]
+    units = gateway.running if gateway.followers_only else [gateway.unit, *gateway.running]
     differences = [drift(unit, f"runs {before or 'no release'}", "restarted") for unit in units]
     if not gateway.module.check_mode:
+        if not version:
+            link = gateway.releases.link
+            raise RefusalError(f"{link}: found {gateway.releases.link_words()}, expected a link to a release")
         gateway.put_in_service(version)
     return {
         "changed": True,
@@ -829,6 +853,7 @@ def argument_spec() -> dict[str, Any]:
         "requirements": {"type": "str"},
         "upload": {"type": "path"},
         "version": {"type": "str"},
+        "followers_only": {"type": "bool", "default": False},
         "unit": {"type": "str", "default": "derms-orchestrator.service"},
         "followers": {"type": "list", "elements": "str", "default": []},
         "configuration": {"type": "list", "elements": "path", "default": []},
@@ -836,10 +861,7 @@ def argument_spec() -> dict[str, Any]:
     }
 
 
-REQUIRED: Iterable[tuple[str, str, list[str]]] = [
-    ("state", "current", ["version"]),
-    ("state", "stored", ["upload"]),
-]
+REQUIRED: Iterable[tuple[str, str, list[str]]] = [("state", "stored", ["upload"])]
 
 
 def main() -> None:

@@ -29,8 +29,8 @@ from ansible_collections.derms.edge.plugins.module_utils.text_files import drift
 from ansible_collections.derms.edge.plugins.modules import agent_release
 from ansible_collections.derms.edge.plugins.plugin_utils.wheelhouse import Wheel, built_wheel, packed
 
-ROLE = Path(__file__).parents[3] / "roles" / "agent"
-ROLE_SPECS = ROLE / "meta" / "argument_specs.yml"
+ROLES = Path(__file__).parents[3] / "roles"
+ROLE_SPECS = ROLES / "agent" / "meta" / "argument_specs.yml"
 UNIT = "derms-orchestrator.service"
 OLDEST, OLD, NEW = (f"0.1.0+h{digit * 10}.py310" for digit in "123")
 PYTHON = ".".join(str(part) for part in sys.version_info[:2])
@@ -41,14 +41,14 @@ FOLLOWER = "derms-grid-gateway.service"
 SYSTEMCTL = """#!/bin/sh
 echo "$*" >>"{here}/calls"
 for unit; do true; done
-if [ -f "{here}/$unit" ]; then
-  [ "$1" != show ] || head -n 1 "{here}/$unit"
-  [ "$1" != restart ] || exit "$(tail -n 1 "{here}/$unit")"
-  exit 0
-fi
 if [ "$1" = restart ] && [ -f "{here}/refused" ] && grep -qx "$(cat "{here}/refused")" "{here}/unit"; then
   echo "Unit $unit has a bad unit file setting." >&2
   exit 1
+fi
+if [ -f "{here}/$unit" ]; then
+  [ "$1" != show ] || head -n 1 "{here}/$unit" | tr ' ' '\\n'
+  [ "$1" != restart ] || exit "$(tail -n 1 "{here}/$unit")"
+  exit 0
 fi
 [ "$1" = show ] || exit 0
 head -n 1 "{here}/states" | tr ' ' '\\n'
@@ -144,7 +144,7 @@ def install(directory: Path, version: str = NEW, *, check: bool = False, **param
     )
 
 
-def put_in_service(directory: Path, version: str = NEW, *, check: bool = False, **params: Any) -> dict[str, Any]:
+def put_in_service(directory: Path, version: str | None = NEW, *, check: bool = False, **params: Any) -> dict[str, Any]:
     wanted = {"state": "current", "directory": str(directory), "version": version, "health_timeout_s": 1}
     return run(check=check, **wanted | params)
 
@@ -792,7 +792,7 @@ def test_a_link_that_led_elsewhere_leads_there_again(directory: Path, tmp_path: 
     assert len(calls(systemd, "stop")) == (0 if ran else 1)
 
 
-@pytest.mark.parametrize("state", ["active", "activating", "reloading"])
+@pytest.mark.parametrize("state", ["active NRestarts=4", "activating NRestarts=0", "reloading NRestarts=0"])
 def test_what_else_runs_the_release_is_restarted_once_it_is_well(directory: Path, systemd: Path, state: str) -> None:
     release(directory, NEW)
     other = follower(systemd, state)
@@ -804,7 +804,7 @@ def test_what_else_runs_the_release_is_restarted_once_it_is_well(directory: Path
     assert predicted["drift"] == done["drift"] == both
 
 
-@pytest.mark.parametrize("state", ["inactive", "deactivating", "failed"])
+@pytest.mark.parametrize("state", ["inactive", "deactivating", "failed", "activating NRestarts=1"])
 def test_what_does_not_run_stays_so_and_takes_nothing_back(directory: Path, systemd: Path, state: str) -> None:
     release(directory, NEW)
     done = put_in_service(directory, **follower(systemd, state, restarts=False))
@@ -839,11 +839,68 @@ def test_what_ran_beforehand_runs_again_after_it_failed_with_the_new_release(
     assert calls(systemd, "restart")[-1] == f"restart {FOLLOWER}"
 
 
+@pytest.mark.parametrize("well", [True, False])
+def test_a_unit_of_another_that_alone_has_changed_is_judged_alone(directory: Path, systemd: Path, well: bool) -> None:
+    mark = release(directory, NEW, age_s=10) / "release.json"
+    in_service(directory, NEW)
+    marked_s, other = mark.stat().st_mtime, follower(systemd, "active")
+    unit = systemd / "unit"
+    unit.write_text("old\n", encoding="utf-8")
+    if not well:
+        (systemd / "refused").write_text("new", encoding="utf-8")
+    KeptFiles([str(unit)], directory / "before").keep(directory / "current")
+    unit.write_text("new\n", encoding="utf-8")
+    wanted: dict[str, Any] = {"followers_only": True, "configuration": [str(unit)], **other}
+    expected = [drift(FOLLOWER, f"runs {NEW}", "restarted")]
+    assert put_in_service(directory, check=True, **wanted)["drift"] == expected
+    done = put_in_service(directory, **wanted)
+    if well:
+        assert (done["drift"], unit.read_text(encoding="utf-8")) == (expected, "new\n")
+    else:
+        assert done["msg"].startswith(f"{FOLLOWER} does not start: ")
+        assert f"Went back to {NEW} with the configuration before, which is in service again" in done["msg"]
+        assert (done["rolled_back"], unit.read_text(encoding="utf-8")) == ([str(unit)], "old\n")
+    assert set(calls(systemd, "restart")) == {f"restart {FOLLOWER}"}
+    assert len(calls(systemd, "restart")) == len(calls(systemd, "daemon-reload")) == (1 if well else 2)
+    # As young as before, so that nobody owes the other unit a restart.
+    assert (served(directory), mark.stat().st_mtime) == (NEW, marked_s)
+    assert not (directory / "before").exists()
+
+
+def test_without_a_version_it_is_the_one_in_service(directory: Path, systemd: Path) -> None:
+    assert "current: found absent, expected a link to a release" in put_in_service(directory, version=None)["msg"]
+    release(directory, NEW)
+    in_service(directory, NEW)
+    assert put_in_service(directory, version=None)["version"] == NEW
+    assert calls(systemd, "restart") == [f"restart --no-block {UNIT}"]
+
+
+def of_role(name: str, variable: str, **variables: Any) -> Any:
+    """Return a variable of a role, by the role's own others and some more."""
+    text = (ROLES / name / "vars" / "main.yml").read_text(encoding="utf-8")
+    own = yaml.safe_load(text)
+    trusted = {key: trust_as_template(value) if isinstance(value, str) else value for key, value in own.items()}
+    return Templar(loader=DataLoader(), variables={**trusted, **variables}).template(trusted[variable])
+
+
+def test_the_grid_gateways_unit_goes_back_with_the_release() -> None:
+    assert of_role("grid_gateway", "grid_gateway_unit_file") in of_role("agent", "agent_restored_files")
+
+
+UNCHANGED, CHANGED = {"changed": False}, {"changed": True}
+
+
+@pytest.mark.parametrize("changed", ["agent_release", "agent_files", "agent_units", "nothing", "nobody has looked"])
+def test_for_the_grid_gateways_unit_alone_the_orchestrator_is_not_restarted(changed: str) -> None:
+    looked = dict.fromkeys(("agent_release", "agent_files", "agent_units"), UNCHANGED)
+    found = {} if changed == "nobody has looked" else {**looked, changed: CHANGED}
+    assert of_role("agent", "agent_is_restarted", **found) is (changed != "nothing")
+
+
 @pytest.mark.parametrize(("vtn", "followers"), [({"derms_vtn_url": "https://vtn.example/"}, [FOLLOWER]), ({}, [])])
 def test_a_grid_gateway_that_has_no_vtn_any_more_is_not_restarted(vtn: dict[str, str], followers: list[str]) -> None:
     """Without one it would not start, and each run would take the depot file's change back."""
-    declared = yaml.safe_load((ROLE / "vars" / "main.yml").read_text(encoding="utf-8"))["agent_followers"]
-    assert Templar(loader=DataLoader(), variables=vtn).template(trust_as_template(declared)) == followers
+    assert of_role("agent", "agent_followers", **vtn) == followers
 
 
 def test_what_is_not_whole_is_not_put_in_service(directory: Path, systemd: Path) -> None:
