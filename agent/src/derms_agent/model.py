@@ -396,6 +396,10 @@ class LimitQuantity(str, Enum):
     __hash__ = str.__hash__  # as for `Phase`
 
 
+OPENADR = "openadr-"
+"""How the names of what a VTN's events ask for begin: they are the grid gateway's, which alone takes them back."""
+
+
 class Rank(IntEnum):
     """Whose limit stands where limits leave nothing in common: the lower number."""
 

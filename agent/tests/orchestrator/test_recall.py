@@ -37,6 +37,24 @@ def test_a_grid_link_is_taken_up_only_where_there_is_a_vtn_still(
     assert controller.link_lost(boottime_s()) is lost
 
 
+@pytest.mark.parametrize("same_boot", [True, False])
+@pytest.mark.parametrize(("vtn", "left"), [(VTN, {"openadr-0-0", "night"}), ("", {"night"})])
+def test_what_a_vtn_has_asked_for_is_nothing_without_one(
+    tmp_path: Path, vtn: str, left: set[str], same_boot: bool
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n{vtn}", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    for_ever = {"source": "s", "rank": "grid", "target": "site", "high_w": 0.0, "start_unix_s": 1.0, "put_by": "g"}
+    stored = [{**for_ever, "id": name} for name in ("openadr-0-0", "night")]
+    boot = boot_id() if same_boot else "another"
+    Store(tmp_path).save(ASKS, {"boot_id": boot, "asks": stored, "link_until_s": None})
+
+    controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
+
+    assert {*controller.asks} == left
+
+
 def test_what_temperatures_left_is_taken_up_after_a_start_of_the_host(tmp_path: Path) -> None:
     conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
     conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")

@@ -41,12 +41,10 @@ from derms_agent.grid_gateway.incoming import (
 )
 from derms_agent.grid_gateway.messages import EventResponse, Opt
 from derms_agent.grid_gateway.signals import Refusal, Rules
-from derms_agent.model import Rank
+from derms_agent.model import OPENADR, Rank
 from derms_agent.one_line import one_line
 
 VERSION = 1
-PREFIX = "openadr-"
-"""How the names of all bounds begin, by which the orchestrator knows them."""
 KEPT_S = 7 * 86400.0
 """How long an event that is over is still known, so that it is answered as before."""
 MOST_HELD = 2000
@@ -342,7 +340,7 @@ def _bound(  # noqa: PLR0917 - what makes up a bound
     digest = hashlib.sha256("\0".join((*span.key, place, *(["price"] if of_price else []))).encode()).hexdigest()[:16]
     source = f"OpenADR event {one_line(span.key[1])[:_SOURCE_LENGTH]}"
     return Bound(
-        name=f"{PREFIX}{digest}-{number}",
+        name=f"{OPENADR}{digest}-{number}",
         key=span.key,
         target=place,
         high_w=0.0 if span.high_w is None else span.high_w,

@@ -60,7 +60,7 @@ from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
-from derms_agent.model import Rank
+from derms_agent.model import OPENADR, Rank
 
 REGISTRATION, REPORTS, OPTS, TERMS = "registration.json", "reports.json", "opts.json", "terms.json"
 POLL_S = 10.0
@@ -726,7 +726,7 @@ class Ven:
             if name not in there and bound.end_unix_s > now_unix_s + _ENDING_S:
                 del self.handed[name]
         for name in there - self.handed.keys():
-            if name.startswith(events.PREFIX):
+            if name.startswith(OPENADR):
                 self.handed[name] = _unknown(name)
 
     async def _answer_late(self) -> None:

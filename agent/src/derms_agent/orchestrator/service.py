@@ -40,7 +40,7 @@ from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import Heartbeats, listen, log_to
-from derms_agent.model import Device, OperatingState
+from derms_agent.model import OPENADR, Device, OperatingState
 from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew
 from derms_agent.notify import notify
 from derms_agent.orchestrator import asks, batteries, handover
@@ -627,8 +627,9 @@ def _rebooted(store: Store, ledgers_boot: str | None, boot: str, now_s: float) -
 def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float, *, linked: bool) -> None:
     """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
 
-    Without a VTN nobody renews the link any more, and the default limit would hold for good. One that was never reached
-    has `LINKED_WITHIN_S` of each start of the host: else nothing would hold for as long as it cannot be.
+    Without a VTN nobody renews the link any more, and the default limit would hold for good; so would an event of its
+    without an end, for there is no grid gateway either that could take it back: its events are none. A VTN that was
+    never reached has `LINKED_WITHIN_S` of each start of the host: else nothing would hold for as long as it cannot be.
     """
     if linked:
         controller.link_until_s = now_s + LINKED_WITHIN_S
@@ -638,7 +639,7 @@ def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float,
             ask = asks.from_json(stored)
             if document["boot_id"] != boot:
                 ask = asks.placed(ask, now_s, time.time())
-            if not ask.over(now_s):
+            if not ask.over(now_s) and (linked or not ask.id.startswith(OPENADR)):
                 controller.put(ask)
         link_until_s = (document or {}).get("link_until_s")
         if linked and link_until_s is not None:
