@@ -150,6 +150,8 @@ def test_what_a_signal_bounds(signal: Signal, high_w: float | None) -> None:
         (dispatch(40, unit=None), Code.INVALID_DATA),
         (dispatch(40, unit=Unit("powerApparent", "VA", 1.0)), Code.INVALID_DATA),
         (dispatch(-0.5, "multiplier", None), Code.INVALID_DATA),
+        (dispatch(50, "x-loadControlCapacity", None, "LOAD_CONTROL"), Code.INVALID_DATA),
+        (dispatch(-0.5, "x-loadControlCapacity", None, "LOAD_CONTROL"), Code.INVALID_DATA),
         (dispatch(40, name="BID_LOAD"), Code.SIGNAL_NOT_SUPPORTED),
         (dispatch(40, "price", None, "BID_PRICE"), Code.SIGNAL_NOT_SUPPORTED),
         (dispatch(40, name="CHARGE_STATE"), Code.SIGNAL_NOT_SUPPORTED),
@@ -177,6 +179,17 @@ def test_simple_beside_another_signal_is_for_those_that_know_no_other() -> None:
     state = held(event("e1", simple(3), dispatch(40)))
 
     assert at(bounds(state), NOW + HOUR) == 40_000.0
+
+
+def test_simple_counts_beside_a_price_which_bounds_nothing() -> None:
+    price = Signal(
+        id="p", name="ELECTRICITY_PRICE", type="price", unit=Unit("currencyPerKWh", "EUR", 1.0),
+        intervals=intervals(NOW + HOUR, (HOUR, 0.3)),
+    )  # fmt: skip
+    state = held(event("e1", simple(1), price))
+
+    assert at(bounds(state), NOW + HOUR) == 60_000.0
+    assert [one.value for one in events.prices(state, RULES, NOW)] == [0.3]
 
 
 def test_what_is_not_known_of_the_baseline_is_no_power() -> None:
@@ -322,6 +335,24 @@ def test_a_cancelled_event_ends_and_may_be_cancelled_again(modification: int) ->
 
 
 @pytest.mark.parametrize("status", [Status.CANCELLED, Status.COMPLETED])
+def test_an_event_ends_whatever_else_is_wrong_with_the_message_that_ends_it(status: Status) -> None:
+    state = held(event("e1", modification=2))
+    broken = BrokenEvent(code=Code.INVALID_DATA, why="no", id="e1", modification=3, status=status)
+    ended = receive(state, broken)
+
+    assert bounds(ended.state) == ()
+    assert answered(ended) == [("e1", 3, 200, Opt.IN)]
+    assert receive(ended.state, broken) == ended
+    # Not by a lower number, nor one that nobody knows.
+    for other in (replace(broken, modification=1), replace(broken, id="e2"), replace(broken, id=None)):
+        received = receive(state, other, event("e1", modification=2))
+        assert received.state == state
+        assert [one.code for one in received.responses if one.opt is Opt.OUT] == [
+            Code.INVALID_DATA for _ in range(other.id is not None)
+        ]
+
+
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.COMPLETED])
 def test_an_event_that_comes_ended_never_begins(status: Status) -> None:
     received = receive(
         State(), event("e1", simple(3, NOW - HOUR, 2 * HOUR), start=NOW - HOUR, length=2 * HOUR, status=status)
@@ -359,6 +390,45 @@ def test_where_an_event_cannot_be_told_none_is_taken_for_unlisted() -> None:
 
 
 # Who it is for
+
+
+def test_what_the_depot_lacked_is_judged_again_when_it_is_listed_again_and_a_choice_is_not() -> None:
+    less = replace(RULES, levels={}, market_contexts=frozenset({"http://utility.example/shed"}))
+    other = event("e2", market_context="http://utility.example/other")
+    state = receive(State(), event("e1"), other, rules=less).state
+    assert bounds(state) == ()
+    again = receive(state, event("e1"), other)
+    assert [one[2:] for one in answered(again)] == [(200, Opt.IN)] * 2
+    assert again.state.events["vtn-1", "e1"].fraction == state.events["vtn-1", "e1"].fraction
+
+    away = replace(RULES, unavailable=(Away(Window(NOW + HOUR, HOUR)),))
+    assert answered(receive(held(event(), rules=away), event())) == [("e1", 0, 200, Opt.OUT)]
+
+
+def test_what_the_depot_cannot_go_by_any_more_it_takes_no_part_in_any_more() -> None:
+    state = held(event("e1"), event("e2", dispatch(40)), event("e3", targets=Targets(resources=("bay-1",))))
+    fewer = replace(RULES, levels={2: GridLevel(limit_w=0.0)}, resources={})
+    after = events.rejudged(state, fewer, NOW)
+
+    assert {key[1]: one.refusal.code for key, one in after.events.items() if one.refusal is not None} == {
+        "e1": Code.SIGNAL_NOT_SUPPORTED,
+        "e3": Code.TARGET_MISMATCH,
+    }
+    assert {one.key[1] for one in bounds(after, rules=fewer)} == {"e2"}
+    # What is over was taken part in, and a time that was opted out of later is for what comes later.
+    assert events.rejudged(state, fewer, NOW + 3 * HOUR) == state
+    assert events.rejudged(state, replace(RULES, unavailable=(Away(Window(NOW, 9 * HOUR)),)), NOW) == state
+
+
+def test_another_id_of_the_ven_leaves_what_came_for_the_one_before() -> None:
+    state = held(event(targets=Targets(vens=("ven-1",))))
+    renamed = replace(RULES, ven_id="ven-9")
+
+    assert at(bounds(state, rules=renamed), NOW + HOUR) == 60_000.0
+    assert events.rejudged(state, renamed, NOW) == state
+    again = receive(state, event(targets=Targets(vens=("ven-9",))), rules=renamed)
+    assert answered(again) == [("e1", 0, 200, Opt.IN)]
+    assert at(bounds(again.state, rules=renamed), NOW + HOUR) == 60_000.0
 
 
 def test_another_vtn_is_refused_and_changes_nothing() -> None:
@@ -439,6 +509,38 @@ def test_targets_of_a_signal(of_event: Targets, of_signal: Targets, places: set[
     assert {one.target for one in bounds(received.state)} == (places or set())
     code, opt = (200, Opt.IN) if places else (Code.TARGET_MISMATCH, Opt.OUT)
     assert answered(received) == [("e1", 0, code, opt)]
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        simple(2),
+        dispatch(-3, "delta"),
+        dispatch(0.5, "multiplier", None),
+        dispatch(0.5, "x-loadControlCapacity", None, "LOAD_CONTROL"),
+        dispatch(2, "x-loadControlLevelOffset", None, "LOAD_CONTROL"),
+        dispatch(-50, "x-loadControlPercentOffset", None, "LOAD_CONTROL"),
+    ],
+)
+@pytest.mark.parametrize("of_signal", [False, True])
+def test_a_share_of_what_the_site_draws_is_nothing_for_a_part_of_it(signal: Signal, of_signal: bool) -> None:
+    part, mixed = Targets(resources=("bay-1",)), Targets(resources=("depot", "bay-1"))
+    for targets in (part, mixed):
+        found = replace(signal, targets=targets) if of_signal else signal
+        received = receive(State(), event("e1", found, targets=Targets() if of_signal else targets))
+        if of_signal and targets is mixed:  # to name the site is to name all that the event is for: the site alone
+            assert {one.target for one in bounds(received.state)} == {"site"}
+            continue
+        assert answered(received) == [("e1", 0, Code.SIGNAL_NOT_SUPPORTED, Opt.OUT)]
+        assert bounds(received.state) == ()
+        (answer,) = received.responses
+        assert "charger-001" in answer.description
+
+
+def test_a_part_of_the_site_has_no_ramp_and_no_baseline_of_the_whole() -> None:
+    found = bounds(held(event("e1", dispatch(7), targets=Targets(resources=("bay-1",)), ramp_up_s=600.0)))
+
+    assert [(one.high_w, one.start_unix_s, one.baseline_w) for one in found] == [(7_000.0, NOW + HOUR, None)]
 
 
 def test_a_signal_for_others_leaves_those_beside_it() -> None:
@@ -524,9 +626,44 @@ def test_a_random_start_is_drawn_once_and_moves_the_whole_event() -> None:
 def test_an_event_in_force_that_is_cancelled_is_let_go_within_its_startafter() -> None:
     state = held(event(startafter_s=600.0), luck=0.5)
     cancelled = event(startafter_s=600.0, modification=1, status=Status.CANCELLED)
-    (bound,) = bounds(receive(state, cancelled, now=NOW + 1.5 * HOUR).state, NOW + 1.5 * HOUR)
+    once = receive(state, cancelled, now=NOW + 1.5 * HOUR).state
+    (bound,) = bounds(once, NOW + 1.5 * HOUR)
 
     assert bound.end_unix_s == NOW + 1.5 * HOUR + 300.0
+    assert bounds(receive(once, cancelled, now=NOW + 1.5 * HOUR + 60).state, NOW + 1.5 * HOUR) == (bound,)
+
+
+def test_so_is_one_that_is_no_longer_listed_and_one_that_is_said_to_be_over() -> None:
+    state = held(event(startafter_s=600.0), luck=0.5)
+    now = NOW + 1.5 * HOUR
+    left_out, completed = receive(state, now=now).state, event(startafter_s=600.0, status=Status.COMPLETED)
+    for ended in (left_out, receive(state, completed, now=now).state, events.of_vtn(state, "vtn-2", now)):
+        assert [one.end_unix_s for one in bounds(ended, now)] == [now + 300.0]
+    # Cancelled in so many words after that: no later. Over at its end: not before the random part of that.
+    cancelled = event(startafter_s=600.0, modification=1, status=Status.CANCELLED)
+    assert bounds(receive(left_out, cancelled, now=now + 60).state, now)[0].end_unix_s == now + 300.0
+    assert bounds(receive(state, completed, now=NOW + 2 * HOUR).state, now)[0].end_unix_s == NOW + 2 * HOUR + 300.0
+
+
+@pytest.mark.parametrize("step_s", [HOUR, -HOUR])
+def test_what_has_ended_does_not_begin_again_with_a_step_of_the_clock(step_s: float) -> None:
+    begun = event(start=NOW - HOUR, length=9 * HOUR)
+    cancelled = replace(begun, modification=1, status=Status.CANCELLED)
+    state = receive(held(begun), cancelled).state
+    after = events.stepped(state, step_s)
+
+    assert bounds(after, NOW + step_s) == ()
+    # Where the step was not seen, for there was nobody to see it, the next list of events says so.
+    assert bounds(receive(state, cancelled, now=NOW - HOUR / 2).state, NOW - HOUR / 2) == ()
+
+
+def test_an_event_that_seemed_over_by_a_clock_that_was_ahead_is_taken_part_in_after_all() -> None:
+    ahead = receive(State(), event(), now=NOW + 3 * HOUR)
+    assert answered(ahead) == [("e1", 0, 200, Opt.OUT)]
+    right = receive(ahead.state, event())
+
+    assert answered(right) == [("e1", 0, 200, Opt.IN)]
+    assert at(bounds(right.state), NOW + HOUR) == 60_000.0
 
 
 @pytest.mark.anyio
@@ -550,6 +687,15 @@ def test_a_baseline_is_frozen_at_the_start() -> None:
     assert later == begun
     assert at(bounds(later, NOW + HOUR, 20_000.0), NOW + HOUR) == 60_000.0
     assert bounds(later, NOW + HOUR)[0].baseline_w == 90_000.0
+
+
+def test_the_baseline_of_an_event_is_that_of_the_next_for_as_long_as_nothing_else_is_known() -> None:
+    later = event("e2", dispatch(0.5, "multiplier", None), start=NOW + 1.5 * HOUR, length=2 * HOUR)
+    state = events.frozen(held(event("e1"), later, event("e3", test=True)), NOW + HOUR, 90_000.0)
+    state = events.frozen(state, NOW + 1.5 * HOUR, 80_000.0)
+
+    found = [events.latest_baseline_w(state, NOW + after * HOUR, 900.0) for after in (0.9, 1.1, 1.6, 3.7, 3.8)]
+    assert found == [None, 90_000.0, 80_000.0, 80_000.0, None]
 
 
 @pytest.mark.parametrize(("ramp_s", "begin"), [(600.0, NOW + HOUR), (-600.0, NOW + HOUR - 600.0)])
@@ -593,6 +739,18 @@ def test_a_higher_priority_counts_where_events_overlap() -> None:
     found = bounds(state)
 
     assert [at(found, NOW + after * HOUR) for after in (1.0, 1.3, 1.8)] == [0.0, 60_000.0, 0.0]
+
+
+def test_a_ramp_before_or_after_an_event_lifts_nothing_of_a_lower_priority() -> None:
+    state = held(
+        event("low", simple(3, NOW, 9 * HOUR), start=NOW, length=9 * HOUR, priority=2),
+        event("high", priority=1, ramp_up_s=-600.0, recovery_s=600.0),
+    )
+    found = bounds(state)
+
+    assert [at(found, NOW + HOUR + after_s) for after_s in (-300.0, 0.0, HOUR - 1, HOUR, HOUR + 300.0)] == [
+        0.0, 60_000.0, 60_000.0, 0.0, 0.0,
+    ]  # fmt: skip
 
 
 def test_level_0_of_a_higher_priority_lifts_a_lower_one() -> None:

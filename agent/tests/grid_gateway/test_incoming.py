@@ -283,6 +283,15 @@ def test_an_event_that_cannot_be_used_has_a_code_and_harms_no_other(wrong: str) 
     assert (before.id, after.id) == ("e0", "e2")
 
 
+@pytest.mark.parametrize("status", [Status.CANCELLED, Status.COMPLETED])
+@pytest.mark.parametrize("wrong", [{"duration": "PT30M"}, {"signals": ""}, {"start": "tomorrow"}])
+def test_that_a_broken_event_ends_is_read_all_the_same(status: Status, wrong: dict[str, str]) -> None:
+    found = broken(distribute(event(status=status.value, modification=2, **wrong)))
+
+    assert (found.id, found.modification, found.status) == ("e1", 2, status)
+    assert broken(distribute(event(status="active", **wrong))).status is Status.NONE
+
+
 def test_an_event_without_an_id_is_broken_and_has_none() -> None:
     found = broken(distribute(event().replace("<ei:eventID>e1</ei:eventID>", "")))
 

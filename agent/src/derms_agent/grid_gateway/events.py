@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 
 from derms_agent.grid_gateway import signals
 from derms_agent.grid_gateway.incoming import (
+    ENDED,
     BrokenEvent,
     Code,
     DistributeEvent,
@@ -50,13 +51,17 @@ KEPT_S = 7 * 86400.0
 MOST_HELD = 2000
 RAMP_STEPS = 10
 _SOURCE_LENGTH = 150
+_OVER = Refusal(Code.OK, "its time is over")
 
 Key: TypeAlias = "tuple[str, str]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """An event that is known. `ended_unix_s`: it is cut short then. `fraction`: where in its startafter it begins."""
+    """An event that is known. `ended_unix_s`: it is cut short then. `fraction`: where in its startafter it begins.
+
+    `ven_id` is whom it came for: it is for this depot still where the VTN gives the VEN another id.
+    """
 
     event: Event
     fraction: float
@@ -65,6 +70,7 @@ class Held:
     ended_unix_s: float | None = None
     implied: bool = False
     baseline_w: float | None = None
+    ven_id: str = ""
 
     @property
     def start_unix_s(self) -> float:
@@ -167,14 +173,20 @@ def receive(
     accepted: list[Key] = []
     for one in message.events:
         if isinstance(one, BrokenEvent):
+            refusal: Refusal | None = Refusal(one.code, one.why)
+            ends = held.get((message.vtn_id, one.id or ""))
+            # What else is wrong with it does not matter to an event that is to end.
+            if ends is not None and one.status in ENDED and one.modification >= ends.event.modification:
+                held[message.vtn_id, ends.event.id] = _ended(ends, one.modification, one.status, now_unix_s)
+                refusal = ends.refusal
             if one.id is not None and one.response_required:
-                responses.append(_answer(one.id, one.modification, Refusal(one.code, one.why)))
+                responses.append(_answer(one.id, one.modification, refusal))
             continue
         key = (message.vtn_id, one.id)
         known = held.get(key)
         if known is not None and one.modification < known.event.modification:
             why = f"found modification {one.modification}, expected {known.event.modification} or more"
-            refusal: Refusal | None = Refusal(Code.OUT_OF_SEQUENCE, why)
+            refusal = Refusal(Code.OUT_OF_SEQUENCE, why)
         else:
             held[key] = _updated(known, one, rules, now_unix_s, draw)
             refusal = held[key].refusal
@@ -199,44 +211,74 @@ def _answer(event_id: str, modification: int, refusal: Refusal | None) -> EventR
 
 def _updated(known: Held | None, event: Event, rules: Rules, now_unix_s: float, draw: Callable[[], float]) -> Held:
     """Return what is held of an event that comes with no lower number than is known."""
-    if event.status in {Status.CANCELLED, Status.COMPLETED}:
+    if event.status in ENDED:
         if known is None:
             return Held(event=event, fraction=0.0, received_unix_s=now_unix_s, ended_unix_s=0.0)
-        return _ended(known, event, now_unix_s)
-    if known is not None and event.modification == known.event.modification:
+        return _ended(known, event.modification, event.status, now_unix_s)
+    same = known is not None and event.modification == known.event.modification
+    if known is not None and same and not _to_judge_again(known):
         return replace(known, ended_unix_s=None, implied=False) if known.implied else known
     fresh = Held(
         event=event,
         fraction=draw() if known is None else known.fraction,
         received_unix_s=now_unix_s if known is None else known.received_unix_s,
         refusal=judged(event, rules, now_unix_s),
+        ven_id=rules.ven_id,
     )
     if known is not None and fresh.first_effect_unix_s <= now_unix_s:
         fresh = replace(fresh, baseline_w=known.baseline_w)
     return fresh
 
 
-def _ended(known: Held, event: Event, now_unix_s: float) -> Held:
-    """Return an event that the VTN ends; one that has begun is let go somewhere within its startafter as well."""
-    if known.ended_unix_s is not None and not known.implied:
-        ended_unix_s = known.ended_unix_s
-    elif event.status is Status.CANCELLED and known.start_unix_s <= now_unix_s:
-        ended_unix_s = now_unix_s + known.fraction * known.event.startafter_s
-    else:
-        ended_unix_s = now_unix_s
+def _to_judge_again(known: Held) -> bool:
+    """Whether an event that was refused is judged again when it is listed again: not where that was a choice.
+
+    The depot may have been given what it lacked since, and a clock that was wrong been put right.
+    """
+    return known.refusal is not None and (known.refusal.code is not Code.OK or known.refusal == _OVER)
+
+
+def _ended(known: Held, modification: int, status: Status, now_unix_s: float) -> Held:
+    """Return an event that the VTN ends."""
     # What it asked for until then is what was known, whatever comes along with its end.
-    said = replace(known.event, modification=event.modification, status=event.status)
-    return replace(known, event=said, ended_unix_s=ended_unix_s, implied=False)
+    said = replace(known.event, modification=modification, status=status)
+    return replace(known, event=said, ended_unix_s=_let_go_unix_s(known, now_unix_s), implied=False)
+
+
+def _let_go_unix_s(known: Held, now_unix_s: float) -> float:
+    """Return when an event that is ended now is let go: somewhere within its startafter where it has begun.
+
+    To end it once more makes that no later.
+    """
+    later_s = known.fraction * known.event.startafter_s if known.start_unix_s <= now_unix_s else 0.0
+    return min(now_unix_s + later_s, math.inf if known.ended_unix_s is None else known.ended_unix_s)
 
 
 def _left_out(held: Held, now_unix_s: float) -> Held:
     if held.ended_unix_s is not None or held.end_unix_s <= now_unix_s:
         return held
-    return replace(held, ended_unix_s=now_unix_s, implied=True)
+    return replace(held, ended_unix_s=_let_go_unix_s(held, now_unix_s), implied=True)
 
 
-def of_vtn(state: State, vtn_id: str, now_unix_s: float) -> State:
-    """Return the state where the events of every other VTN are cancelled: nobody is left who could do so."""
+def stepped(state: State, by_s: float) -> State:
+    """Return the state after a step of the wall's clock, ahead where above 0: what ended stays as long ago as it is."""
+    return State(
+        {
+            key: replace(
+                held,
+                received_unix_s=held.received_unix_s + by_s,
+                ended_unix_s=None if held.ended_unix_s is None else held.ended_unix_s + by_s,
+            )
+            for key, held in state.events.items()
+        }
+    )
+
+
+def of_vtn(state: State, vtn_id: str | None, now_unix_s: float) -> State:
+    """Return the state where the events of every other VTN are cancelled, of all where there is none any more.
+
+    Nobody is left who could do so.
+    """
     others = {key: _left_out(held, now_unix_s) for key, held in state.events.items() if key[0] != vtn_id}
     due = {key: held for key, held in others.items() if held is not state.events[key]}
     return State({**state.events, **due}) if due else state
@@ -253,7 +295,7 @@ def judged(event: Event, rules: Rules, now_unix_s: float) -> Refusal | None:
         return refusal
     ends_unix_s = event.start_unix_s + event.duration_s if event.duration_s else math.inf
     if ends_unix_s + event.startafter_s <= now_unix_s:
-        return Refusal(Code.OK, "its time is over")
+        return _OVER
     if any(away.meets(event, ends_unix_s) for away in rules.unavailable):
         return Refusal(Code.OK, "the depot has opted out for this time")
     return None
@@ -274,6 +316,38 @@ def frozen(state: State, now_unix_s: float, baseline_w: float | None) -> State:
         if held.baseline_w is None and held.first_effect_unix_s <= now_unix_s < held.end_unix_s
     }
     return State({**state.events, **due}) if due else state
+
+
+def latest_baseline_w(state: State, now_unix_s: float, within_s: float) -> float | None:
+    """Return the baseline of the event that began last of those that hold or have held within so long; None: none."""
+    found = [
+        (held.start_unix_s, held.baseline_w)
+        for held in state.events.values()
+        if held.actuated
+        and held.baseline_w is not None
+        and held.first_effect_unix_s <= now_unix_s < held.end_unix_s + within_s
+    ]
+    return max(found)[1] if found else None
+
+
+def rejudged(state: State, rules: Rules, now_unix_s: float) -> State:
+    """Return the state where the depot takes no part any more in what it cannot go by under other rules.
+
+    A time that it opts out of is for the events that come after that.
+    """
+    always = replace(rules, unavailable=())
+    due = {
+        key: replace(held, refusal=refusal)
+        for key, held in state.events.items()
+        if held.actuated
+        and held.end_unix_s > now_unix_s
+        and (refusal := judged(held.event, _rules_of(held, always), -math.inf)) is not None
+    }
+    return State({**state.events, **due}) if due else state
+
+
+def _rules_of(held: Held, rules: Rules) -> Rules:
+    return replace(rules, ven_id=held.ven_id) if held.ven_id else rules
 
 
 def pruned(state: State, now_unix_s: float) -> State:
@@ -316,8 +390,9 @@ def bounds(
     for key, held in state.events.items():
         if held.actuated:
             base_w = baseline_w if held.baseline_w is None else held.baseline_w
-            for place, own in signals.by_place(held.event, rules).items():
-                wanted.setdefault((place, Rank.GRID), []).extend(_spans(key, held, own, rules, base_w))
+            for place, own in signals.by_place(held.event, _rules_of(held, rules)).items():
+                of_place_w = base_w if place == signals.SITE else None
+                wanted.setdefault((place, Rank.GRID), []).extend(_spans(key, held, own, rules, of_place_w))
                 wanted.setdefault((place, Rank.PRICE), []).extend(_dear(key, held, own, rules))
     found = [
         _bound(place, rank, number, span, state.events[span.key], baseline_w)
@@ -339,6 +414,7 @@ def _bound(  # noqa: PLR0917 - what makes up a bound
     of_price = rank is Rank.PRICE
     digest = hashlib.sha256("\0".join((*span.key, place, *(["price"] if of_price else []))).encode()).hexdigest()[:16]
     source = f"OpenADR event {one_line(span.key[1])[:_SOURCE_LENGTH]}"
+    base_w = baseline_w if held.baseline_w is None else held.baseline_w
     return Bound(
         name=f"{OPENADR}{digest}-{number}",
         key=span.key,
@@ -347,7 +423,7 @@ def _bound(  # noqa: PLR0917 - what makes up a bound
         start_unix_s=span.start_unix_s,
         end_unix_s=span.end_unix_s,
         source=f"price of {source}" if of_price else source,
-        baseline_w=None if of_price else baseline_w if held.baseline_w is None else held.baseline_w,
+        baseline_w=base_w if place == signals.SITE and not of_price else None,
         rank=rank,
     )
 
@@ -387,7 +463,9 @@ def _spans(key: Key, held: Held, own: Iterable[Signal], rules: Rules, base_w: fl
         for start, end, high_w in _with_ramps(wanted, held, base_w):
             cut = min(end, held.end_unix_s + max(0.0, held.event.recovery_s if held.ended_unix_s is None else 0.0))
             if cut > start and (held.ended_unix_s is None or start < held.ended_unix_s):
-                yield _Span(start, cut, high_w, order, key)
+                # A ramp before or after its time takes nothing from what other events want then.
+                within = held.start_unix_s <= start < held.end_unix_s
+                yield _Span(start, cut, high_w, order if within else math.inf, key)
 
 
 _Wanted: TypeAlias = "tuple[float, float, float | None]"
@@ -465,7 +543,7 @@ def prices(state: State, rules: Rules, now_unix_s: float) -> tuple[Price, ...]:
     for held in state.events.values():
         if not held.actuated:
             continue
-        for signal in filter(signals.is_price, signals.obeyed(held.event, rules)):
+        for signal in filter(signals.is_price, signals.obeyed(held.event, _rules_of(held, rules))):
             unit = "" if signal.unit is None else signal.unit.unit
             scale = 1.0 if signal.unit is None else signal.unit.scale
             for interval, start, end in _intervals(held, signal):
@@ -495,6 +573,7 @@ def _held_json(key: Key, held: Held) -> dict[str, Any]:
         "ended_unix_s": held.ended_unix_s,
         "implied": held.implied,
         "baseline_w": held.baseline_w,
+        "ven_id": held.ven_id,
     }
 
 
@@ -537,6 +616,7 @@ def _held(stored: Mapping[str, Any]) -> Held:
         ended_unix_s=None if stored["ended_unix_s"] is None else float(stored["ended_unix_s"]),
         implied=bool(stored["implied"]),
         baseline_w=None if stored["baseline_w"] is None else float(stored["baseline_w"]),
+        ven_id=str(stored.get("ven_id", "")),
     )
 
 

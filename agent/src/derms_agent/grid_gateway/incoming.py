@@ -83,6 +83,9 @@ class Status(str, Enum):
     CANCELLED = "cancelled"
 
 
+ENDED = (Status.CANCELLED, Status.COMPLETED)
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """What a signal's values are of: the element's name, as `powerReal`; its unit; what a value is multiplied by."""
@@ -159,13 +162,17 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokenEvent:
-    """An event that cannot be used, and how to answer it. Without an id there is nothing to answer."""
+    """An event that cannot be used, and how to answer it. Without an id there is nothing to answer.
+
+    `status` is cancelled or completed where that much can be read: it is enough to end what is known.
+    """
 
     code: Code
     why: str
     id: str | None = None
     modification: int = 0
     response_required: bool = True
+    status: Status = Status.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,12 +522,14 @@ def _event_or_broken(element: Element, problem: str | None) -> Event | BrokenEve
             problem = _shown(str(wrong))
     modification = _maybe(element, ".//ei:eventDescriptor/ei:modificationNumber") or ""
     number = modification.strip()
+    said = (_maybe(element, ".//ei:eventDescriptor/ei:eventStatus") or "").strip()
     return BrokenEvent(
         code=Code.INVALID_DATA,
         why=problem,
         id=_maybe(element, ".//ei:eventDescriptor/ei:eventID"),
         modification=int(number) if re.fullmatch("[0-9]{1,9}", number, re.ASCII) else 0,
         response_required=_maybe(element, "oadr:oadrResponseRequired") != "never",
+        status=next((one for one in ENDED if one.value == said), Status.NONE),
     )
 
 

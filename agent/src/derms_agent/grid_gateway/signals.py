@@ -21,6 +21,7 @@ baseline that nobody knows is surely met by what is that much less than nothing,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -94,24 +95,56 @@ def _power(signal: Signal) -> bool:
     return signal.unit is not None and signal.unit.item == "powerReal" and signal.unit.unit in _POWER_UNITS
 
 
-def refused_signal(signal: Signal, rules: Rules) -> Refusal | None:
-    """Return why a signal cannot be obeyed, or None where it can."""
-    kind = (signal.name, signal.type)
-    if _named(signal.targets, rules, (SITE,)) is None:
+def refused_signal(signal: Signal, rules: Rules, whole: tuple[str, ...] = (SITE,)) -> Refusal | None:
+    """Return why a signal cannot be obeyed, or None where it can.
+
+    :param whole: what its event is for
+    """
+    own = _places_of(signal, rules, whole)
+    if own is None:
         why = f"{signal.name} {signal.type}: found targets that are none of this depot's"
         return Refusal(Code.TARGET_MISMATCH, why)
+    part = next((place for place in own if place != SITE), None)
+    if part is not None and _of_the_site(signal, rules):
+        why = f"{signal.name} {signal.type}: found it for {part}: what it is a share of is known of the site alone"
+        return Refusal(Code.SIGNAL_NOT_SUPPORTED, why)
+    return _refused_kind(signal, rules)
+
+
+def _refused_kind(signal: Signal, rules: Rules) -> Refusal | None:
+    """Return why a signal cannot be obeyed wherever it is for, or None where it can."""
+    kind = (signal.name, signal.type)
     if kind in _SIMPLE:
         return _refused_levels(signal, rules)
     if kind in _POWERS and not _power(signal):
         found = "no unit" if signal.unit is None else f"{signal.unit.item} in {signal.unit.unit}"
         return Refusal(Code.INVALID_DATA, f"{signal.name} {signal.type}: found {found}, expected powerReal in W")
     if kind in _SHARES:
-        below = signal.type != "x-loadControlPercentOffset" and any(one.value < 0 for one in signal.intervals)
-        return Refusal(Code.INVALID_DATA, f"{signal.name} {signal.type}: found a value below 0") if below else None
+        return _refused_shares(signal)
     if kind in _POWERS | _PRICES:
         return None
     why = "this depot makes no bids" if signal.name.startswith("BID_") else "not supported"
     return Refusal(Code.SIGNAL_NOT_SUPPORTED, f"{signal.name} {signal.type}: {why}")
+
+
+def _of_the_site(signal: Signal, rules: Rules) -> bool:
+    """Whether a signal is about what the site draws, or may draw: nothing is known of that for a part of it."""
+    if (signal.name, signal.type) in _SIMPLE:
+        levels = (rules.levels.get(int(interval.value)) for interval in signal.intervals)
+        return any(level is not None and level.limit_w is None for level in levels)
+    return (signal.name, signal.type) in _SHARES or signal.type == "delta"
+
+
+def _refused_shares(signal: Signal) -> Refusal | None:
+    # 1.0 is all of a capacity: who means 50 by 50 % would be given all there is.
+    highest = 1.0 if signal.type == "x-loadControlCapacity" else math.inf
+    lowest = -math.inf if signal.type == "x-loadControlPercentOffset" else 0.0
+    for interval in signal.intervals:
+        if not lowest <= interval.value <= highest:
+            expected = "at least 0" if highest == math.inf else "0 to 1"
+            why = f"{signal.name} {signal.type}: found {interval.value:g}, expected {expected}"
+            return Refusal(Code.INVALID_DATA, why)
+    return None
 
 
 def _refused_levels(signal: Signal, rules: Rules) -> Refusal | None:
@@ -128,20 +161,25 @@ def by_place(event: Event, rules: Rules) -> dict[str, tuple[Signal, ...]]:
     """Return the signals of an event that the depot goes by, for each of its places.
 
     An event may say the same in several ways, so that each VEN finds one it knows: SIMPLE is for those that know no
-    other, and counts only where there is no other.
+    other, and counts only where no other bounds anything. A price does not.
     """
     whole = places(event, rules)
     known: dict[str, list[Signal]] = {}
     for signal in event.signals:
-        if whole is not None and refused_signal(signal, rules) is None:
-            own = _named(signal.targets, rules, whole) or ()
-            # A signal for the whole site is one for all that its event is for, and no more.
-            for place in whole if SITE in own else own:
+        if whole is not None and refused_signal(signal, rules, whole) is None:
+            for place in _places_of(signal, rules, whole) or ():
                 known.setdefault(place, []).append(signal)
     return {
-        place: tuple(one for one in found if one.name.upper() != "SIMPLE") or tuple(found)
+        place: tuple(found)
+        if all(is_simple(one) or is_price(one) for one in found)
+        else tuple(one for one in found if not is_simple(one))
         for place, found in known.items()
     }
+
+
+def is_simple(signal: Signal) -> bool:
+    """Whether a signal is of the levels that every VEN knows."""
+    return signal.name.upper() == "SIMPLE"
 
 
 def obeyed(event: Event, rules: Rules) -> tuple[Signal, ...]:
@@ -154,7 +192,8 @@ def refused(event: Event, rules: Rules) -> Refusal | None:
     """Return why none of an event's signals can be obeyed, or None where one can."""
     if obeyed(event, rules):
         return None
-    found = [why for signal in event.signals if (why := refused_signal(signal, rules)) is not None]
+    whole = places(event, rules) or (SITE,)
+    found = [why for signal in event.signals if (why := refused_signal(signal, rules, whole)) is not None]
     codes = {one.code for one in found}
     code = codes.pop() if len(codes) == 1 else Code.SIGNAL_NOT_SUPPORTED
     return Refusal(code, "; ".join(one.why for one in found))
@@ -200,6 +239,15 @@ def places(event: Event, rules: Rules) -> tuple[str, ...] | None:
     A signal may have targets of its own: see `by_place`.
     """
     return _named(event.targets, rules, (SITE,))
+
+
+def _places_of(signal: Signal, rules: Rules, whole: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return what a signal of an event that is for `whole` is for, or None where it is for others.
+
+    A signal for the whole site is one for all that its event is for, and no more.
+    """
+    own = _named(signal.targets, rules, whole)
+    return whole if own is not None and SITE in own else own
 
 
 def _named(targets: Targets, rules: Rules, whole: tuple[str, ...]) -> tuple[str, ...] | None:
