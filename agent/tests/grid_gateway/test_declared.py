@@ -7,11 +7,12 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from derms_agent.grid_gateway.declared import Declared, OptTime, Step, Ven, found, planned, wanted
-from derms_agent.grid_gateway.terms import REPORTS
+from derms_agent.grid_gateway.signals import Rules
+from derms_agent.grid_gateway.terms import REPORTS, Terms, shown
 
 NOW = 1_800_000_000.0
 CONTEXTS = ("http://a", "http://b")
@@ -124,6 +125,20 @@ def test_what_needs_nothing_is_asked_for_nothing(declared: Declared, status: dic
             opts=is_now.opts,
         )
         assert not [*planned(as_it_is, is_now, wanted(as_it_is, is_now, status, NOW))]
+
+
+@example(REPORTS, {"R1": "main", "R2": "main"}, REPORTS, {"R2": "main", "R1": "main"})
+@given(offers, places, offers, places)
+def test_reports_are_said_to_be_offered_where_they_are(
+    reports: tuple[str, ...], resources: dict[str, str], after: tuple[str, ...], then: dict[str, str]
+) -> None:
+    by_file = Rules(ven_id="v", vtn_id="u", site_limit_w=1.0)
+    now, new = Terms(reports=reports, resources=resources), Terms(reports=after, resources=then)
+    is_now, to_be = (Ven("registered", shown(one, by_file), ()) for one in (now, new))
+    declared = Declared(state="registered", reports=after, resources=then)
+    said = [message for step in planned(declared, is_now, to_be) for message in step.messages]
+
+    assert any("oadrRegisterReport" in message for message in said) is (now.offers(by_file) != new.offers(by_file))
 
 
 def test_a_changed_name_leaves_no_gap() -> None:

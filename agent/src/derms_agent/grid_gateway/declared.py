@@ -15,6 +15,7 @@ from typing import Any
 
 from derms_agent.device_state.calls import Unusable
 from derms_agent.grid_gateway import iso8601
+from derms_agent.grid_gateway.reports import STATUS
 from derms_agent.socket_client import Client, NoService
 from derms_agent.socket_protocol import ProtocolError
 
@@ -138,7 +139,7 @@ def planned(declared: Declared, is_now: Ven, to_be: Ven) -> Iterator[Step]:
         return
     if is_now.terms != to_be.terms:
         said = {name: getattr(declared, name) for name in TERMS}
-        offered = is_now.state == REGISTERED and is_now.terms["reports"] != to_be.terms["reports"]
+        offered = is_now.state == REGISTERED and _reported(is_now.terms) != _reported(to_be.terms)
         yield Step("terms.put", {k: v for k, v in said.items() if v is not None}, _offer(to_be) if offered else ())
     if is_now.state == ABSENT:
         asked = ("oadrQueryRegistration", "oadrCreatePartyRegistration")
@@ -161,6 +162,11 @@ def _opt_steps(before: Mapping[str, OptTime], after: Mapping[str, OptTime]) -> I
 
 def _cancelled(name: str) -> Step:
     return Step("opt.cancel", {"name": name}, (f"oadrCancelOpt {name}",))
+
+
+def _reported(terms: Mapping[str, Any]) -> set[str]:
+    """Return what the VTN is offered: the reports, and in that of statuses one of each resource."""
+    return {*terms["reports"], *(terms["resources"] if STATUS in terms["reports"] else ())}
 
 
 def _offer(to_be: Ven) -> tuple[str, ...]:

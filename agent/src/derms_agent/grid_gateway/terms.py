@@ -25,7 +25,7 @@ class Terms:
 
     def offers(self, by_file: Rules) -> tuple[Offer, ...]:
         """Return the reports that the VTN is offered."""
-        every = reports.offers(self.applied(by_file).resources)
+        every = reports.offers(sorted(self.applied(by_file).resources))
         return tuple(offer for offer in every if self.reports is None or offer.name in self.reports)
 
     def applied(self, rules: Rules) -> Rules:
