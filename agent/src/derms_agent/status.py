@@ -23,6 +23,7 @@ from derms_agent.socket_protocol import ProtocolError
 WELL, WRONG, NO_ANSWER = 0, 1, 3
 CLEAR = "\x1b[H\x1b[2J"
 EVERY_S = 1.0
+CLOCK_OFF_S = 60.0
 _WIDEST = 60
 
 
@@ -239,7 +240,7 @@ def grid_lines(grid: Mapping[str, Any]) -> list[str]:
     others = [name.replace("_", " ") for name, term in grid["terms"].items() if term != grid["terms_by_file"][name]]
     if others:
         lines.append(f"          not as the depot file has it, but as was asked: {', '.join(others)}")
-    phases = [event["phase"] for event in grid["events"] if event["why"] is None]
+    phases = [event["phase"] for event in grid["events"] if event["why"] is None and not event["test"]]
     active, pending = phases.count("active"), phases.count("far") + phases.count("near")
     if active or pending:
         lines.append(f"          events: {active} active, {pending} pending")
@@ -262,8 +263,14 @@ def grid_alarms(grid: Mapping[str, Any]) -> list[str]:
         alarms.append(f"! {host}: knows this VEN as {grid['ven_id']}, and not by its CLIENT_ID {grid['client_id']}")
     if grid["link_lost"]:
         alarms.append(f"! {host}: Heartbeat Timeout: no valid answer for {grid['heard_s_ago']:.0f} s")
+    off_s = grid.get("clock_off_s") or 0.0
+    if abs(off_s) > CLOCK_OFF_S:
+        words = f"this gateway's clock is {off_s:+.0f} s off the VTN's, and events go by it: chronyc tracking"
+        alarms.append(f"! {host}: {words}")
     if grid["control_trouble"] is not None:
         alarms.append(f"! grid gateway: the orchestrator does not take events: {_short(grid['control_trouble'], 80)}")
+    if grid.get("unkept") is not None:
+        alarms.append(f"! grid gateway: events cannot be kept: {_short(grid['unkept'], 80)}")
     return alarms
 
 

@@ -87,9 +87,23 @@ def test_after_a_disk_that_failed_all_is_written_anew(tmp_path: Path, monkeypatc
         patched.setattr(store, "append", half)
         with pytest.raises(OSError, match="space"):
             kept.save(states[2])
+    # Nothing has changed since, and what was not stored is stored.
+    kept.save(states[2])
+    assert EventStore(store).load() == (states[2], None)
     kept.save(states[3])
 
     assert EventStore(store).load() == (states[3], None)
+
+
+def test_what_is_stored_is_not_stored_again(tmp_path: Path) -> None:
+    kept = EventStore(Store(tmp_path))
+    states = some(2)
+    kept.save(states[1])
+    kept.save(states[2])
+    journal = (tmp_path / JOURNAL).read_bytes()
+    kept.save(State(dict(states[2].events)))
+
+    assert (tmp_path / JOURNAL).read_bytes() == journal
 
 
 def test_a_journal_that_grows_long_is_shortened(tmp_path: Path) -> None:

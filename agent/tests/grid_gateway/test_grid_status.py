@@ -30,8 +30,8 @@ WELL: dict[str, Any] = {
 }
 
 
-def event(name: str, phase: str, why: str | None = None) -> dict[str, Any]:
-    return {"event": name, "phase": phase, "why": why}
+def event(name: str, phase: str, why: str | None = None, *, test: bool = False) -> dict[str, Any]:
+    return {"event": name, "phase": phase, "why": why, "test": test}
 
 
 def test_a_link_that_is_well_is_one_line_and_no_alarm() -> None:
@@ -48,6 +48,7 @@ def test_events_are_counted_and_a_refusal_says_why() -> None:
         event("e3", "near", "the depot cannot obey: base load"),
         event("e4", "completed", "too late"),
         event("e5", "cancelled"),
+        event("e6", "active", test=True),
     ]
     assert status.grid_lines({**WELL, "events": events})[1:] == [
         "          events: 1 active, 1 pending",
@@ -70,6 +71,7 @@ def test_what_is_wrong_is_an_alarm_with_the_words_that_the_log_has() -> None:
         "link_lost": True,
         "trouble": "TLS Handshake Failure: unknown CA",
         "control_trouble": "it is gone",
+        "unkept": "No space left on device",
     }
     assert status.grid_lines(ill) == [
         f"grid      not registered with {WELL['vtn']}; no valid answer for 62 s, polled every 10 s"
@@ -78,6 +80,7 @@ def test_what_is_wrong_is_an_alarm_with_the_words_that_the_log_has() -> None:
         "! VTN vtn.example: TLS Handshake Failure: unknown CA",
         "! VTN vtn.example: Heartbeat Timeout: no valid answer for 62 s",
         "! grid gateway: the orchestrator does not take events: it is gone",
+        "! grid gateway: events cannot be kept: No space left on device",
     ]
 
 
@@ -86,6 +89,13 @@ def test_another_id_than_the_utility_gave_is_an_alarm() -> None:
     other = {**WELL, "client_id": "depot-7"}
     assert status.grid_alarms(other) == ["! VTN vtn.example: knows this VEN as ven-7, and not by its CLIENT_ID depot-7"]
     assert status.grid_alarms({**other, "registered": False, "ven_id": None}) == []
+
+
+def test_a_clock_that_events_would_be_late_or_early_by_is_an_alarm() -> None:
+    assert status.grid_alarms({**WELL, "clock_off_s": -59.0}) == status.grid_alarms({**WELL, "clock_off_s": None}) == []
+    assert status.grid_alarms({**WELL, "clock_off_s": -3600.4}) == [
+        "! VTN vtn.example: this gateway's clock is -3600 s off the VTN's, and events go by it: chronyc tracking"
+    ]
 
 
 def test_the_vtn_is_named_once() -> None:

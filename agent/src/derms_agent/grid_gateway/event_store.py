@@ -36,7 +36,12 @@ class EventStore:
         return State(), problem
 
     def save(self, state: State) -> None:
-        """Store the events; they are on the disk when this returns. Raises OSError."""
+        """Store the events; they are on the disk when this returns. Raises OSError.
+
+        Where the last time failed they are written whole, whether or not anything has changed since.
+        """
+        if state == self._stored:
+            return
         if self._stored is None:
             self._save_whole(state)
             return

@@ -161,7 +161,7 @@ def by_place(event: Event, rules: Rules) -> dict[str, tuple[Signal, ...]]:
     """Return the signals of an event that the depot goes by, for each of its places.
 
     An event may say the same in several ways, so that each VEN finds one it knows: SIMPLE is for those that know no
-    other, and counts only where no other bounds anything. A price does not.
+    other, and counts only where there is no other but prices.
     """
     whole = places(event, rules)
     known: dict[str, list[Signal]] = {}

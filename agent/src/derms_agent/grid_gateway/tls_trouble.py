@@ -73,6 +73,7 @@ NOT_TLS = Reason("the VTN's port does not speak TLS", "check the port in VTN_URL
 NO_CIPHER = Reason(
     "handshake failure: no cipher that both know, or no client certificate", "check CERT_PATH, and ask the operator"
 )
+SYNCHRONISE = "make time synchronisation work: chronyc tracking"
 STALLED = Reason("the VTN takes the connection and does not answer the handshake", "ask the utility operator")
 BROKEN_OFF = Reason("the VTN ends the connection in the midst of the handshake", "ask the utility operator")
 OTHER = Reason("the handshake failed", "ask the utility operator")
@@ -143,8 +144,10 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def off_by(clock_off_s: float) -> Reason:
     """Return the reason of a clock that is off by so much, ahead where above 0."""
-    side = "ahead" if clock_off_s > 0 else "behind"
-    return Reason(
-        f"this gateway's clock is {abs(clock_off_s):.0f} s {side} of the VTN's, so a certificate seems out of its time",
-        "make time synchronisation work: chronyc tracking",
-    )
+    return Reason(f"{clock_off(clock_off_s)}, so a certificate seems out of its time", SYNCHRONISE)
+
+
+def clock_off(clock_off_s: float) -> str:
+    """Return in words by how much this clock is off, ahead where above 0."""
+    side = "ahead of" if clock_off_s > 0 else "behind"
+    return f"this gateway's clock is {abs(clock_off_s):.0f} s {side} the VTN's"

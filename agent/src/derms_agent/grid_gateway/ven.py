@@ -29,7 +29,7 @@ import anyio
 
 from derms_agent.document_store import Store
 from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
-from derms_agent.grid_gateway import events, messages, reports, terms, transport
+from derms_agent.grid_gateway import events, messages, reports, terms, tls_trouble, transport
 from derms_agent.grid_gateway.control_link import Control, NoControl, changes
 from derms_agent.grid_gateway.event_store import EventStore
 from derms_agent.grid_gateway.events import Bound, Key, Received, State
@@ -86,6 +86,8 @@ _ENDING_S = 1.0
 """What ends within so long is over before the orchestrator could do anything about it."""
 _PROVISIONAL_S = 60.0
 _JUST_AFTER_S = 0.002
+_SERVICE_FAILS = frozenset({Kind.HTTP, Kind.BODY, Kind.TIMEOUT})
+"""How one service of a VTN fails while the others may be well: without it events go on coming."""
 _STEP_S = 1.0
 """What moves the wall's clock by more than this, beside the host's clock since boot, is a step."""
 
@@ -147,6 +149,7 @@ class Ven:
     heard_s: float = 0.0
     trouble: str | None = None
     control_trouble: str | None = None
+    unkept: str | None = None
     _by_file: Rules = field(init=False)
     _events: EventStore = field(init=False)
     _wall_ahead_s: float | None = None
@@ -160,9 +163,17 @@ class Ven:
     _status_s: float = -math.inf
     _link_s: float = -math.inf
     _drawn: deque[tuple[float, float]] = field(default_factory=deque)
+    _free_s: float = 0.0
+    _ticked_s: float | None = None
     _provisional_w: float | None = None
     _provisional_s: float = -math.inf
     _unanswered: set[Key] = field(default_factory=set)
+    _to_promise: set[Key] = field(default_factory=set)
+    _doubted: set[Key] = field(default_factory=set)
+    _judged_by: Rules | None = None
+    _sync_s: float = -math.inf
+    _pushed: int = 0
+    _clock_off: bool = False
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
     _woken: anyio.Event = field(default_factory=anyio.Event)
     _busy: anyio.Lock = field(default_factory=anyio.Lock)
@@ -185,6 +196,11 @@ class Ven:
         self.opts = {one.id: one for one in self._recalled(OPTS, _opts_of, opts)}
         self.terms = self._recalled(TERMS, terms.from_json, Terms())
         self._adopt_rules()
+        drawn_w = events.latest_baseline_w(self.state, self.wall(), BASELINE_S)
+        if drawn_w is not None:
+            # As if it had drawn that all the while: what it draws right after an event is less than it would without.
+            count = round(BASELINE_S / STATUS_EVERY_S)
+            self._drawn.extend((-number * STATUS_EVERY_S, drawn_w) for number in reversed(range(count)))
         for request in requests:
             if reports.offer_of(request, self.offers) is None:
                 logger.warning("Report %s is of something that this depot has no longer: it ends", request.id)
@@ -311,9 +327,8 @@ class Ven:
 
     async def take_and_answer(self, message: DistributeEvent) -> None:
         """Take events that were pushed, and answer them. Raises Trouble, or NotRegistered."""
-        reply = await self.reply_to(message)
-        if reply is not None:
-            await self._reply(*reply)
+        self._pushed += 1
+        await self._answered(message)
 
     def register_anew(self, *, cancelled: bool) -> None:
         """Do what the VTN has asked for by a push: begin the next session with a registration, or leave it alone."""
@@ -343,7 +358,18 @@ class Ven:
         if self.trouble is not None:
             logger.info("VTN %s answers again", self.transport.endpoint.host)
             self.trouble = None
+        self._compare_clocks()
         return message
+
+    def _compare_clocks(self) -> None:
+        """Say where this clock is off the VTN's, once for as long as it is: events begin and end by it."""
+        off_s = self.transport.clock_off_s
+        off = off_s is not None and abs(off_s) > transport.LONGEST_OFF_S
+        if off and not self._clock_off:
+            about, words = f"VTN {self.transport.endpoint.host}", tls_trouble.clock_off(off_s or 0.0)
+            logger.warning("%s: %s; events begin and end by it", about, words)
+            self.happened("alarm", {"about": about, "words": words})
+        self._clock_off = off
 
     def signed(self, body: bytes) -> bytes:
         """Return a message as it is sent. Raises messages.Unsendable."""
@@ -371,7 +397,7 @@ class Ven:
         if self._offered != reports.data_points(self.offers):  # the depot file has changed
             await self._offer_reports()
         # Whatever was missed: a poll whose answer was lost has taken its events along.
-        sync_s = await self._sync(ven_id)
+        self._sync_s = await self._sync(ven_id)
         # The VEN may leave and join again between two polls: then this registration is none any more.
         while not self.absent and (self._anew or self._cancelled or self.registration is registration):
             self._mind_cancel()
@@ -383,21 +409,27 @@ class Ven:
                 await self._drain(ven_id)
             else:
                 # A VTN that pushes is not polled: this shows that it is there, and brings what a push has lost.
-                sync_s = await self._sync(ven_id)
+                self._sync_s = await self._sync(ven_id)
             self._rung = 0
             await self._let_go_of_others(registration.vtn_id)
             await self._answer_late()
-            if self.clock() >= sync_s:
-                sync_s = await self._sync(ven_id)
+            if self.clock() >= self._sync_s:
+                if self._offered != reports.data_points(self.offers):  # the VTN failed at them
+                    await self._offer_reports()
+                self._sync_s = await self._sync(ven_id)
             await self._pause(self.poll_s - (self.clock() - began_s))
 
     async def _sync(self, ven_id: str) -> float:
         """Ask for all events, and return when to do so again: soon where the VTN fails at it, and polls have to do."""
+        pushed = -1
         try:
-            message = await self._ask("EiEvent", messages.request_event(_fresh_id(), ven_id))
+            # A list that a push has overtaken may lack what came with that, which would be cancelled by it.
+            while pushed != self._pushed:
+                pushed = self._pushed
+                message = await self._ask("EiEvent", messages.request_event(_fresh_id(), ven_id))
         except Trouble as trouble:
             # openleadr's VTN fails so where it does not know the VEN; the answer to a poll then says it.
-            if trouble.kind not in {Kind.HTTP, Kind.BODY}:
+            if trouble.kind not in _SERVICE_FAILS:
                 raise
             self._say(f"The VTN gives no list of events: {trouble}")
             return self.clock() + SYNC_AGAIN_POLLS * self.poll_s
@@ -470,7 +502,7 @@ class Ven:
         """Have a registration. Raises Refused where none is given, whichever way it is asked for."""
         if self.registration is not None and self._rung == 0:
             return
-        asked = await self._ask("EiRegisterParty", messages.query_registration(_fresh_id()))
+        asked = await self._query()
         if isinstance(asked, CreatedPartyRegistration) and asked.profiles and messages.PROFILE not in asked.profiles:
             raise Refused(f"found profiles {', '.join(asked.profiles)}, expected {messages.PROFILE}")
         ladder = self._ladder()
@@ -497,7 +529,19 @@ class Ven:
         self._rung = 1
         raise Refused(f"it does not register this VEN: {refusal}")
 
-    async def _registered(self, answer: CreatedPartyRegistration, asked: Message) -> None:
+    async def _query(self) -> Message | None:
+        """Return how the VTN wants to be spoken to; None: it does not say, and whoever registers may still do so."""
+        try:
+            return await self._ask("EiRegisterParty", messages.query_registration(_fresh_id()))
+        except (Refused, NotRegistered) as why:
+            logger.warning("The VTN does not answer what it offers: %s", why)
+        except Trouble as trouble:
+            if trouble.kind not in _SERVICE_FAILS:
+                raise
+            logger.warning("The VTN does not answer what it offers: %s", trouble)
+        return None
+
+    async def _registered(self, answer: CreatedPartyRegistration, asked: Message | None) -> None:
         offered_s = asked.poll_s if isinstance(asked, CreatedPartyRegistration) else None
         poll_s = answer.poll_s or offered_s or POLL_S
         ven_id = answer.ven_id or ""
@@ -527,6 +571,7 @@ class Ven:
                     raise Refused(f"found {type(answer).__name__}, expected oadrCanceledPartyRegistration")
         self.absent = True
         self._forget_registration()
+        await self._let_go_of_others(None)
 
     def join(self) -> None:
         """Be registered again, after `cancel_registration`."""
@@ -558,17 +603,24 @@ class Ven:
 
     async def _take(self, message: Message) -> None:
         """Do what a message of the VTN's asks for, and answer it."""
-        reply = await self.reply_to(message)
-        if isinstance(message, CancelPartyRegistration):
-            self._end_registration()  # whatever becomes of the answer
-        if reply is not None:
-            await self._reply(*reply)
+        await self._answered(message)
         self._mind_cancel()
         if isinstance(message, RequestReregistration):
             raise NotRegistered("it asks to register anew")
 
-    async def _reply(self, service: str, body: bytes) -> None:
-        """Send an answer. That the VTN makes nothing of it is said, and ends no session: events go on coming."""
+    async def _answered(self, message: Message) -> None:
+        reply = await self.reply_to(message)
+        if isinstance(message, CancelPartyRegistration):
+            self._end_registration()  # whatever becomes of the answer
+        if reply is not None and not await self._reply(*reply) and isinstance(message, DistributeEvent):
+            keys = {(message.vtn_id, str(one.id)) for one in message.events}
+            self._unanswered |= keys & self.state.events.keys()
+
+    async def _reply(self, service: str, body: bytes) -> bool:
+        """Send an answer, and return whether the VTN has it, for all that is known.
+
+        That it makes nothing of it is said, and ends no session: events go on coming.
+        """
         try:
             await self._ask(service, body)
         except Refused as why:
@@ -578,6 +630,8 @@ class Ven:
                 raise
             # Some answer an oadrResponse with nothing.
             logger.info("The VTN says nothing to an answer: %s", trouble)
+            return trouble.kind is Kind.BODY
+        return True
 
     async def reply_to(self, message: Message) -> tuple[str, bytes] | None:
         """Do what a message asks for, and return the answer with the service that it goes to; None: there is none."""
@@ -611,28 +665,56 @@ class Ven:
     async def take_events(self, message: DistributeEvent) -> tuple[EventResponse, ...]:
         """Keep events, have them obeyed, and return how they are to be answered."""
         async with self._busy:
+            self._mind_step()
             now_unix_s = self.wall()
             received = events.receive(self.state, message, self.rules, now_unix_s, self.draw)
             # An event that is to begin at once has its baseline from now on, whatever becomes of this process.
-            frozen = events.frozen(received.state, now_unix_s, self._baseline(self.clock()))
+            frozen = events.frozen(received.state, now_unix_s, self._baseline())
             received = replace(received, state=frozen)
             before, self.state = self.state, received.state
-            if before != self.state:
-                self._events.save(self.state)
+            self._to_promise |= self._differing(before)
+            if not self._keep():
+                self._unanswered |= {*received.accepted}
             await self._hand_over()
             self._log_events(before, self.state, now_unix_s)
             answers = tuple(self._answer_now(one, message.vtn_id, received) for one in received.responses)
-            if self.control_trouble is None:
+            if self._no_promise is None:
                 self._unanswered -= {(message.vtn_id, answer.event_id) for answer in answers}
             return answers
 
-    async def _let_go_of_others(self, vtn_id: str) -> None:
-        """Have the events of a VTN that the VEN was registered with before end: the one now has said what it wants."""
+    def _differing(self, before: State) -> set[Key]:
+        """Return the events that are known otherwise than before."""
+        return {key for key, held in self.state.events.items() if before.events.get(key) != held}
+
+    def _keep(self) -> bool:
+        """Store the events, and return whether they are on the disk; what is not is obeyed, and not promised."""
+        try:
+            self._events.save(self.state)
+        except OSError as problem:
+            if self.unkept is None:
+                logger.error("The events cannot be kept: %s", problem)
+            self.unkept = str(problem)
+            return False
+        if self.unkept is not None:
+            logger.info("The events are kept again")
+        self.unkept = None
+        return True
+
+    @property
+    def _no_promise(self) -> str | None:
+        """Why the VTN can be promised nothing now; None: it can."""
+        if self.unkept is not None:
+            return f"the event cannot be kept: {self.unkept}"
+        return None if self.control_trouble is None else f"the depot's control does not answer: {self.control_trouble}"
+
+    async def _let_go_of_others(self, vtn_id: str | None) -> None:
+        """Have the events of all other VTNs end: the one that the VEN is registered with has said what it wants."""
         async with self._busy:
+            self._mind_step()
             now_unix_s = self.wall()
             before, self.state = self.state, events.of_vtn(self.state, vtn_id, now_unix_s)
             if self.state is not before:
-                self._events.save(self.state)
+                self._keep()
                 await self._hand_over()
                 self._log_events(before, self.state, now_unix_s)
 
@@ -656,9 +738,8 @@ class Ven:
         refusal = self.state.events[key].refusal
         if refusal is not None:
             return replace(response, opt=Opt.OUT, code=int(refusal.code), description=refusal.why)
-        if key in self._unanswered and self.control_trouble is not None:
-            why = f"the depot's control does not answer: {self.control_trouble}"
-            return replace(response, opt=Opt.OUT, code=int(Code.DEPLOYMENT_ERROR), description=why)
+        if key in self._unanswered and self._no_promise is not None:
+            return replace(response, opt=Opt.OUT, code=int(Code.DEPLOYMENT_ERROR), description=self._no_promise)
         return response
 
     def _wanted(self, now_unix_s: float) -> tuple[Bound, ...]:
@@ -667,7 +748,6 @@ class Ven:
 
     async def _hand_over(self) -> None:
         """Have the orchestrator hold what is wanted; opt out of what it cannot honour."""
-        self._mind_step()
         try:
             while not await self._handed_over():
                 pass
@@ -687,35 +767,43 @@ class Ven:
         """Have all bounds put again, and those removed that are over, where the wall's clock was stepped.
 
         The orchestrator turns a bound's times into those of its own clock when it is put, and they stay where they are.
+        What has ended has not begun again, and what seemed over, or did not, the VTN is asked for once more.
         """
         ahead_s = self.wall() - self.clock()
         if self._wall_ahead_s is None:
             self._wall_ahead_s = ahead_s
         elif abs(ahead_s - self._wall_ahead_s) > _STEP_S:
             logger.warning("The clock was stepped by %+.1f s: events are placed anew", ahead_s - self._wall_ahead_s)
+            self.state = events.stepped(self.state, ahead_s - self._wall_ahead_s)
             self._wall_ahead_s = ahead_s
             self.handed = {name: _unknown(name) for name in self.handed}
+            self._sync_s = -math.inf
 
     async def _handed_over(self) -> bool:
         """Put and remove; return whether that was all, or an event was opted out of, so that more is to be removed."""
         now_unix_s = self.wall()
         fresh, gone = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
-        if not fresh and not gone:
-            return True
         for bound in fresh:
             honour = await self.control.put(bound)
             self.handed[bound.name] = bound
             # A price obliges to nothing: what of it cannot be done the VTN need not know.
-            if not honour.can and bound.rank is Rank.GRID and bound.end_unix_s > self.wall() + _ENDING_S:
+            if honour.can or bound.rank is not Rank.GRID or bound.end_unix_s <= self.wall() + _ENDING_S:
+                self._doubted.discard(bound.key)
+            elif bound.key in self._to_promise:
                 logger.warning("OpenADR event %s cannot be honoured: opted out: %s", bound.key[1], honour.why)
                 self.state = events.opted_out(self.state, bound.key, f"the depot cannot obey: {honour.why}")
                 self._unanswered.add(bound.key)
-                self._events.save(self.state)
+                self._keep()
                 return False
+            elif bound.key not in self._doubted:
+                self._doubted.add(bound.key)
+                logger.warning("OpenADR event %s could not be honoured now: %s", bound.key[1], honour.why)
         for name in gone:
             await self.control.remove(name)
             del self.handed[name]
         self.handed = {name: bound for name, bound in self.handed.items() if bound.end_unix_s > now_unix_s}
+        # What was promised stands, whoever is silent just when its bound is put again.
+        self._to_promise.clear()
         return True
 
     def _compare(self, report: Mapping[str, Any]) -> None:
@@ -731,7 +819,7 @@ class Ven:
 
     async def _answer_late(self) -> None:
         """Tell the VTN of events that the depot now sees otherwise than it said."""
-        if self.control_trouble is not None:
+        if self._no_promise is not None:
             return
         for key in tuple(self._unanswered):
             held = self.state.events.get(key)
@@ -741,9 +829,11 @@ class Ven:
                     event_id=key[1],
                     modification=held.event.modification,
                     opt=opt,
+                    code=int(Code.OK if held.refusal is None else held.refusal.code),
                     description="OK" if held.refusal is None else held.refusal.why,
                 )
-                await self._reply("EiEvent", messages.created_event("", self._known().ven_id, (answer,)))
+                if not await self._reply("EiEvent", messages.created_event("", self._known().ven_id, (answer,))):
+                    return
             self._unanswered.discard(key)
 
     # Time
@@ -769,14 +859,24 @@ class Ven:
     async def _tick(self) -> None:
         now_s = self.clock()
         self._listen(now_s)
+        if self._ticked_s is not None and not self._in_force():
+            self._free_s += now_s - self._ticked_s
+        self._ticked_s = now_s
         await self._look_at_depot(now_s)
         async with self._busy:
-            frozen = events.frozen(self.state, self.wall(), self._baseline(now_s))
-            if frozen != self.state:
-                self.state = frozen
-                self._events.save(self.state)
+            self._mind_step()
+            before = self.state
+            if self.registration is not None and self.rules is not self._judged_by:
+                self._judged_by = self.rules
+                self.state = events.rejudged(self.state, self.rules, self.wall())
+                self._unanswered |= self._differing(before)
+                self._log_events(before, self.state, self.wall())
+            self.state = events.frozen(self.state, self.wall(), self._baseline())
+            self._to_promise |= self._differing(before)
+            kept = self._keep()
             await self._hand_over()
-            self._events.shorten(self.state)
+            if kept:
+                self._events.shorten(self.state)
 
     def _listen(self, now_s: float) -> None:
         about = f"VTN {self.transport.endpoint.host}"
@@ -802,7 +902,7 @@ class Ven:
                 self._status_s = now_s
                 handed = dict(self.handed)
                 self._report = await self.control.status()
-                self._remember_power(now_s)
+                self._remember_power()
                 async with self._busy:
                     # An event that came meanwhile was not kept waiting: the report may be of before it.
                     if self.handed == handed:
@@ -810,12 +910,15 @@ class Ven:
         except NoControl:
             self._report = None
 
-    def _remember_power(self, now_s: float) -> None:
-        """Keep what the site draws while no event bounds it: that is what a baseline is made of."""
+    def _remember_power(self) -> None:
+        """Keep what the site draws while no event bounds it: that is what a baseline is made of.
+
+        It is as old as the time without an event since: one event right after another begins where that began.
+        """
         power_w = reports.power_w(self._report)
         if power_w is not None and not self._in_force():
-            self._drawn.append((now_s, power_w))
-        while self._drawn and self._drawn[0][0] < now_s - BASELINE_S:
+            self._drawn.append((self._free_s, power_w))
+        while self._drawn and self._drawn[0][0] < self._free_s - BASELINE_S:
             self._drawn.popleft()
 
     def _in_force(self) -> tuple[Bound, ...]:
@@ -826,16 +929,16 @@ class Ven:
             if one.key != _NO_KEY and one.start_unix_s <= now_unix_s < one.end_unix_s
         )
 
-    def _baseline(self, now_s: float) -> float | None:
-        """Return the mean of what the site drew without an event, over the last minutes; None: that is not known."""
-        drawn = [power_w for at_s, power_w in self._drawn if at_s >= now_s - BASELINE_S]
+    def _baseline(self) -> float | None:
+        """Return the mean of what the site drew in the last minutes without an event; None: that is not known."""
+        drawn = [power_w for at_s, power_w in self._drawn if at_s >= self._free_s - BASELINE_S]
         return sum(drawn) / len(drawn) if drawn else None
 
     def _provisional(self) -> float | None:
         """Return what stands for a baseline that is still to be frozen; it moves once a minute, not at each sample."""
         now_s = self.clock()
         if self._provisional_w is None or now_s - self._provisional_s >= _PROVISIONAL_S:
-            self._provisional_w, self._provisional_s = self._baseline(now_s), now_s
+            self._provisional_w, self._provisional_s = self._baseline(), now_s
         return self._provisional_w
 
     # Terms
@@ -846,14 +949,16 @@ class Ven:
         Raises Trouble, NotRegistered, Refused, Unsendable, OSError or sqlite3.Error, and then goes by those before.
         """
         before, self.terms = self.terms, wanted
+        # At once: a report that the VTN asks for by the way is sampled by them.
+        self._adopt_rules()
         if self.registration is not None and wanted.offers(self._by_file) != before.offers(self._by_file):
             try:
                 await self._offer_and_create()
             except (Trouble, NotRegistered, Refused, messages.Unsendable, OSError, sqlite3.Error):
                 self.terms = before
+                self._adopt_rules()
                 raise
         self.store.save(TERMS, terms.to_json(wanted))
-        self._adopt_rules()
 
     # Reports
 
@@ -866,8 +971,13 @@ class Ven:
         """Say which reports there are, and take those that are asked for at once. Events go on without."""
         try:
             await self._offer_and_create()
-        except Refused as why:
+        except (Refused, NotRegistered) as why:
+            # Whether it knows this VEN at all, the answer to a poll says as well.
             logger.warning("The VTN takes no reports: %s", why)
+        except Trouble as trouble:
+            if trouble.kind not in _SERVICE_FAILS:
+                raise
+            logger.warning("The VTN takes no reports: %s", trouble)
         except (OSError, sqlite3.Error) as problem:
             # The VTN has heard of them, and this process knows what it asked for.
             logger.warning("Which reports are asked for cannot be kept: %s: %s", type(problem).__name__, problem)
@@ -919,8 +1029,10 @@ class Ven:
 
     async def _report_loop(self) -> None:
         while True:
-            for schedule in tuple(self.schedules.values()):
-                await self._try(schedule)
+            for request_id in tuple(self.schedules):
+                # While one was sent, another may have been cancelled, or asked for otherwise.
+                if request_id in self.schedules:
+                    await self._try(self.schedules[request_id])
             await anyio.sleep(self.tick_s)
 
     async def _try(self, schedule: Schedule) -> None:
@@ -940,6 +1052,11 @@ class Ven:
     async def _work_on(self, schedule: Schedule) -> None:
         now_s = self.clock()
         request_id = schedule.request.id
+        if reports.offer_of(schedule.request, self.offers) is None:
+            logger.warning("Report %s is of something that is no longer offered: it ends", request_id)
+            self.schedules.pop(request_id)
+            self._save_reports()
+            return
         if schedule.sample_s <= now_s < schedule.end_s:
             self._sample(schedule)
             schedule = self.schedules[request_id] = reports.sampled(schedule, now_s)
@@ -1048,6 +1165,7 @@ class Ven:
             "link_lost": self.link_lost,
             "trouble": self.trouble,
             "control_trouble": self.control_trouble,
+            "unkept": self.unkept,
             "clock_off_s": self.transport.clock_off_s,
             "events": [_event_json(key, held, now_unix_s) for key, held in self.state.events.items()],
             "bounds": [_bound_json(bound) for bound in self.handed.values() if bound.key != _NO_KEY],
