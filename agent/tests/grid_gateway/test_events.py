@@ -590,7 +590,8 @@ def test_an_event_that_is_over_is_not_taken_part_in() -> None:
 
 
 def test_no_answer_where_none_is_wanted() -> None:
-    received = receive(State(), event("e1", response_required=False), event("e2"))
+    broken = BrokenEvent(code=Code.INVALID_DATA, why="no", id="e0", response_required=False)
+    received = receive(State(), broken, event("e1", response_required=False), event("e2"))
 
     assert [one.event_id for one in received.responses] == ["e2"]
     assert {key[1] for key in received.accepted} == {"e1", "e2"}

@@ -292,6 +292,11 @@ def test_that_a_broken_event_ends_is_read_all_the_same(status: Status, wrong: di
     assert broken(distribute(event(status="active", **wrong))).status is Status.NONE
 
 
+def test_a_broken_event_may_want_no_answer_as_well() -> None:
+    assert not broken(distribute(event(signals="", response_required="never"))).response_required
+    assert broken(distribute(event(signals=""))).response_required
+
+
 def test_an_event_without_an_id_is_broken_and_has_none() -> None:
     found = broken(distribute(event().replace("<ei:eventID>e1</ei:eventID>", "")))
 

@@ -28,7 +28,7 @@ from agent.tests.grid_gateway.test_ven import RULES, Depot, within
 from agent.tests.grid_gateway.vtn_messages import eiresponse, event, interval, payload, signal
 
 from derms_agent.document_store import Store
-from derms_agent.grid_gateway import iso8601
+from derms_agent.grid_gateway import iso8601, reports
 from derms_agent.grid_gateway.control_link import Honour
 from derms_agent.grid_gateway.event_store import EventStore
 from derms_agent.grid_gateway.events import Bound
@@ -50,11 +50,16 @@ class Way(Transport):
 
     vtn: ScriptedVtn
     before: Callable[[str], Awaitable[None]] | None = None
+    stalls: frozenset[str] = frozenset()
 
     async def post(self, service: str, body: bytes) -> bytes:
         """Return the answer of the table."""
+        kind = body.decode().partition("<oadr:oadrSignedObject")[2].partition("<oadr:")[2].split()[0]
         if self.before is not None:
-            await self.before(body.decode().partition("<oadr:oadrSignedObject")[2].partition("<oadr:")[2].split()[0])
+            await self.before(kind)
+        async with self._lock:  # one request at a time, as the real way has it
+            if kind in self.stalls:
+                await anyio.sleep_forever()
         text = self.vtn.answer(body.decode())
         if text is None:
             raise Trouble(Kind.CLOSED, service)
@@ -396,6 +401,29 @@ async def test_events_come_whatever_else_of_a_vtn_fails(play: Play, failing: str
         await within(4, lambda: play.held_to() == [("e1", 60_000.0)])
         tasks.cancel_scope.cancel()
     assert play.vtn.count("oadrCreatePartyRegistration") == 1
+
+
+async def test_no_event_waits_for_a_report_that_the_vtn_takes_its_time_over(play: Play) -> None:
+    play.ven.clock, play.ven.wall = time.monotonic, time.time
+    play.ven.reporting = way = Way(Endpoint(url="https://localhost:1"))
+    way.vtn = play.vtn
+    way.stalls = play.way.stalls = frozenset({"oadrUpdateReport"})
+    asked: list[str] = []
+
+    async def before(kind: str) -> None:
+        asked.append(kind)
+
+    way.before = play.way.before = before
+    request = report_request("a", "telemetry-usage", "site-power", "PT1S", "PT1S")
+    await play.ven.reply_to(parse(create_report(request).encode()))
+    play.ven._offered = reports.data_points(play.ven.offers)  # else it waits for the VTN to be told of them
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(play.ven.run)
+        await within(4, lambda: "oadrUpdateReport" in asked)
+        play.vtn.script["oadrPoll"] = [sent(event("e1", start=iso8601.time_text(time.time())))]
+        play.ven.wake()
+        await within(2, lambda: play.held_to() == [("e1", 60_000.0)])
+        tasks.cancel_scope.cancel()
 
 
 # The clock

@@ -347,6 +347,8 @@ async def test_tls_1_2_which_agent_conf_admits_is_warned_of_at_every_connect(
         }  # fmt: skip
         conf.write_text("".join(f"{key}={value}\n" for key, value in lines.items()), encoding="utf-8")
         ven = assemble(settings.load(conf, limits)).ven
+        assert ven.reporting is not None
+        assert ven.reporting is not ven.transport
         for connects in (1, 2):
             for _request in range(2):
                 await ven.transport.post("OadrPoll", b"<a/>")

@@ -207,14 +207,19 @@ def assemble(configuration: Configuration) -> Service:
         logger.warning("The depot file says nothing of vtn.levels: events of SIMPLE are opted out of")
     named = None if configuration.depot.vtn is None else configuration.depot.vtn.ven_name
     mirror = Mirror(configuration.depot.name)
-    ven = Ven(
-        happened=mirror.happened,
-        identity=Identity(ven_name=agent.ven_name or named or configuration.depot.name, client_id=agent.client_id),
-        transport=Transport(
+
+    def way() -> Transport:
+        return Transport(
             endpoint,
             connected=lambda made: connected(endpoint.host, made),
             warned=lambda words: logger.warning("%s", words),
-        ),
+        )
+
+    ven = Ven(
+        happened=mirror.happened,
+        identity=Identity(ven_name=agent.ven_name or named or configuration.depot.name, client_id=agent.client_id),
+        transport=way(),
+        reporting=way(),
         control=ControlLink(agent.socket),
         store=Store(agent.grid_state_directory),
         buffer=Buffer(agent.grid_state_directory / "samples.sqlite"),
@@ -260,8 +265,7 @@ async def run_service(service: Service, socket: Path) -> None:
         async with listening(socket) as listener:
             notify("READY=1", "STATUS=speaks to the VTN")
             await serve(listener, service.verbs())
-    await service.ven.transport.aclose()
-    service.ven.buffer.close()
+    await service.ven.aclose()
     logger.info("Stopped: what the orchestrator was handed stays in force")
 
 

@@ -124,7 +124,10 @@ class Identity:
 
 @dataclass(slots=True, eq=False)
 class Ven:
-    """A VEN towards one VTN. `rules` are the depot's; its ids in them are set by the registration."""
+    """A VEN towards one VTN. `rules` are the depot's; its ids in them are set by the registration.
+
+    `reporting` is the way of the reports, where that is another than that of events: these then wait for no report.
+    """
 
     identity: Identity
     transport: Transport
@@ -135,6 +138,7 @@ class Ven:
     happened: Callable[[str, Mapping[str, Any]], None] = lambda _kind, _what: None
     push_address: str | None = None
     signatures: Signatures | None = None
+    reporting: Transport | None = None
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
     draw: Callable[[], float] = random.SystemRandom().random
@@ -342,11 +346,19 @@ class Ven:
         """Have the VTN asked at once."""
         self._woken.set()
 
+    async def aclose(self) -> None:
+        """Close what is open; `run` has been cancelled."""
+        for way in (self.transport, self.reporting):
+            if way is not None:
+                await way.aclose()
+        self.buffer.close()
+
     # The VTN
 
     async def _ask(self, service: str, body: bytes) -> Message:
         """Send a message and return the answer. Raises Trouble, and NotRegistered where the VTN says so."""
-        answer = await self.transport.post(service, self.signed(body))
+        way = self.reporting if service == "EiReport" and self.reporting is not None else self.transport
+        answer = await way.post(service, self.signed(body))
         if not answer.strip():
             raise Trouble(Kind.BODY, "the VTN answered with nothing")
         try:
