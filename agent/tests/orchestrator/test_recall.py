@@ -16,7 +16,7 @@ from derms_agent.control import thermal
 from derms_agent.document_store import Store, boot_id
 from derms_agent.orchestrator import handover, service
 from derms_agent.orchestrator.engine import boottime_s
-from derms_agent.orchestrator.store import ASKS, MEMORY
+from derms_agent.orchestrator.store import ASKS, LINKED_WITHIN_S, MEMORY
 
 VTN = "VTN_URL=https://vtn.example/OpenADR2/Simple/2.0b\n"
 
@@ -83,8 +83,8 @@ def test_a_vtn_that_was_never_reached_is_waited_for_a_while_alone(
 
     first = service.assemble(settings.load(conf, limits), (conf, limits))
     now_s = boottime_s()
-    assert not first.controller.link_lost(now_s + service.LINKED_WITHIN_S - 60)
-    assert first.controller.link_lost(now_s + service.LINKED_WITHIN_S) is lost
+    assert not first.controller.link_lost(now_s + LINKED_WITHIN_S - 60)
+    assert first.controller.link_lost(now_s + LINKED_WITHIN_S) is lost
     # A service that starts again and again does not begin to wait anew.
     anyio.run(partial(first.save_asks, whole=True))
     second = service.assemble(settings.load(conf, limits), (conf, limits))
@@ -107,5 +107,5 @@ def test_a_start_of_the_host_waits_anew_for_a_vtn_that_was_never_reached_and_for
         monkeypatch.setattr(service, "boot_id", lambda boot=boot: boot)
         heir = service.assemble(settings.load(conf, limits), (conf, limits))
         assert heir.controller.link_lost(boottime_s()) is lost
-        assert heir.controller.link_lost(boottime_s() + service.LINKED_WITHIN_S)
+        assert heir.controller.link_lost(boottime_s() + LINKED_WITHIN_S)
         anyio.run(partial(heir.save_asks, whole=True))

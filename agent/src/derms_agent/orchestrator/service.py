@@ -29,8 +29,7 @@ import anyio.abc
 import anyio.to_thread
 
 from derms_agent import __version__, settings
-from derms_agent.control import demand, droop, journal, limits, thermal
-from derms_agent.control import ledger as book
+from derms_agent.control import demand, droop, limits, thermal
 from derms_agent.control.cycle import Outcome, State
 from derms_agent.document_store import Latest, Store, boot_id
 from derms_agent.drivers.bus_lock import Locked, buses_locked
@@ -40,10 +39,11 @@ from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import Heartbeats, listen, log_to
-from derms_agent.model import OPENADR, Device, OperatingState
+from derms_agent.model import Device, OperatingState
 from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew
 from derms_agent.notify import notify
-from derms_agent.orchestrator import asks, batteries, handover
+from derms_agent.orchestrator import asks, batteries
+from derms_agent.orchestrator import store as stored
 from derms_agent.orchestrator.api import ask_of
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.broadcast import CLIENT_ID, MQTT, Broadcast, tls_files
@@ -52,7 +52,7 @@ from derms_agent.orchestrator.engine import SHED_S, Engine, boottime_s
 from derms_agent.orchestrator.led import Leds, pattern
 from derms_agent.orchestrator.report import Alarms, Running, ask_json, explanation, operating, report, stamp, troubles
 from derms_agent.orchestrator.site import Site, fallback_written, foreseen, site_of, tree_of
-from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, CYCLES, JOURNAL, LEDGER, MEMORY, SESSIONS
+from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, CYCLES, MEMORY, SESSIONS
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
@@ -61,12 +61,8 @@ from derms_agent.socket_server import Arguments, Verbs, listening, serve
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 ROOT = "root"
-LINKED_WITHIN_S = 900.0
-"""How long a gateway that never heard of its VTN waits for it, until it counts as one whose link is lost."""
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
-JUST_STARTED_S = 600.0
-"""A host that is up for no longer may have come up just now, with its depot's power."""
 _DEMAND_S = 900.0
 _COUNTED_EVERY_S = 0.1
 _MOST_JOBS = 200
@@ -484,42 +480,19 @@ class Service:
     async def save_asks(self, *, whole: bool = False) -> None:
         """Store what was asked, as a file of its own where `whole`; it is on disk when this returns."""
         async with self._saving_asks:  # nothing else that is stored is waited for
-            document = {
-                "boot_id": self.engine.boot_id,
-                "asks": [asks.to_json(ask) for ask in self.controller.asks.values()],
-                "link_until_s": self.controller.link_until_s,
-                "link_stood": self.controller.link_stood,
-            }
+            document = stored.asks_document(self.controller)
             await anyio.to_thread.run_sync(partial(self.asks_store.save, document, whole=whole))
 
     async def save_sessions(self) -> None:
         """Store the sessions and what was told of them; it is on disk when this returns."""
         async with self._saving:
-            await anyio.to_thread.run_sync(self.store.save, SESSIONS, self._sessions_document())
-
-    def _sessions_document(self) -> dict[str, Any]:
-        now_s, now_unix_s = self.engine.clock(), time.time()
-
-        def unix(at_s: float | None) -> float | None:
-            return None if at_s is None else now_unix_s + at_s - now_s
-
-        return {
-            "sessions": {
-                name: {
-                    "started_unix_s": unix(session.started_at_s),
-                    "departure_unix_s": unix(session.departure_at_s),
-                    "energy_need_wh": session.energy_need_wh,
-                    "delivered_wh": session.delivered_wh,
-                    "vehicle": session.vehicle,
-                }
-                for name, session in self.controller.sessions.items()
-            }
-        }
+            document = stored.sessions_document(self.controller, stored.Times(self.engine.clock(), time.time()))
+            await anyio.to_thread.run_sync(self.store.save, SESSIONS, document)
 
     async def save_memory(self) -> None:
         """Store what control remembers from cycle to cycle; it is on disk when this returns."""
         async with self._saving:
-            document = {"boot_id": self.engine.boot_id, **handover.to_json(self.controller.memory())}
+            document = stored.memory_document(self.controller)
             await anyio.to_thread.run_sync(self.store.save, MEMORY, document)
 
     async def save_cycles(self) -> None:
@@ -573,15 +546,11 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     site = site_of(configuration.depot, configuration.agent.gateway, shed_s=SHED_S)
     store = Store(configuration.agent.state_directory)
     now_s, boot = boottime_s(), boot_id()
-    ledger, ledgers_boot = _adopted(store, site, boot, now_s)
+    ledger, ledgers_boot = stored.adopted(store, site, boot, now_s)
     controller = Controller(site=site, policy=policy_of(configuration, site), state=State(ledger), boot_id=boot)
     asks_store = Latest(store, ASKS, ASKS_JOURNAL)
-    _recall_asks(controller, asks_store, boot, now_s, linked=configuration.agent.vtn_url is not None)
-    _recall_sessions(controller, store, now_s)
-    _recall_memory(controller, store, boot)
-    _recall_cycles(controller, store)
-    # Power may have been away with the host.
-    controller.energised_at_s = now_s if _rebooted(store, ledgers_boot, boot, now_s) else None
+    linked = configuration.agent.vtn_url is not None
+    stored.recall(controller, store, asks_store, ledgers_boot, stored.Times(now_s, time.time()), linked=linked)
     buses = open_buses(site.depot, configuration.agent.gateway)
     pace = Pace(shed_s=SHED_S)
     devices = open_devices(site.depot, buses, pace=pace, clock=boottime_s, repeats_limits=False, reads_back=False)
@@ -589,108 +558,6 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
     service = Service(configuration, paths, site, store, asks_store, controller, engine, leds=Leds(configuration.agent))
     engine.told = service.told
     return service
-
-
-def _adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Ledger, str | None]:
-    """Return the ledger that a predecessor left, or a new one, and in which start of the host the former was stored.
-
-    That is empty where the ledger is lost, and None where nobody left one.
-    """
-    document, problem = store.load(LEDGER)
-    if problem is None and document is not None:
-        try:
-            ledger = book.from_json(
-                journal.replayed(document, store.records(JOURNAL)), site.stations.values(), boot, now_s
-            )
-        except (OSError, ValueError, TypeError, KeyError) as unusable:
-            problem = store.put_aside(LEDGER, str(unusable))
-        else:
-            return ledger, str(document["boot_id"])
-    if problem is not None:
-        store.put_aside(JOURNAL, "belongs to it")
-        logger.error("The ledger is lost, so every EVSE counts at its rating until it is told anew: %s", problem)
-    return book.started(site.stations.values(), now_s), None if problem is None else ""
-
-
-def _rebooted(store: Store, ledgers_boot: str | None, boot: str, now_s: float) -> bool:
-    """Whether the host restarted since a predecessor ran.
-
-    Without its ledger, what else that left says so; where all is lost, the age of this start has to do.
-    """
-    if ledgers_boot:
-        return ledgers_boot != boot
-    documents = [store.load(name)[0] for name in (MEMORY, ASKS)]
-    boots = {one["boot_id"] for one in documents if isinstance(one, dict) and "boot_id" in one}
-    return boot not in boots if boots else ledgers_boot is not None and now_s < JUST_STARTED_S
-
-
-def _recall_asks(controller: Controller, store: Latest, boot: str, now_s: float, *, linked: bool) -> None:
-    """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
-
-    Without a VTN nobody renews the link any more, and the default limit would hold for good; so would an event of its
-    without an end, for there is no grid gateway either that could take it back: its events are none. A VTN that was
-    never reached has `LINKED_WITHIN_S` of each start of the host: else nothing would hold for as long as it cannot be.
-    """
-    if linked:
-        controller.link_until_s = now_s + LINKED_WITHIN_S
-    document, problem = store.load()
-    try:
-        for stored in (document or {}).get("asks", ()):
-            ask = asks.from_json(stored)
-            if document["boot_id"] != boot:
-                ask = asks.placed(ask, now_s, time.time())
-            if not ask.over(now_s) and (linked or not ask.id.startswith(OPENADR)):
-                controller.put(ask)
-        link_until_s = (document or {}).get("link_until_s")
-        if linked and link_until_s is not None:
-            # Who stored a link without it may have had one.
-            controller.link_stood = bool(document.get("link_stood", True))
-            if document["boot_id"] == boot:
-                controller.link_until_s = float(link_until_s)
-            elif controller.link_stood:
-                controller.link_until_s = now_s
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(repr(unusable))
-    if problem is not None:
-        logger.error("What was asked before may be lost: %s", problem)
-
-
-def _recall_sessions(controller: Controller, store: Store, now_s: float) -> None:
-    document, problem = store.load(SESSIONS)
-    now_unix_s = time.time()
-    try:
-        for name, stored in (document or {}).get("sessions", {}).items():
-            if name in controller.site.stations:
-                controller.recall(name, stored, now_s, now_unix_s)
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(SESSIONS, repr(unusable))
-    if problem is not None:
-        logger.error("What was known of sessions is lost: %s", problem)
-
-
-def _recall_memory(controller: Controller, store: Store, boot: str) -> None:
-    document, problem = store.load(MEMORY)
-    try:
-        if document is not None and document["boot_id"] == boot:
-            known = {name: controller.watts_per_a(name) for name in controller.site.stations}
-            controller.remember(handover.from_json(document, known))
-        elif document is not None:
-            controller.recall_heat(handover.heat_from_json(document))
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(MEMORY, repr(unusable))
-    if problem is not None:
-        logger.error("How power was shared before is lost, and is worked out anew: %s", problem)
-
-
-def _recall_cycles(controller: Controller, store: Store) -> None:
-    document, problem = store.load(CYCLES)
-    try:
-        if document is not None:
-            controller.batteries.counted = batteries.from_json(document)
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(CYCLES, repr(unusable))
-    if problem is not None:
-        logger.error("The cycles that batteries have been through are lost, and are counted anew: %s", problem)
 
 
 # Running

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from derms_agent import profiles
@@ -95,10 +96,13 @@ def _upwards(circuits: Mapping[str, Circuit], name: str) -> list[str]:
     return found
 
 
-def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
+def site_of(
+    depot: Depot, gateway: str, *, shed_s: float, own_profiles: Mapping[str, Profile] = MappingProxyType({})
+) -> Site:
     """Return what a gateway of a depot controls.
 
     :param shed_s: how long a setpoint's write may take until it is given up
+    :param own_profiles: these stand for the built-in ones of their names
     :raises ValueError: the gateway has no bus, or no tree of circuits, or several
     """
     buses = {bus.name for bus in depot.buses.values() if bus.gateway == gateway}
@@ -106,7 +110,10 @@ def site_of(depot: Depot, gateway: str, *, shed_s: float) -> Site:
         raise ValueError(f"found no bus of gateway {gateway} in depot {depot.name}, expected one at least")
     depot, share = tree_of(depot, gateway)
     devices = {name: device for name, device in depot.devices.items() if device.bus in buses}
-    known = {name: profiles.load(device.profile) for name, device in depot.devices.items()}
+    known = {
+        name: own_profiles.get(device.profile) or profiles.load(device.profile)
+        for name, device in depot.devices.items()
+    }
     evses = depot.evses()
     stations = {
         evse.name: station_of(depot, device, known[device.name], evse, shed_s=shed_s)
