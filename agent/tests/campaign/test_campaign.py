@@ -5,20 +5,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 
+from derms_agent.control import demand, droop
 from derms_agent.control.guard import Purpose, Write
 from derms_agent.control.ledger import Amount
-from derms_agent.model import Connection, Phase
+from derms_agent.model import Connection, Phase, Rank
+from derms_agent.orchestrator.asks import Ask
+from derms_agent.orchestrator.engine import SHED_S
+from derms_agent.orchestrator.site import site_of
+from derms_agent.orchestrator.store import Times
 from derms_agent.profiles.profile import AfterBoot
 from derms_agent.twin import Fault, FaultKind, Rehearsal, Scenario
-from derms_agent.twin.actions import SetBaseLoad
+from derms_agent.twin.actions import SetBaseLoad, SetFrequency
 from derms_agent.twin.campaign import course, episode, mutants, scene
 from derms_agent.twin.campaign.__main__ import Tally, regression_seeds
 from derms_agent.twin.campaign.judge import Judge, Violation, trips_after_s
+from derms_agent.twin.campaign.orchestrator import Disk, Orchestrator
 from derms_agent.twin.physics import VehicleType
 from derms_agent.twin.scenario import Arrivals
 
@@ -30,8 +37,18 @@ def drawn(seed: int) -> scene.Scene:
     return scene.draw(Random(seed))  # noqa: S311
 
 
-def test_the_same_seed_gives_the_same_episode() -> None:
-    assert episode.run(7) == episode.run(7)
+def played_by_the_orchestrator(seed: int) -> bool:
+    return scene.draw(Random(f"derms campaign {seed}")).policy is not None  # noqa: S311
+
+
+@pytest.mark.parametrize("orchestrated", [True, False])
+def test_the_same_seed_gives_the_same_episode(orchestrated: bool) -> None:
+    seed = next(seed for seed in range(7, 100) if played_by_the_orchestrator(seed) is orchestrated)
+    assert episode.run(seed) == episode.run(seed)
+
+
+def test_the_orchestrator_plays_more_than_half() -> None:
+    assert sum(map(played_by_the_orchestrator, range(300))) > 150
 
 
 def test_control_dies_with_raises_on_the_wire() -> None:
@@ -84,6 +101,14 @@ def test_every_kind_of_fault_comes_up() -> None:
         "limit moved",
         "base load stepped",
         "indeterminate writes",
+        "meter lacks values",
+        "generation moved",
+        "event announced",
+        "event cancelled",
+        "grid link lost",
+        "frequency excursion",
+        "limits.conf reloaded",
+        "agent stopped and started",
     }
 
 
@@ -115,6 +140,7 @@ def charged(judge: Judge, seconds: float) -> None:
         judge.twin.advance(0.1)
         now_s = judge.twin.now_s
         judge.reached(dict.fromkeys(judge.scene.depot.devices, now_s), {})
+        judge.showed_hertz(now_s)
         for circuit in judge.scene.depot.circuits:
             judge.sampled(circuit, now_s)
         judge.look()
@@ -161,6 +187,20 @@ def test_control_that_is_dead_is_excused_until_all_have_fallen_back() -> None:
     assert over(judge)  # somebody still feeds them
 
 
+def test_the_grid_asks_nothing_of_who_falls_back_once_control_is_dead() -> None:
+    judge = uncontrolled(with_policy())
+    assert any(judge.twin.outlet(evse.name).current_a > 5 for evse in judge.scene.depot.evses())
+    judge.limit_moved(100.0)
+    judge.twin.advance(20)
+    none = [
+        Write(number, evse.name, Amount(0.0), Purpose.LOWER) for number, evse in enumerate(judge.scene.depot.evses())
+    ]
+    judge.wrote(none)
+    judge.died()
+    charged(judge, 60)
+    assert not over(judge)
+
+
 def starts_at_its_rating(here: scene.Scene, profile: str) -> bool:
     fallback = here.profiles[profile].fallback
     rated = fallback is not None and fallback.after_boot is AfterBoot.RATING
@@ -195,6 +235,77 @@ def test_the_trip_curve_knows_no_excuse() -> None:
         twin.advance(0.1)
         judge.look()
     assert [violation.rule for violation in judge.violations] == ["trip curve"]
+
+
+def with_policy(**changes: object) -> scene.Scene:
+    """Return a scene that the orchestrator plays, by another policy."""
+    here = next(one for one in map(drawn, SOME_SEEDS) if one.policy is not None)
+    assert here.policy is not None
+    return replace(here, policy=replace(here.policy, **changes))  # type: ignore[arg-type]
+
+
+def uncontrolled(here: scene.Scene) -> Judge:
+    """Let a depot run that nobody controls: each charger falls back, and no further."""
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    judge = Judge(twin, here)
+    for evse in here.depot.evses():
+        judge.plugged(evse.name)
+        twin.plug_in(evse.name, VehicleType(name="car", capacity_wh=60_000, power_w=22_000), 0.2)
+    charged(judge, 90)
+    return judge
+
+
+def found(judge: Judge, rule: str) -> bool:
+    return any(violation.rule == rule for violation in judge.violations)
+
+
+@pytest.mark.parametrize(("cap_w", "spent"), [(1e6, False), (100.0, True)])
+def test_who_draws_while_an_interval_is_spent_violates_its_cap(cap_w: float, spent: bool) -> None:
+    cap = demand.Cap(cap_w=cap_w, window_s=scene.DEMAND_S)
+    assert found(uncontrolled(with_policy(demand_cap=cap)), "demand") is spent
+
+
+@pytest.mark.parametrize(("hertz", "low"), [(50.0, False), (48.5, True)])
+def test_who_draws_as_before_while_the_frequency_is_low_violates_the_droop(hertz: float, low: bool) -> None:
+    judge = uncontrolled(with_policy(droop=droop.Settings(nominal_hz=scene.NOMINAL_HZ)))
+    judge.twin.do(SetFrequency(((1.0, hertz),)))
+    charged(judge, 60)
+    assert found(judge, "droop") is low
+
+
+def test_a_meter_that_is_silent_lets_nobody_know_of_less_than_the_worst() -> None:
+    here = next(one for one in map(drawn, SOME_SEEDS) if one.policy is not None and "feeder-a" in one.depot.circuits)
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    judge = Judge(twin, here)
+    worst_a = {name: circuit.base_load_a for name, circuit in here.depot.circuits.items()}
+    nobody = dict.fromkeys(worst_a, NONE)
+    judge.sampled("main", 0.0)
+    assert judge._shown_base("main", 1.0) == nobody
+    assert judge._shown_base("feeder-a", 1.0) == {**nobody, "feeder-a": worst_a["feeder-a"]}
+    judge.sampled("feeder-a", 60.0)
+    assert judge._shown_base("main", 61.0) == {**worst_a, "feeder-a": NONE}
+
+
+def test_a_successor_reads_back_what_was_asked_and_written() -> None:
+    here = with_policy()
+    assert here.policy is not None
+    site = site_of(scene.declared(here), "gateway-1", shed_s=SHED_S, own_profiles=here.profiles)
+    disk = Disk()
+
+    def process(boot: str, at: Times) -> Orchestrator:
+        assert here.policy is not None
+        return Orchestrator(here, site, here.policy, disk, boot, at, Random(1))  # noqa: S311
+
+    first = process("boot-1", Times(100.0, 1e9))
+    first.put(Ask(id="event", source="event", rank=Rank.GRID, high_w=5e3, end_unix_s=1e9 + 60), Times(101.0, 1e9 + 1))
+    for second in range(8):
+        first.run(Times(104.0 + second, 1e9 + 4 + second))
+    assert first.controller.state.ledger.next_write > 1
+    second_boot = process("boot-2", Times(5.0, 1e9 + 20))
+    assert second_boot.controller.asks["event"].end_s == pytest.approx(45.0)
+    same_boot = process("boot-1", Times(120.0, 1e9 + 20))
+    assert same_boot.controller.asks["event"].end_s == pytest.approx(160.0)
+    assert same_boot.controller.state.ledger.next_write == first.controller.state.ledger.next_write
 
 
 def test_what_was_counted_survives_the_disk() -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's process: control as `derms_agent.control.cycle` has it, with a ledger on a disk that outlives it.
+"""The campaign's own agent, where there is storage: control's cycle, with a ledger on a disk that outlives it.
+
+It stands in for the orchestrator (`orchestrator.py`), which gives storage no set-points, and tries what else that does
+not do: EVSEs on phases that nobody told, and a base load that the guard itself counts.
 
 In every other scene, EVSEs' shares are what `allocate` makes them; in the rest they are wild, for whatever they are, no
 limit may be exceeded: some want all they can take, some nothing, and they change their minds together.
@@ -23,12 +26,13 @@ from derms_agent.control import ledger as book
 from derms_agent.control.cycle import Allocated, Bounds, Cycle, EvseImage, Inputs, State
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import BaseLoad, Circuits
-from derms_agent.model import Circuit, Connection, Evse, Limit, PerPhase, Phase, Quality, Session
+from derms_agent.model import Circuit, Connection, Evse, Limit, PerPhase, Phase, Quality, Reading, Session
 from derms_agent.profiles.profile import Refresh
 from derms_agent.twin import network
 from derms_agent.twin.campaign import scene as stage
-from derms_agent.twin.campaign.link import News, Sample, Values
+from derms_agent.twin.campaign.link import News, Proved, Sample, Values
 from derms_agent.twin.campaign.scene import STORAGE, VOLTAGE_V, Scene
+from derms_agent.twin.campaign.wishes import Share, Wishes
 
 FRESH_S = 2.5
 """How old a reading may be, of a meter and of a charger."""
@@ -36,7 +40,6 @@ FRESH_S = 2.5
 _SQRT3 = math.sqrt(3)
 _NEUTRAL_V = VOLTAGE_V / _SQRT3
 _SOC_FRESH_S = 10.0
-_WISHES_A = (0.0, 8.0, 32.0, 32.0)
 _NONE = BaseLoad()
 
 
@@ -72,14 +75,6 @@ class Asked:
     site_w: float = math.inf
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What the storage gets."""
-
-    current_a: float
-    why: str = "storage"
-
-
 @dataclass(slots=True)
 class Agent:
     """One process of control. Times are those of its own clock."""
@@ -103,9 +98,7 @@ class Agent:
     _sessions: dict[str, Session] = field(default_factory=dict)
     _evses: tuple[Evse, ...] = ()
     _network: Network | None = None
-    _wild: Random | None = None
-    _wishes: dict[str, Allocated] = field(default_factory=dict)
-    _wished_until_s: float = -math.inf
+    _wild: Wishes | None = None
 
     def __post_init__(self) -> None:
         scene = self.scene
@@ -117,7 +110,8 @@ class Agent:
             hold_s=chance.choice((5.0, 30.0, 300.0)),
             spread_s=20.0,
         )
-        self._wild = self.rng if chance.random() < 0.5 else None  # noqa: PLR2004 - every other scene
+        if chance.random() < 0.5:  # noqa: PLR2004 - every other scene
+            self._wild = Wishes(self.rng, (evse.name for evse in scene.depot.evses()))
         self.cycle = Cycle(
             circuits=Circuits(scene.depot.circuits, stations), combine=limits.Combining(), allocate=self._allocate
         )
@@ -182,7 +176,7 @@ class Agent:
                 seen = self._image.get(item.evse)
                 if seen is not None and seen.sent_s == item.sent_s:
                     self._image[item.evse] = replace(seen, limit_a=item.amount.active_a)
-            else:
+            elif not isinstance(item, Reading | Proved):  # which are the orchestrator's
                 events.append(item)
         return tuple(events)
 
@@ -260,7 +254,7 @@ class Agent:
             return {}
         relied = set(names)
         if self._wild is not None:
-            return self._share_wildly(self._wild, now_s)
+            return {**self._wild.at(now_s), **self._storage_share(now_s)}
         self._previous = allocate.allocate(
             self._evses,
             {name: session for name, session in self._sessions.items() if name in relied},
@@ -274,19 +268,11 @@ class Agent:
         shares: dict[str, Allocated] = {name: given for name, given in self._previous.items() if name in relied}
         return shares | self._storage_share(now_s)
 
-    def _share_wildly(self, rng: Random, now_s: float) -> dict[str, Allocated]:
-        if now_s >= self._wished_until_s:
-            self._wished_until_s = now_s + rng.uniform(10, 60)
-            names = [evse.name for evse in self._evses]
-            rng.shuffle(names)
-            self._wishes = {name: Share(rng.choice(_WISHES_A), "wild") for name in names}
-        return self._wishes | self._storage_share(now_s)
-
     def _storage_share(self, now_s: float) -> dict[str, Allocated]:
         if self.scene.storage:
             # It gives what it may, until its charge or its limits say otherwise; and takes in between.
             amperes = stage.storage_a()
-            return {STORAGE: Share(-amperes if now_s % 60 < 40 else amperes)}  # noqa: PLR2004
+            return {STORAGE: Share(-amperes if now_s % 60 < 40 else amperes, "storage")}  # noqa: PLR2004
         return {}
 
 

@@ -16,12 +16,18 @@ A *row* is a line of a circuit, or the site's power against its own limit or wha
 - **Heat**: nothing flows above the enclosure's cut-off, nor once a sensor has been lost for as long as its reading may
   be old and a car needs to follow.
 - **Discharge**: none at or below the reserve, nor with a state of charge that is unknown or old.
+- **Demand**: once an interval's energy is above its cap, no EVSE draws for the rest of it.
+- **Droop**: while the frequency is low, an EVSE draws less than before by at least what the curve takes off its rating.
+
+Where the orchestrator plays, generation is no headroom either, meters measure all of a circuit, and the grid asks for
+the default limit while its link is lost.
 
 What it allows, each for what nobody could have done sooner:
 
 1. *Resolution*: 0.3 A and 0.3 % of a row, 0.8 A of an EVSE in the ledger (a meter's 0.5 A in it), 0.1 K.
 2. *A meter that does not answer* while base load rises: its last reading stands for the 2.5 s that it may be old, and
-   1 s until the next cycle; the window begins then. Only for the rows above that meter.
+   1 s until the next cycle; the window begins then. Only for the rows above that meter. The orchestrator's meters show
+   a base load between readings of all EVSEs beneath, and may be 5 s old; only for the rows of their own circuit.
 3. *A device that does not take requests* (silent, refusing, slow, restarting, or its requests lost) draws more than it
    was told. Only what it draws beyond that is excused, by working out the flow without it, and only for 8 s (5 s until
    control no longer relies on it, a time-out of 1 s, a cycle, a poll) and the window. The others are to be lowered.
@@ -29,30 +35,40 @@ What it allows, each for what nobody could have done sooner:
    draws; on a device that answers nothing either, never more than its rating.
 5. *Nothing left*: past that no excess is a violation while all that could be told, beneath that row, draws less than
    1 A.
-6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then.
+6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then. The orchestrator waits up
+   to 4 s until it is informed.
 7. *Control that is dead* lowers nothing: what rose the base load since a window before its death is excused until the
    slowest watchdog beneath that row, 1 s and the window are over; from then on all must fit as the depot's check says,
    for every circuit. What the site and the grid ask for is not in that check: it is asked of what control told, not of
    what a device draws beyond that on its own. Nor is what a frozen pilot, or a device that starts, draws beyond it.
 8. *A request in flight* when its process dies may still feed a watchdog; its time counts from the last one taken.
-9. *Heat* is asked only of devices that took requests, from a control that ran, for the last window and 8 s; of cars
-   at a frozen pilot not at all.
+9. *Heat*, *demand* and *droop* are asked only of devices that took requests, from a control that ran, for the last
+   window and 8 s; of cars at a frozen pilot not at all. Heat is not asked while a sensor is lost that is not required.
+10. *Droop* has its response time, and the time of a shed, from when the frequency is low and the site's meter shows
+    it; for a car that comes meanwhile, from then on.
+    What an EVSE drew before is not held against it where a car came since, or control started; what it drew before an
+    earlier excursion still counts until the frequency was calm for as long as droop waits before it turns round.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from derms_agent.control.demand import Windows
 from derms_agent.control.guard import Write
 from derms_agent.control.ledger import Span
-from derms_agent.model import Connection, Evse, PerPhase, Phase
+from derms_agent.model import Connection, Evse, PerPhase, Phase, per_phase
+from derms_agent.orchestrator.controller import Policy
 from derms_agent.profiles.profile import AfterBoot
 from derms_agent.twin import network
 from derms_agent.twin.campaign.agent import SENSOR
 from derms_agent.twin.campaign.scene import (
+    CUT_OFF_C,
+    GENERATOR,
     STORAGE,
     VOLTAGE_V,
     Scene,
@@ -68,9 +84,11 @@ from derms_agent.twin.rehearsal import Rehearsal
 STEP_S = 0.1
 PROMPT_S, SLOW_S = 6.0, 12.0
 STALE_S, CYCLE_S = 2.5, 1.0
+WHOLE_STALE_S, WHOLE_KNOWN_S = 5.0, 5.5
 PROOF_S = 15.0
 UNRELIABLE_S = 8.0
-START_S = 2.0
+START_S, INFORMED_S = 2.0, 4.0
+DROOP_S = 30.0
 LATE_S = 3.0
 BOOT_S = 7.0
 MUTE_S = 5.5
@@ -82,9 +100,13 @@ _NEAR_C = 0.1
 _NEAR_W = 10.0
 _SLACK = 1.003
 _HELD_BACK_A = 1.0
+_REGISTER_WS = 2 * 3600.0
+_DROOP_SHARE = 0.025
+_SETTLES_S = 6.0
 _SQRT3 = math.sqrt(3)
 _NEUTRAL_V = VOLTAGE_V / _SQRT3
 _PHASES = tuple(Phase)
+_NONE = (0.0, 0.0, 0.0)
 _TRIP = ((1.13, 3600.0), (2.55, 1.0), (3.0, 0.1))
 _UNREACHABLE = frozenset(
     {FaultKind.SILENT, FaultKind.REBOOT, FaultKind.EXCEPTION, FaultKind.DISCONNECT, FaultKind.SLOW}
@@ -165,11 +187,12 @@ class _Reach:
 
 @dataclass(slots=True)
 class Judge:
-    """Watches one episode. `limit_w` is what the grid asks for; `alive`: control runs."""
+    """Watches one episode. `limit_w` is what the grid asks for, `site_va` the site's limit; `alive`: control runs."""
 
     twin: Rehearsal
     scene: Scene
     limit_w: float = math.inf
+    site_va: float = math.inf
     alive: bool = True
     violations: list[Violation] = field(default_factory=list)
     worst: Worst = field(default_factory=Worst)
@@ -177,14 +200,26 @@ class Judge:
     _window_s: float = PROMPT_S
     _died_s: float = -math.inf
     _started_s: float = 0.0
+    _whole: bool = False
     _limit_fell_s: float = -math.inf
+    _site_fell_s: float = -math.inf
     _base: dict[str, PerPhase] = field(default_factory=dict)
+    _bases: dict[str, list[tuple[float, PerPhase]]] = field(default_factory=dict)
     _rose_s: dict[str, float] = field(default_factory=dict)
-    _seen_s: dict[str, float] = field(default_factory=dict)
+    _seen_s: dict[tuple[str, str], float] = field(default_factory=dict)
     _sampled_s: dict[str, float] = field(default_factory=dict)
     _doings: dict[str, _Doings] = field(default_factory=dict)
     _reach: dict[str, _Reach] = field(default_factory=dict)
     _lost_since_s: dict[str, float] = field(default_factory=dict)
+    _lost_at_s: dict[str, float] = field(default_factory=dict)
+    _imported_ws: list[float] = field(default_factory=lambda: [0.0])
+    _spent_since_s: float | None = None
+    _low: deque[float] = field(default_factory=deque)
+    _low_since_s: float | None = None
+    _before_a: dict[str, float] = field(default_factory=dict)
+    _plugged_s: dict[str, float] = field(default_factory=dict)
+    _low_s: float = -math.inf
+    _hertz_s: float = -math.inf
     _over_since_s: dict[Row, float] = field(default_factory=dict)
     _trip: dict[Row, float] = field(default_factory=dict)
     _seen: set[tuple[str, str]] = field(default_factory=set)
@@ -196,11 +231,15 @@ class Judge:
     def __post_init__(self) -> None:
         depot = self.scene.depot
         self._evses = depot.evses()
+        self._whole = self.scene.policy is not None
+        self.site_va = depot.site.limit_va
+        self._low = deque(maxlen=round(DROOP_S / STEP_S))
         self._window_s = SLOW_S if self.scene.slow else PROMPT_S
         self._sensed = tuple(evse for evse in self._evses if "temperature" in self.scene.profile(evse.device).points)
         self._doings = {name: _Doings() for name in (*(evse.name for evse in self._evses), STORAGE)}
         self._reach = {name: _Reach() for name in depot.devices}
-        self._base = dict.fromkeys(depot.circuits, (0.0, 0.0, 0.0))
+        self._base = dict.fromkeys(depot.circuits, _NONE)
+        self._bases = {name: [(-math.inf, _NONE)] for name in depot.circuits}
         self._mixed = frozenset(
             name
             for name in depot.circuits
@@ -224,14 +263,33 @@ class Judge:
     def base_stepped(self, circuit: str, amperes: PerPhase) -> None:
         """Take note of a circuit's own base load."""
         if any(new > old for new, old in zip(amperes, self._base[circuit], strict=True)):
-            self._rose_s[circuit] = self._seen_s[circuit] = self.twin.now_s
+            self._rose_s[circuit] = self.twin.now_s
+            self._seen_s.update(
+                {(row.circuit, circuit): self.twin.now_s for row in self._rows if circuit in self._rows[row]}
+            )
         self._base[circuit] = amperes
+        self._bases[circuit].append((self.twin.now_s, amperes))
 
     def limit_moved(self, watts: float) -> None:
         """Take note of what the grid asks for."""
         if watts < self.limit_w:
             self._limit_fell_s = self.twin.now_s
         self.limit_w = watts
+
+    def site_moved(self, limit_va: float) -> None:
+        """Take note of the site's own limit."""
+        if limit_va < self.site_va:
+            self._site_fell_s = self.twin.now_s
+        self.site_va = limit_va
+
+    def plugged(self, evse: str) -> None:
+        """Take note of a car that comes: what was drawn before it says nothing of it."""
+        self._before_a[evse] = math.inf
+        self._plugged_s[evse] = self.twin.now_s
+
+    def showed_hertz(self, sent_s: float) -> None:
+        """Take note of when the site's meter last showed the frequency."""
+        self._hertz_s = sent_s
 
     def died(self) -> None:
         """Take note that control was killed."""
@@ -243,6 +301,8 @@ class Judge:
         self.alive = True
         self._started_s = self.twin.now_s
         self._sampled_s.clear()
+        self._low_since_s = None
+        self._before_a = dict.fromkeys(self._before_a, math.inf)
 
     def sampled(self, circuit: str, sent_s: float) -> None:
         """Take note of when a circuit's meter was last asked and answered."""
@@ -276,13 +336,17 @@ class Judge:
         self._look_at_watchdogs(now_s)
         self._look_at_storage(now_s)
         self._look_at_heat(now_s)
+        if self.scene.policy is not None:
+            self._look_at_demand(self.scene.policy, now_s)
+            self._look_at_droop(self.scene.policy, now_s)
 
     def _look_at_meters(self, now_s: float) -> None:
         """Let the window of a rise begin later while its meter does not answer and its last reading still stands."""
-        for circuit, rose_s in self._rose_s.items():
-            sampled_s = self._sampled_s.get(circuit, self._started_s)
-            if sampled_s < rose_s < now_s - _SAMPLED_S and now_s <= sampled_s + STALE_S + CYCLE_S:
-                self._seen_s[circuit] = now_s
+        stale_s = WHOLE_STALE_S if self._whole else STALE_S
+        for above, circuit in self._seen_s:
+            sampled_s = self._sampled_s.get(above if self._whole else circuit, self._started_s)
+            if sampled_s < self._rose_s[circuit] < now_s - _SAMPLED_S and now_s <= sampled_s + stale_s + CYCLE_S:
+                self._seen_s[above, circuit] = now_s
 
     def _look_at_devices(self, now_s: float, faults: Mapping[str, tuple[Fault, ...]]) -> None:
         for device, reach in self._reach.items():
@@ -302,6 +366,7 @@ class Judge:
                 reach.off_since_s, reach.booted_s = None, now_s
             if FaultKind.SENSOR_LOST in kinds:
                 self._lost_since_s.setdefault(device, now_s)
+                self._lost_at_s[device] = now_s
             else:
                 self._lost_since_s.pop(device, None)
 
@@ -345,7 +410,7 @@ class Judge:
             if row.line is not None:
                 yield row, _flow(row, currents), circuits[row.circuit].rating_a[row.line]
             elif not row.asked:
-                yield row, _flow(row, currents), self.scene.depot.site.limit_va
+                yield row, _flow(row, currents), self.site_va
             elif self.limit_w < math.inf:  # nothing is above no limit
                 yield row, _flow(row, currents), self.limit_w
 
@@ -362,16 +427,16 @@ class Judge:
 
     def _lately(self, row: Row, now_s: float) -> bool:
         """Whether within the window base load rose in a row, its limit fell, or control began to run."""
-        window_s = self._window_s
-        caused_s = [self._seen_s.get(circuit, -math.inf) for circuit in self._rows[row]]
-        if row.asked:
-            caused_s.append(self._limit_fell_s)
+        window_s, starts_s = self._window_s, INFORMED_S if self._whole else START_S
+        caused_s = [self._seen_s.get((row.circuit, circuit), -math.inf) for circuit in self._rows[row]]
+        if row.line is None:
+            caused_s.append(self._limit_fell_s if row.asked else self._site_fell_s)
         latest_s = max(caused_s)
         if not self.alive:
             if latest_s < self._died_s - window_s:
                 return False
             return row.line is None or now_s <= self._fallen_back_s(row) + window_s
-        return now_s - latest_s <= window_s or now_s - self._started_s <= START_S + window_s
+        return now_s - latest_s <= window_s or now_s - self._started_s <= starts_s + window_s
 
     def _fallen_back_s(self, row: Row) -> float:
         """Return by when all beneath a row have fallen back, if nobody feeds them since control died."""
@@ -428,7 +493,8 @@ class Judge:
     ) -> dict[str, network.Phasors]:
         """Return what flows in each circuit with what EVSEs draw, and the storage takes, in A per conductor.
 
-        With a base load as known, on all conductors an EVSE is wired to; else as it is, on those its car loads.
+        With a base load as known, on all conductors an EVSE is wired to, and nothing generated; else as it is, on those
+        its car loads.
         """
         circuits = self.scene.depot.circuits
         loads: dict[str, network.Phasors] = {}
@@ -440,9 +506,11 @@ class Judge:
             each = network.currents_of(circuits[evse.circuit], evse.phases, loaded)
             flow = (each[0] * drawn[evse.name], each[1] * drawn[evse.name], each[2] * drawn[evse.name])
             loads[evse.circuit] = network.add(loads[evse.circuit], flow)
-        if self.scene.storage:
-            state = self.twin.inverters[STORAGE].state
-            at = str(self.scene.depot.devices[STORAGE].circuit)
+        for name, inverter in self.twin.inverters.items():
+            if name == GENERATOR and base is not None:
+                continue
+            state = inverter.state
+            at = str(self.scene.depot.devices[name].circuit)
             watts = state.power_w if storage_a is None else storage_a * 3 * _NEUTRAL_V
             loads[at] = network.add(loads[at], network.power_currents(circuits[at], watts, state.reactive_var))
         return network.circuit_currents(circuits, loads)
@@ -455,8 +523,11 @@ class Judge:
 
     # Writes and the ledger
 
-    def wrote(self, writes: Sequence[Write], base: Mapping[str, PerPhase]) -> None:
-        """Judge writes as they leave. `base` is each circuit's base load as far as control can know it, in A."""
+    def wrote(self, writes: Sequence[Write], base: Mapping[str, PerPhase] | None = None) -> None:
+        """Judge writes as they leave.
+
+        `base` is each circuit's base load as far as control can know it, in A; None: as circuits' own meters show it.
+        """
         now_s = self.twin.now_s
         could = {evse.name: self._could(evse, now_s) for evse in self._evses}
         could[STORAGE] = self._could_take(now_s)
@@ -499,11 +570,17 @@ class Judge:
     def _frozen(self, device: str) -> bool:
         return any(fault.kind is FaultKind.FROZEN_DUTY for fault in self.twin.faults().get(device, ()))
 
-    def _judge_raise(self, raised: str, could: Mapping[str, float], base: Mapping[str, PerPhase], now_s: float) -> None:
+    def _judge_raise(
+        self, raised: str, could: Mapping[str, float], base: Mapping[str, PerPhase] | None, now_s: float
+    ) -> None:
         own = next((evse for evse in self._evses if evse.name == raised), None)
         at = str(self.scene.depot.devices[STORAGE].circuit) if own is None else own.circuit
         phases = _PHASES if own is None else own.phases
-        after = self._flows(could, base, could[STORAGE])
+        after: Mapping[str, network.Phasors]
+        if base is None:
+            after = {name: self._flows(could, self._shown_base(name, now_s))[name] for name in self._base}
+        else:
+            after = self._flows(could, base, could[STORAGE])
         for row, found, limit in self._found(after):
             beneath = at in self._rows[row]
             # A transformer's line is of two windings; which of them an EVSE loads is not looked at.
@@ -512,6 +589,29 @@ class Judge:
                 drawing = ", ".join(f"{name} {value:.1f}" for name, value in could.items())
                 detail = f"{raised} raised; {row}: could be {found:.1f}, expected at most {limit:.1f}; {drawing}"
                 self._report("raised while over", raised, now_s, detail)
+
+    def _shown_base(self, at: str, now_s: float) -> dict[str, PerPhase]:
+        """Return the base loads beneath a circuit as its own meter shows them, or else its parts' meters; at the least.
+
+        Where none does it is the declared worst. No meter is read through a transformer. All others are nothing.
+        """
+        found = dict.fromkeys(self._base, _NONE)
+        waiting = [at]
+        while waiting:
+            name = waiting.pop()
+            if name not in self._mixed and now_s - self._sampled_s.get(name, -math.inf) <= WHOLE_KNOWN_S:
+                found.update({each: self._least_base(each, now_s) for each in _beneath(self.scene, name)})
+            else:
+                found[name] = self.scene.depot.circuits[name].base_load_a
+                waiting += [other.name for other in self.scene.depot.circuits.values() if other.parent == name]
+        return found
+
+    def _least_base(self, circuit: str, now_s: float) -> PerPhase:
+        """Return the least of a circuit's base load for as long as a reading may be old."""
+        bases = self._bases[circuit]
+        while bases[1:] and bases[1][0] <= now_s - WHOLE_KNOWN_S:
+            bases.pop(0)
+        return per_phase(map(min, zip(*(amperes for _since_s, amperes in bases), strict=True)))
 
     def accounts(self, spans: Mapping[str, tuple[Span, Span, Span]]) -> None:
         """Judge the ledger: it holds what flows and what is in force."""
@@ -574,13 +674,77 @@ class Judge:
                 continue
             if not self._told_lately(evse.device, now_s):
                 continue
-            if state.temperature_c > SENSOR.cut_off_c + _NEAR_C:
+            policy = self.scene.policy
+            lately = now_s - self._lost_at_s.get(evse.device, -math.inf) <= self._window_s + UNRELIABLE_S
+            if policy is not None and not policy.charger_sensor.required and lately:
+                continue
+            if state.temperature_c > CUT_OFF_C + _NEAR_C:
                 detail = f"{evse.name}: {state.current_a:.1f} A at {state.temperature_c:.2f} degC"
                 self._report("cut-off", evse.name, now_s, detail)
             lost_s = now_s - self._lost_since_s.get(evse.device, now_s)
-            if lost_s > SENSOR.reach_s + CYCLE_S:
+            sensor = SENSOR if policy is None else policy.charger_sensor
+            if sensor.required and lost_s > sensor.reach_s + CYCLE_S:
                 detail = f"{evse.name}: {state.current_a:.1f} A {lost_s:.0f} s after its sensor was lost"
                 self._report("sensor lost", evse.name, now_s, detail)
+
+    # What the policy asks
+
+    def _look_at_demand(self, policy: Policy, now_s: float) -> None:
+        cap = policy.demand_cap
+        if cap is None:
+            return
+        root = next(row for row in self._rows if row.line is None)
+        self._imported_ws.append(self._imported_ws[-1] + max(_flow(root, self.twin.currents), 0.0) * STEP_S)
+        # The wall's clock is a whole number of intervals ahead.
+        since_s = now_s % cap.window_s if cap.windows is Windows.ALIGNED else cap.window_s
+        used_ws = self._imported_ws[-1] - self._imported_ws[max(-1 - round(since_s / STEP_S), -len(self._imported_ws))]
+        if used_ws <= cap.cap_w * cap.window_s * _SLACK + _REGISTER_WS:
+            self._spent_since_s = None
+            return
+        self._spent_since_s = now_s if self._spent_since_s is None else self._spent_since_s
+        if now_s - self._spent_since_s <= self._window_s + UNRELIABLE_S:
+            return
+        for evse, drawn_a in self._answerable(now_s):
+            if drawn_a > _HELD_BACK_A:
+                detail = f"{evse.name}: {drawn_a:.1f} A, {used_ws / 3.6e6:.3f} kWh used of the interval's"
+                self._report("demand", evse.name, now_s, f"{detail} {cap.cap_w * cap.window_s / 3.6e6:.3f} kWh")
+
+    def _answerable(self, now_s: float) -> Iterator[tuple[Evse, float]]:
+        """Yield what each EVSE draws, in A, that did take what it was told for a while."""
+        for evse in self._evses:
+            if self._doings[evse.name].frozen_since_s is None and self._told_lately(evse.device, now_s):
+                yield evse, self.twin.outlet(evse.name).current_a
+
+    def _look_at_droop(self, policy: Policy, now_s: float) -> None:
+        settings = policy.droop
+        if settings is None:
+            return
+        low_hz = settings.nominal_hz - settings.deadband_uf_hz - self.twin.frequency_hz
+        if low_hz <= 0 or not self.alive or now_s - self._hertz_s > STALE_S:
+            self._low_since_s = None
+            if low_hz > 0:
+                self._before_a = dict.fromkeys(self._before_a, math.inf)
+            elif now_s - self._low_s > settings.calm_s + DROOP_S:
+                self._before_a.clear()
+            return
+        self._low_s = now_s
+        if self._low_since_s is None:
+            self._low_since_s = now_s
+            self._low.clear()
+        self._low.append(low_hz / (settings.nominal_hz * settings.k_uf))
+        if now_s - self._low_since_s <= _SETTLES_S:
+            drawn = {evse.name: self.twin.outlet(evse.name).current_a for evse in self._evses}
+            self._before_a = {name: max(drawn_a, self._before_a.get(name, 0.0)) for name, drawn_a in drawn.items()}
+        if now_s - self._low_since_s <= DROOP_S + self._window_s:
+            return
+        least = min(self._low)
+        for evse, drawn_a in self._answerable(now_s):
+            before_a = min(self._before_a[evse.name], evse.limit_a)
+            most_a = max(before_a - (least - _DROOP_SHARE) * evse.limit_a, 0.0) + _HELD_BACK_A
+            came_s = now_s - self._plugged_s.get(evse.name, -math.inf)
+            if drawn_a > most_a and came_s > self._window_s + UNRELIABLE_S:
+                detail = f"{evse.name}: {drawn_a:.1f} A at {self.twin.frequency_hz:.2f} Hz, {before_a:.1f} A before"
+                self._report("droop", evse.name, now_s, f"{detail}, expected at most {most_a:.1f}")
 
     # Reporting
 

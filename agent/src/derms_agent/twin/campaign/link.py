@@ -6,8 +6,9 @@ only while control is alive, has one request in flight for each bus, puts writes
 write makes obsolete, and never sends a write again by itself. And it does what wires do: take time, lose requests, lose
 answers, and now and then bring a request late of which nobody expects anything any more.
 
-What became of it all comes back as the ledger's own events (`derms_agent.control.ledger`), in the order in which it
-became known; meters' readings and the chargers' values beside them.
+What became of it all comes back in the order in which it became known. The orchestrator gets what its drivers would
+hand it: each device's `Reading`, and what became of each write. The campaign's own agent gets the ledger's own events
+(`derms_agent.control.ledger`); meters' readings and the chargers' values beside them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
+from types import MappingProxyType
 from typing import TypeAlias
 
 from derms_agent.control import ledger as book
-from derms_agent.model import Device, DeviceKind, Evse, PerPhase, Phase, Value
+from derms_agent.model import Device, DeviceKind, Evse, PerPhase, Phase, ProofKind, Reading, Value
 from derms_agent.profiles.point import Point, Table
 from derms_agent.profiles.profile import Profile, Refresh
-from derms_agent.twin.campaign.scene import STORAGE, VOLTAGE_V, Scene, has_watchdog, known_settings
+from derms_agent.twin import meter as meters
+from derms_agent.twin.campaign.scene import GENERATOR, STORAGE, VOLTAGE_V, Scene, has_watchdog, known_settings
 from derms_agent.twin.faults import FaultKind
 from derms_agent.twin.pdu import Refusal
 from derms_agent.twin.rehearsal import Rehearsal, Silence
@@ -38,6 +42,7 @@ UNSENT_S = 2.0
 LATEST_S = 2.8
 """Whatever may still be executed of a lost write is so by then, counted from its issue."""
 _CURRENTS = ("current_l1", "current_l2", "current_l3")
+_POWERS = ("active_power_l1", "active_power_l2", "active_power_l3")
 _SHORTEST_S, _LONGEST_S = 0.02, 0.25
 _PHASES = tuple(Phase)
 _SQRT3 = math.sqrt(3)
@@ -65,7 +70,17 @@ class Values:
     answered_s: float
 
 
-News: TypeAlias = "book.Event | Sample | Values"
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What became of a write, and when that was known."""
+
+    evse: str
+    write: int
+    kind: ProofKind
+    at_s: float
+
+
+News: TypeAlias = "book.Event | Sample | Values | Reading | Proved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +120,19 @@ class _Line:
 class Link:
     """The drivers of one agent process. `close` is its death: what is on the wire may still arrive.
 
-    `odds` may be changed at any time. `news()` hands over what has become known, by the agent's clock, which is
-    `offset_s` ahead of the twin's; all else is by the twin's.
+    `odds` may be changed at any time, and so may `lacking`: which values a meter's answers lack. `news()` hands over
+    what has become known, by the agent's clock, which is `offset_s` ahead of the twin's; all else is by the twin's.
     """
 
-    def __init__(self, twin: Rehearsal, scene: Scene, rng: Random, odds: Odds, offset_s: float = 0.0) -> None:
+    def __init__(  # noqa: PLR0917 - what an episode has
+        self,
+        twin: Rehearsal,
+        scene: Scene,
+        rng: Random,
+        odds: Odds,
+        offset_s: float = 0.0,
+        lacking: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
         self.odds = odds
         self._offset_s = offset_s
         self.losses: dict[str, float] = {}
@@ -126,15 +149,20 @@ class Link:
         self._evses: dict[str, tuple[Evse, Device, Profile]] = {}
         self._settings_due: dict[str, float] = {}
         self._heard_s: dict[str, float] = {}
+        self._whole = scene.policy is not None
+        self._lacking: Mapping[str, tuple[str, ...]] = {} if lacking is None else lacking
+        self._settings: dict[str, tuple[Mapping[str, Value], float]] = {}
+        self._fed_s: dict[str, float] = {}
         self._points: dict[str, list[_Read]] = {}
         self._setting_points: dict[str, list[_Read]] = {}
         for device in scene.depot.devices.values():
             profile = scene.profile(device.name)
-            self._points[device.name] = _shown(profile, [*_CURRENTS, "temperature", "soc", *_limit_points(profile)])
+            looked_at = [*_CURRENTS, "temperature", "soc", *_limit_points(profile)]
+            self._points[device.name] = _shown(profile, profile.poll if self._whole else looked_at)
             self._setting_points[device.name] = _shown(profile, _setting_points(profile))
             for evse in device.evses:
                 self._evses[evse.name] = (evse, device, profile)
-            period_s = METER_POLL_S if device.kind is DeviceKind.METER else POLL_S
+            period_s = METER_POLL_S if device.kind is DeviceKind.METER and not self._whole else POLL_S
             self._at(twin.now_s + rng.uniform(0, period_s), lambda d=device, p=period_s: self._poll(d, p))  # type: ignore[misc]
             fallback = profile.fallback
             if fallback is not None and fallback.heartbeat is not None:
@@ -179,18 +207,16 @@ class Link:
         for other in line.urgent:
             if other.evse == evse and other.write is not None and not other.dead:
                 other.dead = True
-                self._tell(book.NotExecuted(evse, other.write, issued_s))
+                self._tell_write(evse, other.write, ProofKind.UNSENT, issued_s)
         line.urgent = [job for job in line.urgent if not job.dead]
 
         def done(_results: list[object], sent_s: float, answered_s: float) -> None:
             del sent_s
-            self._tell(book.Acknowledged(evse, write, answered_s))
+            self._tell_write(evse, write, ProofKind.ACKNOWLEDGED, answered_s)
 
         def failed(sent: bool, refused: bool, at_s: float) -> None:
-            if not sent or refused:
-                self._tell(book.NotExecuted(evse, write, at_s))
-            else:
-                self._tell(book.Lost(evse, write, at_s))
+            unsent = ProofKind.REFUSED if refused else ProofKind.UNSENT
+            self._tell_write(evse, write, ProofKind.INDETERMINATE if sent and not refused else unsent, at_s)
 
         self._put(bus, _Job(device, steps, done, failed, issued_s, write, evse), urgent=True)
 
@@ -205,10 +231,17 @@ class Link:
         if any(job.device == device.name for job in line.patient) or (line.busy and line.busy.device == device.name):
             return
         if device.kind is DeviceKind.METER:
-            self._put(device.bus, _Job(device.name, [lambda: self._sample(device)], self._sampled, _nothing, now_s))
+            done = partial(self._read_whole, device.name) if self._whole else self._sampled
+            self._put(device.bus, _Job(device.name, [lambda: self._sample(device)], done, _nothing, now_s))
             return
         if device.name == STORAGE:
             self._put(device.bus, _Job(device.name, [self._storage_values], self._storage_polled, _nothing, now_s))
+            return
+        if device.name == GENERATOR:
+            self._put(
+                device.bus,
+                _Job(device.name, [self._generator_values], partial(self._read_whole, GENERATOR), _nothing, now_s),
+            )
             return
         profile = self._scene.profile(device.name)
         if now_s >= self._settings_due.get(device.name, -math.inf):
@@ -247,7 +280,8 @@ class Link:
         beat = fallback.heartbeat
 
         def done(_results: list[object], sent_s: float, _answered_s: float) -> None:
-            for evse in device.evses:
+            self._fed_s[device.name] = sent_s
+            for evse in () if self._whole else device.evses:
                 self._tell(book.Refreshed(evse.name, sent_s))
 
         step = self._writing(device, profile.points[beat.point], beat.value)
@@ -320,6 +354,10 @@ class Link:
     def _polled(self, device: Device, profile: Profile, found: object, sent_s: float, answered_s: float) -> None:
         if not isinstance(found, dict):
             return
+        self._note_heard(device, sent_s)
+        if self._whole:
+            self._tell_reading(device.name, found, sent_s, answered_s)
+            return
         for evse in device.evses:
             currents = [0.0, 0.0, 0.0]
             for phase, name in zip(evse.phases, _CURRENTS, strict=False):
@@ -329,7 +367,6 @@ class Link:
             if shown is not None:
                 self._tell(book.ReadBack(evse.name, book.Amount(shown), sent_s, answered_s))
         self._tell(Values(device.name, found, sent_s, answered_s))
-        self._note_heard(device, sent_s)
 
     def _note_heard(self, device: Device, sent_s: float) -> None:
         """Let settings be read again where a restart may have come between."""
@@ -343,6 +380,9 @@ class Link:
         if not isinstance(found, dict):
             return
         self._settings_due[device.name] = self._twin.now_s + SETTINGS_S
+        self._settings[device.name] = found, sent_s
+        if self._whole:
+            return
         known = {**known_settings(device, profile), **found}
         for evse in device.evses:
             watched = has_watchdog(device, profile)
@@ -351,11 +391,14 @@ class Link:
             watchdog_s = profile.watchdog_s(known) if watched else None
             self._tell(book.Armed(evse.name, watchdog_s, book.Span(high=fallback_a), sent_s))
 
-    def _sample(self, device: Device) -> Sample:
+    def _sample(self, device: Device) -> Sample | dict[str, Value]:
         for fault in self._twin.faults_of(device.bus, device.unit_id):
             if fault in (FaultKind.SILENT, FaultKind.REBOOT):
                 raise Silence
         meter = self._twin.meters[device.name].reading
+        if self._whole:
+            lacking = self._lacking.get(device.name, ())
+            return {name: value for name, value in _metered(meter).items() if name not in lacking}
         now_s = self._twin.now_s
         return Sample(str(device.circuit), meter.currents_a, meter.powers_w, meter.reactives_var, now_s, now_s)
 
@@ -364,6 +407,21 @@ class Link:
         if isinstance(found, Sample):
             at = (found.currents_a, found.powers_w, found.reactives_var)
             self._tell(Sample(found.circuit, *at, sent_s, answered_s))
+
+    def _read_whole(self, device: str, results: list[object], sent_s: float, answered_s: float) -> None:
+        found = results[0]
+        if isinstance(found, dict):
+            self._tell_reading(device, found, sent_s, answered_s)
+
+    def _generator_values(self) -> dict[str, Value]:
+        inverter = self._twin.inverters[GENERATOR]
+        # One request, as for storage.
+        unit = self._scene.depot.devices[GENERATOR].unit_id
+        self._twin.read(GENERATOR, unit, _HOLDING, inverter.image.address(704, "WSet"), 2)
+        state = inverter.state
+        each_a = math.hypot(state.power_w, state.reactive_var) / (_SQRT3 * VOLTAGE_V)
+        currents = dict.fromkeys(_CURRENTS, each_a)
+        return {"active_power": state.power_w, "reactive_power": state.reactive_var, **currents}
 
     def _storage_values(self) -> dict[str, Value]:
         inverter = self._twin.inverters[STORAGE]
@@ -383,6 +441,31 @@ class Link:
             self._tell(Values(STORAGE, found, sent_s, answered_s))
 
     # The wire
+
+    def _tell_reading(self, device: str, values: Mapping[str, Value], sent_s: float, answered_s: float) -> None:
+        settings, settings_s = self._settings.get(device, (_NO_VALUES, None))
+        fed_s, by_s = self._fed_s.get(device), self._offset_s
+        reading = Reading(
+            device,
+            {**settings, **values},
+            answered_s + by_s,
+            asked_at_s=sent_s + by_s,
+            answered_at_s=answered_s + by_s,
+            settings_asked_at_s=None if settings_s is None else settings_s + by_s,
+            fed_at_s=None if fed_s is None else fed_s + by_s,
+        )
+        if self._alive:
+            self._news.append(reading)
+
+    def _tell_write(self, evse: str, write: int, kind: ProofKind, at_s: float) -> None:
+        if self._whole:
+            self._tell(Proved(evse, write, kind, at_s))
+        elif kind is ProofKind.ACKNOWLEDGED:
+            self._tell(book.Acknowledged(evse, write, at_s))
+        elif kind is ProofKind.INDETERMINATE:
+            self._tell(book.Lost(evse, write, at_s))
+        else:
+            self._tell(book.NotExecuted(evse, write, at_s))
 
     def _tell(self, news: News) -> None:
         if self._alive:
@@ -477,6 +560,7 @@ class Link:
         self._next(line)
 
 
+_NO_VALUES: Mapping[str, Value] = MappingProxyType({})
 _HOLDING = Table.HOLDING
 _NOISE = 1e-6
 _GAP_S = 4.0
@@ -491,6 +575,20 @@ def _shifted(news: News, by_s: float) -> News:
         if isinstance(news, book.Measured | book.ReadBack | book.Seen)
         else replace(news, **times)
     )
+
+
+def _metered(meter: meters.Reading) -> dict[str, Value]:
+    """Return what a meter shows, by the profile's names; its register counts whole Wh."""
+    found: dict[str, Value] = {
+        "active_power": sum(meter.powers_w),
+        "reactive_power": sum(meter.reactives_var),
+        "frequency": meter.frequency_hz,
+        "voltage_l1": VOLTAGE_V / _SQRT3,
+        "energy": math.floor(meter.imported_wh),
+    }
+    found.update(zip(_CURRENTS, meter.currents_a, strict=True))
+    found.update(zip(_POWERS, meter.powers_w, strict=True))
+    return found
 
 
 def _nothing(_sent: bool, _refused: bool, _at_s: float) -> None:

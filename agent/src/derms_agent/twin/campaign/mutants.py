@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Faults planted in a copy of the control code, each of which the campaign has to find.
+"""Faults planted in a copy of the control code, and of the orchestrator's, each of which the campaign has to find.
 
 A mutant is one text of one file, replaced by another; a text that is not there exactly once is an error, so that no
 mutant dies, or lives, for nothing.
@@ -41,7 +41,7 @@ MUTANTS = (
         "control/ledger.py",
         "        claims.append(claim._replace(ended_s=event.answered_s) if over else claim)\n",
         "        claims.extend([] if over else [claim])\n",
-        found_by=4,
+        found_by=7,
     ),
     Mutant(
         "raise let through while over",
@@ -77,7 +77,7 @@ MUTANTS = (
         "control/ledger.py",
         "    return NOTHING if watchdog_s is None else fallback",
         "    return NOTHING",
-        found_by=88,
+        found_by=13,
     ),
     Mutant(
         "boot rule missing",
@@ -91,7 +91,7 @@ MUTANTS = (
         "control/ledger.py",
         "    silent_s = entry.silent_for_s(now_s)\n    added",
         "    silent_s = 0.0\n    added",
-        found_by=41,
+        found_by=59,
     ),
     Mutant(
         "ledger not adopted after a restart",
@@ -99,7 +99,7 @@ MUTANTS = (
         "    entry = entry._replace(claims=Claims(claims), watchdog_s=None",
         "    claims = [_timeless(NOTHING, Cause.UNKNOWN, now_s)]\n"
         "    entry = entry._replace(claims=Claims(claims), watchdog_s=None",
-        found_by=167,
+        found_by=82,
     ),
     Mutant(
         "write in flight forgotten by the successor",
@@ -109,7 +109,7 @@ MUTANTS = (
         "        if claim.executed_by_s is None:\n"
         "            continue\n"
         "        executed_by_s = now_s + station.late_s",
-        found_by=109,
+        found_by=9,
     ),
     Mutant(
         "phase unknown loads one",
@@ -172,14 +172,98 @@ MUTANTS = (
         "control/thermal.py",
         "    left = share(sensor, learnt.estimate, reading.celsius, ambient_c)",
         "    left = 1.0",
-        found_by=14,
+        found_by=96,
     ),
     Mutant(
         "lost sensor ignored",
         "control/thermal.py",
         "        if sensor.required:",
         "        if sensor.required and now_s < 0:",
-        found_by=93,
+        found_by=100,
+    ),
+    Mutant(
+        "stale meter counted as its last value",
+        "orchestrator/controller.py",
+        "self._metered(now_s), now_s, METER_FRESH_S)",
+        "self._metered(now_s), now_s, math.inf)",
+        found_by=115,
+    ),
+    Mutant(
+        "value that a meter lacks taken for nothing",
+        "orchestrator/image.py",
+        "    known = all(currents[line] is not None for line in lines) and (all(lacking) or not any(lacking))\n",
+        "    known = True\n",
+        found_by=115,
+    ),
+    Mutant(
+        "generation as headroom",
+        "orchestrator/controller.py",
+        "for meter in self.site.generators.get(circuit, ())]",
+        "for meter in ()]",
+        found_by=4,
+    ),
+    Mutant(
+        "default limit held without the base load",
+        "orchestrator/controller.py",
+        "            found += limits.grid([default], root)\n",
+        "            found += limits.grid([default], replace(root, low_w=0.0, high_w=0.0))\n",
+        found_by=167,
+    ),
+    Mutant(
+        "lost link never noticed",
+        "orchestrator/controller.py",
+        "        if self.link_until_s is None or now_s < self.link_until_s:\n",
+        "        if self.link_until_s is not None:\n",
+        found_by=167,
+    ),
+    Mutant(
+        "event forgotten at a restart",
+        "orchestrator/store.py",
+        "            if not ask.over(at.now_s):\n",
+        "            if ask.over(at.now_s):\n",
+        found_by=169,
+    ),
+    Mutant(
+        "event's times taken by the clock before the host's start",
+        "orchestrator/store.py",
+        '            if document["boot_id"] != controller.boot_id:\n                ask = asks.placed',
+        '            if document["boot_id"] == controller.boot_id:\n                ask = asks.placed',
+        found_by=169,
+    ),
+    Mutant(
+        "write without an answer taken for unsent",
+        "orchestrator/controller.py",
+        "            case _:\n                self._events.append(book.Lost(evse, write, at_s))\n",
+        "            case _:\n                self._events.append(book.NotExecuted(evse, write, at_s))\n",
+        found_by=193,
+    ),
+    Mutant(
+        "reloaded site limit not taken",
+        "orchestrator/controller.py",
+        "limits.site(policy.limit_va, root,",
+        "limits.site(site.depot.site.limit_va, root,",
+        found_by=141,
+    ),
+    Mutant(
+        "demand cap left out",
+        "orchestrator/controller.py",
+        "        if policy.demand_cap is not None:\n            found",
+        "        if policy.demand_cap is not None and not policy.limit_va:\n            found",
+        found_by=174,
+    ),
+    Mutant(
+        "droop left out",
+        "orchestrator/controller.py",
+        "        found += self._frequency(now_s)\n",
+        "        self._frequency(now_s)\n",
+        found_by=154,
+    ),
+    Mutant(
+        "charger's temperature left out",
+        "orchestrator/controller.py",
+        "        for heat in self._heat.values():\n            found += heat\n",
+        "",
+        found_by=98,
     ),
 )
 

@@ -3,6 +3,12 @@
 
 Of each circuit and phase Σ max(fallback, after-boot value) + worst base load fits its rating, as the depot's own check
 demands, and little more does: so what control lets through, and what a device does on its own, decide whether it holds.
+
+Where there is no storage, in more than half of all scenes, the orchestrator's `Controller` plays, by a policy of its
+own: circuits have meters that measure all that flows, and in half of these depots something generates. The orchestrator
+gives storage no set-points: where there is one, an agent of the campaign's own plays, which does (`agent.py`); and it
+plays in one of eight of the other depots, for it also relies on what the orchestrator does not, such as settings that
+last through a restart.
 """
 
 from __future__ import annotations
@@ -13,6 +19,7 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from derms_agent import profiles as built_in
+from derms_agent.control import demand, droop, thermal
 from derms_agent.model import (
     Bus,
     Circuit,
@@ -30,12 +37,21 @@ from derms_agent.model import (
     Transport,
     Value,
 )
+from derms_agent.orchestrator.controller import Policy
 from derms_agent.profiles.profile import AfterBoot, Profile, Refresh
 from derms_agent.twin.physics import VehicleType
 
 EVSES = 8
 VOLTAGE_V = 400.0
 STORAGE = "icu"
+GENERATOR, ROOF = "pv", "roof"
+GENERATED_A = 25.0
+"""The most that the generator gives, in A per conductor."""
+NOMINAL_HZ = 50.0
+DEMAND_S = 120.0
+"""An interval of the demand cap: an episode is to have several."""
+CUT_OFF_C = thermal.DEFAULTS[thermal.SensorKind.ENCLOSURE].cut_off_c
+"""What no device with a sensor may be hotter at and still carry power."""
 METER = "meter-{}"
 PHASES = tuple(Phase)
 _SQRT3 = math.sqrt(3)
@@ -67,8 +83,8 @@ class Scene:
     """A depot and what there is to know beside it.
 
     `profiles` stand for the built-in ones of their names; `hidden` are EVSEs whose conductors the agent is not told;
-    `slow`: some cars take up to 6 s to follow a pilot. `least_w` is what the depot may need unattended, base load and
-    all.
+    `slow`: some cars take up to 6 s to follow a pilot. `policy`: what the orchestrator goes by; None where the
+    campaign's own agent plays. `wild`: shares are what they are, and not what they should be.
     """
 
     depot: Depot
@@ -78,6 +94,8 @@ class Scene:
     vehicles: Mapping[str, VehicleType]
     storage: bool
     ambient_c: float
+    policy: Policy | None = None
+    wild: bool = False
 
     def profile(self, device: str) -> Profile:
         """Return the profile of a device."""
@@ -157,7 +175,65 @@ def draw(rng: Random) -> Scene:
     )
     vehicles = {evse.name: _vehicle(rng, slow=slow) for evse in depot.evses()}
     ambient_c = rng.choice((20.0, 20.0, 38.0))
-    return Scene(depot, profiles, frozenset(hidden), slow, vehicles, storage, ambient_c)
+    scene = Scene(depot, profiles, frozenset(hidden), slow, vehicles, storage, ambient_c)
+    if storage or Random(f"actor {limit_va}").random() < 0.125:  # noqa: PLR2004, S311 - one of eight of the others
+        return scene
+    return _orchestrated(scene, Random(f"orchestrated {limit_va}"))  # noqa: S311
+
+
+def _orchestrated(scene: Scene, rng: Random) -> Scene:
+    """Return the scene as the orchestrator plays it. By a chance of its own, so that the rest stays as it is."""
+    depot = scene.depot
+    circuits, devices, buses = dict(depot.circuits), dict(depot.devices), dict(depot.buses)
+    meters = {name: replace(meter, measures=Measures.CIRCUIT) for name, meter in depot.meters.items()}
+    if rng.random() < 0.5:  # noqa: PLR2004 - half of the depots
+        root = next(circuit for circuit in circuits.values() if circuit.parent is None)
+        at = rng.choice((root.name, ROOF))
+        if at == ROOF:
+            rating_a = float(math.ceil(GENERATED_A * 1.1))
+            circuits[ROOF] = Circuit(
+                name=ROOF,
+                parent=root.name,
+                connection=Connection.WYE,
+                voltage_v=VOLTAGE_V,
+                rating_a=(rating_a, rating_a, rating_a),
+            )
+        buses[GENERATOR] = Bus(name=GENERATOR, gateway="gateway-1", transport=Transport.TCP, host="192.0.2.2")
+        devices[GENERATOR] = Device(
+            name=GENERATOR, kind=DeviceKind.INVERTER, bus=GENERATOR, unit_id=1, profile="sunspec_der", circuit=at
+        )
+        meters[GENERATOR] = Meter(name=GENERATOR, device=GENERATOR, measures=Measures.GENERATOR, circuit=at)
+    limit_va = depot.site.limit_va
+    # The twin's chargers heat as an enclosure does.
+    sensor = replace(thermal.DEFAULTS[thermal.SensorKind.ENCLOSURE], name="charger", kind=thermal.SensorKind.CHARGER)
+    policy = Policy(
+        limit_va=limit_va,
+        default_limit_w=limit_va * rng.uniform(0.2, 0.6) if rng.random() < 0.5 else None,  # noqa: PLR2004
+        demand_cap=_demand_cap(rng, limit_va) if rng.random() < 0.4 else None,  # noqa: PLR2004 - two in five
+        droop=droop.Settings(nominal_hz=NOMINAL_HZ) if rng.random() < 0.4 else None,  # noqa: PLR2004
+        # Where it is required, whoever shows none gets nothing: that is not to be so everywhere.
+        charger_sensor=replace(sensor, required=rng.random() < 0.2),  # noqa: PLR2004
+        spread_s=20.0,
+    )
+    depot = replace(depot, circuits=circuits, devices=devices, buses=buses, meters=meters)
+    wild = rng.random() < 0.5  # noqa: PLR2004 - every other scene
+    return replace(scene, depot=depot, hidden=frozenset(), policy=policy, wild=wild)
+
+
+def _demand_cap(rng: Random, limit_va: float) -> demand.Cap:
+    """Return a cap that is well below the site's limit in two of five depots, and not far below in the others."""
+    share = rng.uniform(0.4, 0.9)
+    cap_w = limit_va * (share if share > 0.6 else share / 2)  # noqa: PLR2004
+    return demand.Cap(cap_w=cap_w, windows=rng.choice(tuple(demand.Windows)), window_s=DEMAND_S)
+
+
+def declared(scene: Scene) -> Depot:
+    """Return the depot as a depot file could declare it: a watchdog that is off is one that nobody declared."""
+    devices = {
+        name: replace(device, settings={key: value for key, value in device.settings.items() if value != _NO_WATCHDOG})
+        for name, device in scene.depot.devices.items()
+    }
+    return replace(scene.depot, devices=devices)
 
 
 def storage_a() -> float:
