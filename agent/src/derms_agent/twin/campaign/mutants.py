@@ -219,8 +219,8 @@ MUTANTS = (
     Mutant(
         "event forgotten at a restart",
         "orchestrator/store.py",
-        "            if not ask.over(at.now_s):\n",
-        "            if ask.over(at.now_s):\n",
+        "            if not ask.over(at.now_s) and (linked",
+        "            if ask.over(at.now_s) and (linked",
         found_by=169,
     ),
     Mutant(
