@@ -543,14 +543,8 @@ class Ven:
 
     async def _query(self) -> Message | None:
         """Return how the VTN wants to be spoken to; None: it does not say, and whoever registers may still do so."""
-        try:
+        with _going_on_without("The VTN does not answer what it offers"):
             return await self._ask("EiRegisterParty", messages.query_registration(_fresh_id()))
-        except (Refused, NotRegistered) as why:
-            logger.warning("The VTN does not answer what it offers: %s", why)
-        except Trouble as trouble:
-            if trouble.kind not in _SERVICE_FAILS:
-                raise
-            logger.warning("The VTN does not answer what it offers: %s", trouble)
         return None
 
     async def _registered(self, answer: CreatedPartyRegistration, asked: Message | None) -> None:
@@ -982,14 +976,8 @@ class Ven:
     async def _offer_reports(self) -> None:
         """Say which reports there are, and take those that are asked for at once. Events go on without."""
         try:
-            await self._offer_and_create()
-        except (Refused, NotRegistered) as why:
-            # Whether it knows this VEN at all, the answer to a poll says as well.
-            logger.warning("The VTN takes no reports: %s", why)
-        except Trouble as trouble:
-            if trouble.kind not in _SERVICE_FAILS:
-                raise
-            logger.warning("The VTN takes no reports: %s", trouble)
+            with _going_on_without("The VTN takes no reports"):
+                await self._offer_and_create()
         except (OSError, sqlite3.Error) as problem:
             # The VTN has heard of them, and this process knows what it asked for.
             logger.warning("Which reports are asked for cannot be kept: %s: %s", type(problem).__name__, problem)
@@ -1230,6 +1218,22 @@ def _opts_of(document: Mapping[str, Any]) -> tuple[messages.Opted, ...]:
         )
         for stored in document["opts"]
     )
+
+
+@contextlib.contextmanager
+def _going_on_without(words: str) -> Iterator[None]:
+    """Say that a service of the VTN's fails, and go on: events come without it.
+
+    Whether it knows this VEN at all, the answer to a poll says as well.
+    """
+    try:
+        yield
+    except (Refused, NotRegistered) as why:
+        logger.warning("%s: %s", words, why)
+    except Trouble as trouble:
+        if trouble.kind not in _SERVICE_FAILS:
+            raise
+        logger.warning("%s: %s", words, trouble)
 
 
 def _fresh_id() -> str:

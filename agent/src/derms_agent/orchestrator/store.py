@@ -10,6 +10,7 @@ What a process stores, and how its successor takes that up, stands here; when, t
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from derms_agent.control import journal
@@ -160,37 +161,39 @@ def _recall_asks(controller: Controller, store: Latest, at: Times, *, linked: bo
 
 
 def _recall_sessions(controller: Controller, store: Store, at: Times) -> None:
-    document, problem = store.load(SESSIONS)
-    try:
-        for name, stored in (document or {}).get("sessions", {}).items():
+    def take(document: dict[str, Any]) -> None:
+        for name, stored in document.get("sessions", {}).items():
             if name in controller.site.stations:
                 controller.recall(name, stored, at.now_s, at.unix_s)
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(SESSIONS, repr(unusable))
-    if problem is not None:
-        logger.error("What was known of sessions is lost: %s", problem)
+
+    _recall(store, SESSIONS, take, "What was known of sessions is lost")
 
 
 def _recall_memory(controller: Controller, store: Store) -> None:
-    document, problem = store.load(MEMORY)
-    try:
-        if document is not None and document["boot_id"] == controller.boot_id:
+    def take(document: dict[str, Any]) -> None:
+        if document["boot_id"] == controller.boot_id:
             known = {name: controller.watts_per_a(name) for name in controller.site.stations}
             controller.remember(handover.from_json(document, known))
-        elif document is not None:
+        else:
             controller.recall_heat(handover.heat_from_json(document))
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(MEMORY, repr(unusable))
-    if problem is not None:
-        logger.error("How power was shared before is lost, and is worked out anew: %s", problem)
+
+    _recall(store, MEMORY, take, "How power was shared before is lost, and is worked out anew")
 
 
 def _recall_cycles(controller: Controller, store: Store) -> None:
-    document, problem = store.load(CYCLES)
+    def take(document: dict[str, Any]) -> None:
+        controller.batteries.counted = batteries.from_json(document)
+
+    _recall(store, CYCLES, take, "The cycles that batteries have been through are lost, and are counted anew")
+
+
+def _recall(store: Store, name: str, take: Callable[[dict[str, Any]], None], lost: str) -> None:
+    """Take up what a predecessor left under a name, if it left anything; put aside what cannot be used, and say so."""
+    document, problem = store.load(name)
     try:
         if document is not None:
-            controller.batteries.counted = batteries.from_json(document)
+            take(document)
     except (ValueError, TypeError, KeyError, AttributeError) as unusable:
-        problem = store.put_aside(CYCLES, repr(unusable))
+        problem = store.put_aside(name, repr(unusable))
     if problem is not None:
-        logger.error("The cycles that batteries have been through are lost, and are counted anew: %s", problem)
+        logger.error("%s: %s", lost, problem)
