@@ -16,7 +16,7 @@ from derms_agent.control import thermal
 from derms_agent.document_store import Store, boot_id
 from derms_agent.orchestrator import handover, service
 from derms_agent.orchestrator.engine import boottime_s
-from derms_agent.orchestrator.store import ASKS, LINKED_WITHIN_S, MEMORY
+from derms_agent.orchestrator.store import ASKS, CYCLES, LINKED_WITHIN_S, MEMORY, SESSIONS
 
 VTN = "VTN_URL=https://vtn.example/OpenADR2/Simple/2.0b\n"
 
@@ -66,6 +66,21 @@ def test_what_temperatures_left_is_taken_up_after_a_start_of_the_host(tmp_path: 
     memory = service.assemble(settings.load(conf, limits), (conf, limits)).controller.memory()
 
     assert memory.heat == {"charger-001 charger": learnt}
+
+
+@pytest.mark.parametrize("name", [SESSIONS, MEMORY, CYCLES])
+def test_what_cannot_be_taken_up_is_put_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    (tmp_path / name).write_text('["nothing of ours"]', encoding="utf-8")
+
+    service.assemble(settings.load(conf, limits), (conf, limits))
+
+    assert (tmp_path / f"{name}.unreadable").read_text(encoding="utf-8") == '["nothing of ours"]'
+    assert f"kept as {name}.unreadable" in caplog.text
 
 
 @pytest.mark.parametrize("left", ["nothing", "no link", "rubbish"])
