@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from derms_agent.twin.cli import find_depot
+from derms_agent.twin.choice import find_depot
 
 VALID_DAYS = 397
 # Longer than certificates_warn_days: the demo ends with nothing to report.

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from derms_agent.twin import Arrivals, FaultKind, Rehearsal, ScenarioError, Settings, Twin, control, scenario
-from derms_agent.twin.cli import find_depot, main
+from derms_agent.twin.choice import find_depot
+from derms_agent.twin.cli import main
 
 if TYPE_CHECKING:
     from agent.tests.twin.conftest import MakeDepot

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from derms_agent.twin.cli import find_depot
+from derms_agent.twin.choice import find_depot
 
 from tools import utility_certificates
 

@@ -19,14 +19,11 @@ from typing import Any
 from derms_agent import depot as depot_file
 from derms_agent.model import Depot, Transport
 from derms_agent.twin import control, server
+from derms_agent.twin.choice import CannotStart, find_depot
 from derms_agent.twin.namespace import NamespaceError, namespace
 from derms_agent.twin.scenario import Scenario, ScenarioError, Settings, load
 
 _FAILED = 1
-
-
-class CannotStart(Exception):
-    """The twin cannot run; the text says why and what was expected."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,16 +190,3 @@ def _announce(depot: Depot, addresses: dict[str, server.Address], given: argpars
 
 def _print(line: str) -> None:
     print(line, flush=True)  # noqa: T201 - a command speaks on its standard output
-
-
-def find_depot(path: Path, name: str | None = None) -> Depot:
-    """Return the depot in a file, or in an inventory directory's one depot file, or the one of them named.
-
-    Raises `CannotStart`, `derms_agent.depot.NoDepotFile`, `derms_agent.depot.DepotError`.
-    """
-    found = {depot.name: depot for depot in map(depot_file.load, depot_file.files(path))}
-    if name is None and len(found) > 1:
-        raise CannotStart(f"{path}: found the depots {', '.join(found)}; expected --depot with one of them")
-    if name is not None and name not in found:
-        raise CannotStart(f"{path}: found the depots {', '.join(found)}; expected {name} among them")
-    return found[name] if name is not None else next(iter(found.values()))

@@ -35,7 +35,7 @@ from aiohttp.typedefs import Handler
 from openleadr import OpenADRServer, utils
 
 from derms_agent.twin import control
-from derms_agent.twin.cli import CannotStart, find_depot
+from derms_agent.twin.choice import CannotStart, find_depot
 
 _HTTPS_PORT = 443
 _LONGEST_EVENT_S = 86400.0
