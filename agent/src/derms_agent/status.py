@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ CLEAR = "\x1b[H\x1b[2J"
 EVERY_S = 1.0
 CLOCK_OFF_S = 60.0
 _WIDEST = 60
+_LINE = 118
+_LINES = 6
 
 
 def add_parsers(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -215,9 +218,9 @@ def screen(report: Mapping[str, Any]) -> list[str]:
     header = ("EVSE", "state", "draws", "setpoint", "ledger", "delivered", "why")
     lines += ["", *table(header, [_evse(one) for one in report["evses"]])]
     lines.append("")
-    alarms = [f"! {one['about']}: {_short(one['words'], 100)} ({one['for_s']:.0f} s)" for one in report["alarms"]]
+    alarms = [f"! {one['about']} ({one['for_s']:.0f} s): {one['words']}" for one in report["alarms"]]
     alarms += [] if grid is None else grid_alarms(grid)
-    lines += alarms or ["no alarms"]
+    lines += [line for alarm in alarms for line in _whole(alarm)] or ["no alarms"]
     cycle = report["cycle"]
     lines.append(
         f"cycle {cycle['count']}: {cycle['median_ms']:.1f} ms median, {cycle['p99_ms']:.1f} ms p99 · "
@@ -255,10 +258,10 @@ def grid_lines(grid: Mapping[str, Any]) -> list[str]:
 def grid_alarms(grid: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with that link."""
     if "silent" in grid:
-        return [f"! grid gateway: {_short(grid['silent'], 100)}"]
+        return [f"! grid gateway: {grid['silent']}"]
     host = f"VTN {urlsplit(grid['vtn']).hostname}"
     trouble = grid["trouble"]
-    alarms = [] if trouble is None else [f"! {host}: {_short(trouble.removeprefix(f'{host}: '), 120)}"]
+    alarms = [] if trouble is None else [f"! {host}: {trouble.removeprefix(f'{host}: ')}"]
     if grid["registered"] and grid.get("client_id") not in {None, grid["ven_id"]}:
         alarms.append(f"! {host}: knows this VEN as {grid['ven_id']}, and not by its CLIENT_ID {grid['client_id']}")
     if grid["link_lost"]:
@@ -268,9 +271,9 @@ def grid_alarms(grid: Mapping[str, Any]) -> list[str]:
         words = f"this gateway's clock is {off_s:+.0f} s off the VTN's, and events go by it: chronyc tracking"
         alarms.append(f"! {host}: {words}")
     if grid["control_trouble"] is not None:
-        alarms.append(f"! grid gateway: the orchestrator does not take events: {_short(grid['control_trouble'], 80)}")
+        alarms.append(f"! grid gateway: the orchestrator does not take events: {grid['control_trouble']}")
     if grid.get("unkept") is not None:
-        alarms.append(f"! grid gateway: events cannot be kept: {_short(grid['unkept'], 80)}")
+        alarms.append(f"! grid gateway: events cannot be kept: {grid['unkept']}")
     return alarms
 
 
@@ -362,6 +365,13 @@ def _kw(watts: float | None) -> str:
 
 def _amperes(amperes: float | None) -> str:
     return "" if amperes is None else f"{amperes:.1f} A"
+
+
+def _whole(text: str) -> list[str]:
+    """Return a text that tells somebody what to do on as many lines as that takes; a device's own may have no end."""
+    return textwrap.wrap(
+        text, _LINE, subsequent_indent="  ", break_on_hyphens=False, max_lines=_LINES, placeholder=" …"
+    )
 
 
 def _short(text: str, most: int) -> str:

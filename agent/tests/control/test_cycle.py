@@ -178,7 +178,7 @@ def test_an_evse_that_does_not_follow_is_reported_and_the_others_make_room(make_
     assert sum(others) + 32.0 > 40.0  # 13 s of trust that it will follow, for it may be slow
     outcome = depot.run(15)
     assert sum(depot.told_a()[name] for name in ("two", "three")) + 32.0 <= 40.0
-    assert any("one draws more than its limit" in fault for fault in outcome.faults)
+    assert any("one: draws more than its limit" in fault for fault in outcome.faults)
     assert not outcome.state.obedience["one"].trusted
     assert obedience.Following.OVERDRAWING.value in outcome.why["one"].words
 
@@ -194,7 +194,7 @@ def test_a_slow_evse_that_got_its_setpoint_late_is_reported_and_takes_nothing_fr
     reported = False
     for _ in range(15):
         outcome = depot.run(1)
-        reported |= any("one draws more than its limit" in fault for fault in outcome.faults)
+        reported |= any("one: draws more than its limit" in fault for fault in outcome.faults)
         assert not outcome.state.ledger.entries["one"].distrusted
     assert reported
     assert {name: depot.told_a()[name] for name in before} == {"two": 8.0, "three": 8.0}

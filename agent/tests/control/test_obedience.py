@@ -75,8 +75,8 @@ def test_a_frozen_pilot_is_reported_within_fifteen_seconds() -> None:
     assert verdicts[21].state is Following.FOLLOWING
     first = next(second for second, verdict in enumerate(verdicts) if not verdict.trusted)
     assert first - 10 <= 15
-    text = advice("bay-7", verdicts[-1])
-    assert "bay-7 draws more than its limit: 32.0 A, allowed 10.0 A" in text
+    text = advice(verdicts[-1])
+    assert "draws more than its limit: 32.0 A, allowed 10.0 A" in text
     assert "53 % means 32 A" in text
     assert verdicts[-1].checks[0] is Check.PILOT
 
@@ -224,7 +224,7 @@ def test_nothing_seen_is_reported_too() -> None:
     verdicts = course(lambda _s: 10.0, lambda s: 10.0 if s < 5 else None, 40)
     assert states(verdicts)[18] is Following.FOLLOWING
     assert states(verdicts)[19] is Following.UNPROVEN
-    assert "nothing shows" in advice("bay-7", verdicts[-1])
+    assert "nothing shows" in advice(verdicts[-1])
 
 
 def test_what_is_lost_sight_of_stays_accused() -> None:

@@ -53,9 +53,10 @@ class Play:
     """A controller over devices that obey at once; `base_a` is what else is drawn at the root, `sun_a` is generated.
 
     The root's meter sees `voltage_share` of the nominal voltage; None: it has no such value.
-    `silent` devices answer nothing, writes to `deaf` ones are lost. `power_factor` is that of the chargers: one that is
-    told A draws so many VA, one that is told W draws more of them. Where the cycle is told of the wall's clock,
-    `wall_ahead_s`, the meter's register counts `imported_w`, what flowed in each second.
+    `silent` devices answer nothing, writes to `deaf` ones are lost, `blind` ones do not show what is
+    drawn. `power_factor` is that of the chargers: one that is told A draws so many VA, one that is told W draws more of
+    them. Where the cycle is told of the wall's clock, `wall_ahead_s`, the meter's register counts `imported_w`, what
+    flowed in each second.
     """
 
     controller: Controller
@@ -69,6 +70,7 @@ class Play:
     most_a: dict[str, float] = field(default_factory=dict)
     silent: set[str] = field(default_factory=set)
     deaf: set[str] = field(default_factory=set)
+    blind: set[str] = field(default_factory=set)
     writes: list[tuple[float, str, float]] = field(default_factory=list)
     urgent: list[str] = field(default_factory=list)
     last: dict[str, Reading] = field(default_factory=dict)
@@ -142,6 +144,8 @@ class Play:
             else:
                 found |= {f"current_l{line}": amperes for line in (1, 2, 3)}
                 found |= {"active_power": watts, "current_limit": self.limit_a.get(evse.name, 0.0)}
+            if device_name in self.blind:
+                found = {point: found[point] for point in found if not point.startswith(("current_l", "active_power"))}
             if evse.name in self.boards_c:
                 found[f"temperature{own}"] = self.boards_c[evse.name]
             if evse.name in self.air_c:

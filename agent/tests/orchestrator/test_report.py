@@ -153,10 +153,39 @@ def test_the_screen_shows_site_asks_circuits_evses_and_alarms(charging: Play) ->
     assert "to come   site at most 0.001 kW until " in text
     assert all(sum(line.startswith(evse.name) for line in lines) == 1 for evse in one.site.evses)
     assert sum(line.startswith("yard") for line in lines) == 3
-    assert any(line.startswith("! charger-001: xxx") and line.endswith("… (61 s)") for line in lines)
+    assert any(line.startswith("! charger-001 (61 s):") for line in lines)
+    assert max(len(line) for line in lines if "xxx" in line) <= 118
+    assert sum(line.count("x") for line in lines if "xxx" in line) == 300
     assert "no alarms" not in text
     assert lines[-1].startswith("cycle 7: 1.5 ms median, 4.0 ms p99")
     assert "no alarms" in status.screen({**found, "alarms": []})
+
+
+def test_each_charger_that_draws_more_is_an_alarm_that_says_all_of_what_to_check(charging: Play) -> None:
+    one, frozen = charging, {"charger-001": 16.0, "charger-021": 12.0}
+    one.frozen_a |= frozen
+    one.controller.put(Ask(id="l", source="root: l", rank=Rank.OPERATOR, high_w=0.0))
+    one.step(20)
+    outcome, alarms = one.step(), Alarms()
+    alarms.hold(troubles(one.controller, outcome, one.now_s), one.now_s)
+    found = reported(one, outcome, alarms)
+    assert {alarm["about"] for alarm in found["alarms"]} >= set(frozen)
+    text = " ".join(line.strip() for line in status.screen(found))
+    for name, drawn_a in frozen.items():
+        said = text.split(f"! {name} (")[1].split(" ! ")[0].split(" cycle 7")[0]
+        assert f"draws more than its limit: {drawn_a:.1f} A, allowed 0.0 A. Check the duty cycle" in said
+        assert "53 % means 32 A" in said
+        assert "its contactor: welded?" in said
+        assert "the bridge between agent and charger" in said
+
+
+def test_one_that_nothing_is_measured_of_is_an_alarm_though_it_answers(charging: Play) -> None:
+    charging.blind = {"charger-001"}
+    charging.step(30)
+    outcome = charging.step()
+    found = {(about, kind): words for about, kind, words in troubles(charging.controller, outcome, charging.now_s)}
+    assert found.keys() == {("charger-001", "unproven")}
+    assert found["charger-001", "unproven"].startswith("nothing shows whether it follows its limit. Check its meter")
 
 
 @pytest.mark.parametrize(("silent_s", "word"), [(None, "silent"), (9.0, "silent"), (1.0, "charging")])

@@ -219,9 +219,9 @@ class Cycle:
             bounds,
             admission,
             tuple(
-                words
+                f"{name}: {words}"
                 for name, verdict in verdicts.items()
-                if verdict.state is not Following.FOLLOWING and (words := obedience.advice(name, verdict))
+                if verdict.state is not Following.FOLLOWING and (words := obedience.advice(verdict))
             ),
             tuple(
                 one.name

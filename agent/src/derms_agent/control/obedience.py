@@ -338,12 +338,12 @@ def what_to_check(drawn_a: float, sample: Sample) -> tuple[Check, ...]:
     return tuple(order)
 
 
-def advice(evse: str, verdict: Obedience) -> str:
+def advice(verdict: Obedience) -> str:
     """Return in words what is wrong with an EVSE and what to check; empty where nothing is."""
     if verdict.state is Following.UNPROVEN and verdict.checks:
-        head = f"{evse}: nothing shows whether it follows its limit"
+        head = "nothing shows whether it follows its limit"
     elif not verdict.trusted:
-        head = f"{evse} draws more than its limit: {verdict.drawn_a:.1f} A, allowed {verdict.limit_a:.1f} A"
+        head = f"draws more than its limit: {verdict.drawn_a:.1f} A, allowed {verdict.limit_a:.1f} A"
     else:
         return ""
     words = {

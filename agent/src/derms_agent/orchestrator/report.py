@@ -17,13 +17,14 @@ from derms_agent import __version__
 from derms_agent.control import guard, state
 from derms_agent.control.cycle import Outcome, Why
 from derms_agent.control.ledger import Span
-from derms_agent.control.obedience import Following
+from derms_agent.control.obedience import Following, advice
 from derms_agent.model import Evse, Limit, Phase, Quality
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Controller
 
 PHASES = tuple(Phase)
+_TOLD = frozenset({Following.OVERDRAWING, Following.UNPROVEN})
 Intervals: TypeAlias = "Mapping[str, tuple[Span, Span, Span]]"
 """What the ledger counts for each EVSE, in A of L1, L2 and L3."""
 
@@ -61,9 +62,9 @@ def troubles(controller: Controller, outcome: Outcome, now_s: float) -> list[tup
     """Return (about, kind, words) for all that is wrong now."""
     found: list[tuple[str, str, str]] = []
     for name, verdict in outcome.state.obedience.items():
-        if verdict.state is Following.OVERDRAWING:
-            words = next((fault for fault in outcome.faults if fault.startswith(name)), "draws more than its limit")
-            found.append((name, "overdrawing", words))
+        shown = verdict.state in _TOLD and name not in outcome.fallback  # one that is silent is told below
+        if shown and (words := advice(verdict)):
+            found.append((name, verdict.state.value, words))
     for name in outcome.fallback:
         silent_s = outcome.state.ledger.entries[name].silent_for_s(now_s)
         words = "never answered" if math.isinf(silent_s) else f"has not answered for {silent_s:.0f} s"
