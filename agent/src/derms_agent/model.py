@@ -141,12 +141,14 @@ def apparent_a(active_a: float, power_factor: float, rating_a: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evse:
-    """What one vehicle plugs into, and what gets setpoints.
+    """What one vehicle plugs into, and what gets setpoints; to control, stationary storage is one with its own battery.
 
     `connector` counts from 1 within its device. `phases` are the supply's conductors that the connector's own L1, L2
     and L3 are wired to, in that order: ("L2", "L3", "L1") is a rotated three-phase charger, ("L2",) a single-phase one.
     `rating_a` and `cable_a` are per conductor; for a DC charger on its AC side. `power_factor` is the least with which
-    it draws what it is told in W; one that is told A draws no more than these, whatever its power factor.
+    it draws what it is told in W; one that is told A draws no more than these, whatever its power factor. `give_back_a`
+    is the most that it gives back, in A per conductor. `capacity_wh` is that of stationary storage; None: vehicles plug
+    in here.
     """
 
     name: str
@@ -157,11 +159,23 @@ class Evse:
     rating_a: float
     cable_a: float | None = None
     power_factor: float = 1.0
+    give_back_a: float = 0.0
+    capacity_wh: float | None = None
 
     @property
     def limit_a(self) -> float:
         """The most that this EVSE may ever be asked for, in A per conductor."""
         return self.rating_a if self.cable_a is None else min(self.rating_a, self.cable_a)
+
+    @property
+    def lowest_a(self) -> float:
+        """The least that this EVSE may ever be asked for, in A per conductor: 0, or below what it may give back."""
+        return -min(self.give_back_a, self.limit_a)
+
+    @property
+    def stationary(self) -> bool:
+        """Whether it is stationary storage, which is always there, and no vehicle's place."""
+        return self.capacity_wh is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,12 +245,13 @@ class Meter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vehicle:
-    """A vehicle that is known to come: its battery's capacity and what it takes at the most."""
+    """A vehicle that is known to come: its battery's capacity, what it takes and what it gives back at the most."""
 
     name: str
     capacity_wh: float
     power_w: float
     phases: int = 3
+    give_back_w: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,8 +323,12 @@ class Depot:
     network: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def evses(self) -> tuple[Evse, ...]:
-        """Return every EVSE, in the order of the file."""
+        """Return every EVSE, and what of stationary storage control may use, in the order of the file."""
         return tuple(evse for device in self.devices.values() for evse in device.evses)
+
+    def places(self) -> tuple[Evse, ...]:
+        """Return every EVSE that vehicles plug into, in the order of the file."""
+        return tuple(evse for evse in self.evses() if not evse.stationary)
 
     def share_of(self, root: str) -> float:
         """Return which part of the site's limits a tree of circuits has: what its root's rating is of all roots'."""
@@ -353,7 +372,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setpoint:
-    """What an EVSE is asked to do: active and reactive power at the most, and for how long that may stand unrenewed."""
+    """What an EVSE is asked to do: active and reactive power at the most, and for how long that may stand unrenewed.
+
+    Negative active power is what it is to give back, at the most as well.
+    """
 
     evse: str
     p_w: float

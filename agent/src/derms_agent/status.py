@@ -61,8 +61,10 @@ def _add_limit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     what = limit.add_subparsers(required=True, metavar="WHAT")
     put = what.add_parser("put", help="ask for a limit; one with the same name is replaced")
     put.add_argument("name")
-    put.add_argument("kw", type=_finite, help="the most that the target may draw, in kW")
-    put.add_argument("--target", default="site", help="site, a circuit or an EVSE; default %(default)s")
+    put.add_argument(
+        "kw", type=_finite, help="the most that the target may draw, in kW; below zero: what it is to give back"
+    )
+    put.add_argument("--target", default="site", help="site, a circuit, an EVSE or storage; default %(default)s")
     put.add_argument("--rank", choices=("grid", "operator", "price"), default="operator")
     put.add_argument("--for", dest="duration_s", type=_finite, metavar="S", help="for so many s; default: for good")
     put.set_defaults(run=_limit_put)

@@ -435,6 +435,30 @@ def test_storage_charges_from_what_is_left_and_gives_first() -> None:
     assert amps(asked, network) == pytest.approx([0.0, -3.0, -10.0])
 
 
+def test_what_a_bound_asks_of_storage_at_the_least_does_not_wait() -> None:
+    network, evses = on_one_line(1, 40.0)
+    params = Params(storage=frozenset({"e0"}), otherwise=Steps(minimum_a=0.0, step_a=0.5))
+    own: dict[Place, Bound] = {
+        ("e0", LimitQuantity.ACTIVE_POWER, None): within(low=9.8 * float(network.watts_per_a[0]))
+    }
+    lowered = Allocation("e0", 0.0, 0.0, "", lowered_at_s=990.0)
+    for bounds, current_a in (({}, 0.0), (own, 10.0)):
+        shared = share(
+            network, evses, {"e0": session("e0")}, params, bounds=bounds, previous={"e0": lowered}, now_s=1000.0
+        )
+        assert shared["e0"].current_a == current_a
+
+
+def test_a_vehicle_that_comes_does_not_wait_for_storage_that_has_just_begun() -> None:
+    network, evses = on_one_line(2, 20.0)
+    params = Params(storage=frozenset({"e1"}))
+    sessions = {"e1": session("e1")}
+    began = share(network, evses, sessions, params, now_s=1000.0)
+    assert began["e1"].current_a == 20.0
+    shared = share(network, evses, sessions | {"e0": session("e0")}, params, previous=began, now_s=1010.0)
+    assert amps(shared, network) == pytest.approx([20.0, 0.0])
+
+
 def test_no_discharge_where_a_bound_forbids_it() -> None:
     network, evses = on_one_line(1, 40.0)
     sessions = {"e0": session("e0", discharge_w=5000.0)}

@@ -99,3 +99,53 @@ def test_a_session_is_a_battery() -> None:
         target="evse-1", soc_percent=60.0, read_at_s=10.0, discharge_w=5000.0, capacity_wh=50_000.0
     )
     assert given_w(soc.of_session(replace(session, soc_percent=None))) == 0
+
+
+# What storage may take
+
+
+def taken_w(battery: Battery, charge_w: float = 10_000.0, now_s: float = 1000.0) -> float:
+    (limit,) = soc.full(battery, charge_w, now_s, POLICY)
+    assert (limit.target, limit.quantity, limit.rank) == (
+        battery.target,
+        LimitQuantity.ACTIVE_POWER,
+        Rank.THERMAL_AND_SOC,
+    )
+    assert limit.low == -math.inf
+    assert limit.source
+    return limit.high
+
+
+def test_storage_takes_nothing_when_it_is_full_or_nobody_knows() -> None:
+    assert taken_w(FULL) == 10_000.0
+    for percent in (None, math.nan, -1.0, 100.0, 100.5):
+        assert taken_w(replace(FULL, soc_percent=percent)) == 0
+    for read_at_s in (None, 939.9, 1000.1, math.nan):
+        assert taken_w(replace(FULL, read_at_s=read_at_s)) == 0
+    assert taken_w(replace(FULL, capacity_wh=None)) == 0
+    near = [taken_w(replace(FULL, soc_percent=98 + step / 100)) for step in range(201)]
+    assert near == sorted(near, reverse=True)
+    assert any(0 < watts < 10_000 for watts in near)
+
+
+@given(
+    st.floats(0.0, 100.0),
+    st.floats(1_000.0, 200_000.0),
+    st.floats(0.0, 100_000.0),
+    st.floats(0.0, 60.0),
+    st.floats(0.0, 100.0),
+)
+def test_neither_end_is_passed_by_the_time_that_the_next_limit_holds(
+    percent: float, capacity_wh: float, power_w: float, age_s: float, reserve: float
+) -> None:
+    """At full power since the reading, and at the limit for as long as that takes to be replaced."""
+    policy = Policy(reserve_percent=reserve)
+    battery = replace(FULL, soc_percent=percent, capacity_wh=capacity_wh, discharge_w=power_w, read_at_s=1000.0 - age_s)
+    (low,), (high,) = soc.reserve(battery, 1000.0, policy), soc.full(battery, power_w, 1000.0, policy)
+    moved_wh = power_w * age_s / 3600
+    if low.low < 0:
+        left_wh = percent / 100 * capacity_wh - moved_wh + low.low * policy.follow_s / 3600
+        assert left_wh >= reserve / 100 * capacity_wh - 1e-6 * capacity_wh
+    if high.high > 0:
+        filled_wh = percent / 100 * capacity_wh + moved_wh + high.high * policy.follow_s / 3600
+        assert filled_wh <= capacity_wh * (1 + 1e-6)

@@ -21,7 +21,8 @@ def test_the_references_example_is_a_whole_depot_without_a_warning() -> None:
     examined = examine(example, "example")
     assert [str(one) for one in examined.problems] == []
     assert examined.depot is not None
-    assert len(examined.depot.evses()) == 11
+    assert len(examined.depot.places()) == 11
+    assert [one.name for one in examined.depot.evses() if one.stationary] == ["battery"]
     assert schema.problems(examined.data) == ()
 
 

@@ -137,8 +137,7 @@ def opened(
     bus.put(base, *words)
     profile = profiles.load("sunspec_der") if profile is None else profile
     device = kit.device(profile.name, name="icu")
-    if not evses:
-        device = replace(device, evses=())
+    device = replace(device, evses=tuple(replace(one, give_back_a=one.rating_a) for one in device.evses[:evses]))
     return ModbusDevice(device, profile, bus, pace=QUICK), bus
 
 
@@ -368,14 +367,42 @@ async def test_a_setpoint_reaches_a_sunspec_point(kit: Kit) -> None:
     profile = replace(
         profile,
         sunspec_points={**profile.sunspec_points, "power_setpoint": point},
-        control=Control(point="power_setpoint", quantity=Quantity.POWER, minimum=0, step=10),
+        control=Control(point="power_setpoint", quantity=Quantity.POWER, minimum=0, step=10, gives_back=True),
     )
     driver, bus = opened(kit, image(), profile=profile, evses=1)
     proof = await driver.apply(Setpoint(evse="icu", p_w=7777))
     assert (proof.kind, proof.in_force) == (ProofKind.READ_BACK, 7770)
     assert bus.writes[-1].priority is Priority.SHED
     proof = await driver.apply(Setpoint(evse="icu", p_w=-5555))
-    assert (proof.kind, proof.in_force) == (ProofKind.READ_BACK, -5560)  # it discharges at least what was asked for
+    assert (proof.kind, proof.in_force) == (ProofKind.READ_BACK, -5550)  # nor does it give back more than that
+    proof = await driver.apply(Setpoint(evse="icu", p_w=-99_999))
+    assert (proof.kind, proof.in_force) == (ProofKind.READ_BACK, -11_000)
+
+
+async def test_a_set_point_of_704_is_its_value_then_what_puts_it_in_force(kit: Kit) -> None:
+    driver, bus = opened(kit, image(), evses=1)
+    registers = await driver.find_map()
+    names = ("power_setpoint", "power_setpoint_mode", "power_setpoint_enabled")
+    at = {name: registers.spans(name)[0].address for name in names}
+    for watts, words in ((4_321.0, -430), (-4_321.0, 430), (99.0, 0), (-99.0, 0), (0.0, 0)):
+        written = len(bus.writes)
+        proof = await driver.apply(Setpoint(evse="icu", p_w=watts))
+        assert (proof.kind, proof.in_force) == (ProofKind.READ_BACK, -10 * words)
+        assert [(write.address, write.words) for write in bus.writes[written:]] == [
+            (at["power_setpoint"], ((words >> 16) & 0xFFFF, words & 0xFFFF)),
+            (at["power_setpoint_mode"], (1,)),
+            (at["power_setpoint_enabled"], (1,)),
+        ]
+
+
+async def test_of_a_set_point_that_is_replaced_meanwhile_neither_side_of_zero_stands(kit: Kit) -> None:
+    driver, _ = opened(kit, image(), evses=1)
+    await driver.apply(Setpoint(evse="icu", p_w=-4_000))
+    (limit,) = driver._limits.values()
+    for watts, stands in ((-5_000.0, -4_000.0), (-3_000.0, -3_000.0), (2_000.0, 0.0)):
+        limit.wanted = -4_000.0
+        driver.begin(Setpoint(evse="icu", p_w=watts))
+        assert limit.wanted == stands
 
 
 async def test_a_meter_is_read_from_whichever_model_it_has(kit: Kit) -> None:
@@ -388,7 +415,9 @@ async def test_points_that_control_needs_and_the_device_has_not_are_told(kit: Ki
     driver, _ = opened(kit, image(models=(1, 701)))
     reading = await read_once(driver)
     assert reading.quality is Quality.GOOD
-    assert reading.problem == "the device has no power_setpoint, generation_limit, soc"
+    assert reading.problem == (
+        "the device has no power_setpoint, power_setpoint_mode, power_setpoint_enabled, generation_limit, soc"
+    )
 
 
 async def test_discovery_is_tried_again_when_the_device_comes_back(kit: Kit) -> None:

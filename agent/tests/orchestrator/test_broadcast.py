@@ -17,7 +17,7 @@ from agent.tests.orchestrator.conftest import DEMO
 from derms_agent import settings
 from derms_agent.mqtt import Kind, Outbox, Publisher, Request, Topic, anew
 from derms_agent.orchestrator import service
-from derms_agent.orchestrator.broadcast import CLIENT_ID, Broadcast, Verb
+from derms_agent.orchestrator.broadcast import _OF_EVSE, _STATE_OF_EVSE, CLIENT_ID, Broadcast, Verb
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.socket_server import Arguments
 
@@ -86,6 +86,20 @@ async def test_an_answer_that_the_broker_does_not_take_is_shortened_to_whether_i
     found = await answer(tmp_path, wordy, {"high_w": 1.0})
     assert found["accepted"] is True
     assert "no more can be said" in found["reason"]
+
+
+async def test_storage_is_told_of_under_a_class_of_its_own_with_its_setpoint(tmp_path: Path) -> None:
+    async def verb(_found: Mapping[str, Any], _user: str) -> object:
+        return {}
+
+    one: dict[str, Any] = {**dict.fromkeys((*_OF_EVSE, *_STATE_OF_EVSE)), "setpoint_a": -14.43}
+    evses = [{**one, "name": "store", "kind": "storage"}, {**one, "name": "fast/1", "kind": "evse"}]
+    report = {"at": "now", "site": {}, "state": "normal", "reason": "", "evses": evses}
+    async with asked(tmp_path, verb) as (_, broadcast, outbox):
+        await broadcast._tell(report)
+        told = {message.topic: json.loads(message.payload) for message in (await outbox.take(20)).messages}
+    for class_, name in (("storage", "store"), ("evse", "fast.1")):
+        assert told[f"derms/v1/small/{class_}/{name}/telemetry"]["setpoint_a"] == -14.43
 
 
 async def test_whatever_ends_telemetry_is_said_and_it_begins_anew(

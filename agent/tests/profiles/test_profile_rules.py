@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from derms_agent.model import DeviceKind
+from derms_agent.model import DeviceKind, Value
 from derms_agent.profiles import load, load_all
 from derms_agent.profiles.point import Access, Contradiction, Point, PointType, Table
 from derms_agent.profiles.profile import (
@@ -154,6 +154,13 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "switch that is only read": (control(switch=Switch(point="active_power", on=1, off=0)), "control.switch"),
     "switch that does not switch": (control(switch=Switch(point="enabled", on="on", off="on")), "control.switch"),
     "switch without such a state": (control(switch=Switch(point="enabled", on="yes", off="off")), "control.switch.on"),
+    "in force by an unknown point": (control(in_force={"enable": "on"}), "control.in_force.enable"),
+    "in force by what is only read": (control(in_force={"active_power": 1}), "control.in_force.active_power"),
+    "in force by a setting": (control(in_force={"failsafe_current": 6}), "control.in_force.failsafe_current"),
+    "in force by a value that the point refuses": (control(in_force={"enabled": "yes"}), "control.in_force.enabled"),
+    "gives back what the point cannot hold": (control(gives_back=True), "control.gives_back"),
+    "fallback in force by an unknown point": (fallback(in_force={"enable": "on"}), "fallback.in_force.enable"),
+    "fallback in force by what is only written": (fallback(in_force={"command": 1}), "fallback.in_force.command"),
     "fallback in an unknown point": (fallback(current="failsafe_curent"), "fallback.current"),
     "fallback in another unit": (fallback(current="failsafe_timeout"), "fallback.current"),
     "time-out in another unit": (fallback(timeout="failsafe_current"), "fallback.timeout"),
@@ -287,6 +294,25 @@ def test_both_the_silence_and_the_boot_count(current: int, timeout: int, rating_
     drawn = profile.unattended_a({"failsafe_current": current, "failsafe_timeout": timeout}, rating_a, 400, 3)
     after_boot = {AfterBoot.RATING: rating_a, AfterBoot.HELD: rating_a, AfterBoot.FALLBACK: current, AfterBoot.OFF: 0}
     assert drawn == max(current, after_boot[boot])
+
+
+def test_a_fallback_counts_only_where_it_is_known_to_be_in_force() -> None:
+    profile = load("sunspec_der")
+    settings: dict[str, Value] = {"failsafe_power": 0, "failsafe_timeout": 60, "failsafe_enabled": "enabled"}
+    assert profile.fallback_a(settings, 400.0, 3) == 0.0
+    assert profile.fallback_a({**settings, "failsafe_power": -6928.2}, 400.0, 3) == pytest.approx(-10.0)
+    unarmed: dict[str, Value] = {"failsafe_enabled": "disabled", "failsafe_timeout": 0}
+    for name, held in unarmed.items():
+        assert profile.fallback_a({**settings, name: held}, 400.0, 3) is None
+    for name in settings:
+        assert profile.fallback_a({key: value for key, value in settings.items() if key != name}, 400.0, 3) is None
+
+
+def test_a_switch_stands_beside_nothing_else_that_puts_a_limit_in_force() -> None:
+    switch = Switch(point="enabled", on="on", off="off")
+    for more in ({"in_force": {"mode": 1}}, {"gives_back": True}):
+        with pytest.raises(Contradiction):
+            Control(point="p", quantity=Quantity.CURRENT, minimum=6, step=1, switch=switch, **more)
 
 
 def test_a_watchdog_that_is_off_or_unknown_is_none() -> None:

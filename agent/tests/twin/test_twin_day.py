@@ -43,6 +43,26 @@ devices:
 meters:
   hall: {bus: meters, unit_id: 1, profile: sunspec_meter, measures: circuit, circuit: hall}
 """
+STORED = """\
+plugin: derms.edge.depot
+depot: stored
+site: {limit_kva: 60}
+gateways: {gateway-1: {}}
+circuits: {main: {voltage_v: 400, rating_a: 80, base_load_a: 10, allocator: gateway-1}}
+buses:
+  store: {gateway: gateway-1, transport: tcp, host: 10.0.0.11}
+  meter: {gateway: gateway-1, transport: tcp, host: 10.0.0.12}
+devices:
+  store:
+    bus: store
+    unit_id: 1
+    profile: sunspec_der
+    circuit: main
+    settings: {failsafe_power: 0, failsafe_timeout: 60, failsafe_enabled: enabled}
+    storage: {rating_a: 40, capacity_kwh: 50}
+meters:
+  grid: {bus: meter, unit_id: 1, profile: sunspec_meter, measures: circuit, circuit: main}
+"""
 BEGINS_S = 18 * day.HOUR_S
 SHED = day.Shed(at_s=BEGINS_S + 150, for_s=100)
 ENDS_S = BEGINS_S + 300
@@ -152,3 +172,14 @@ def test_a_wait_without_an_end_is_an_error() -> None:
 
     with pytest.raises(virtual_time.Standstill):
         virtual_time.run(main)
+
+
+def test_storage_that_control_may_use_has_its_part_in_a_day() -> None:
+    examined = depots.examine(STORED, "stored.yml")
+    assert examined.depot is not None, examined.problems
+    shed = day.Shed(at_s=90, for_s=60)
+    found = day.play(examined.depot, shed=shed, begins_s=0.0, ends_s=180.0)
+    assert found.held, found
+    assert found.proven > 0
+    assert all(35 < row.highest <= 60 for row in found.rows if row.name == "main" and row.line is not None)
+    assert all(one.reached_s is not None for one in found.sheds)

@@ -13,7 +13,7 @@ from sunspec2.modbus.client import SunSpecModbusClientDevice
 from derms_agent.model import Phase
 from derms_agent.profiles.point import Table
 from derms_agent.twin import Arrivals, Fault, FaultKind, Refusal, Rehearsal, Scenario, VehicleType
-from derms_agent.twin.actions import SetFrequency
+from derms_agent.twin.actions import SetCharge, SetFrequency
 
 if TYPE_CHECKING:
     from agent.tests.twin.conftest import MakeDepot
@@ -205,3 +205,19 @@ def test_declared_settings_are_in_the_registers_and_kept(make_depot: MakeDepot) 
         assert der.point(802, "SoCRsvMin") == 20
         twin.fault("device-1", Fault(kind=FaultKind.REBOOT, for_s=1))
         twin.advance(2)
+
+
+def test_its_battery_has_the_charge_that_is_asked_for(make_depot: MakeDepot) -> None:
+    twin = Rehearsal(make_depot("sunspec_der"), scenario=NOBODY)
+    ((name, inverter),) = twin.inverters.items()
+    twin.do(SetCharge(name, 0.25))
+    assert inverter.image.get(713, "SoC") != 25.0
+    inverter.read(Table.HOLDING, inverter.image.base, 2)
+    assert inverter.image.get(713, "SoC") == 25.0
+
+
+def test_a_setting_that_is_a_name_is_held_as_its_number(make_depot: MakeDepot) -> None:
+    for name, number in (("enabled", 1), ("disabled", 0)):
+        twin = Rehearsal(make_depot("sunspec_der", settings={"failsafe_enabled": name}), scenario=NOBODY)
+        (inverter,) = twin.inverters.values()
+        assert inverter.image.raw(704, "WSetEnaRvrt") == number

@@ -13,10 +13,12 @@
    sooner than `hold_s` later; where it has trembled meanwhile, only to the lowest that it was, less a margin, and the
    wait begins anew. Beneath that, what an EVSE's own limits lower, as droop does, is followed up again `hold_s` after
    they first lowered it, and at once; while they hold it, they hide what the circuits leave, which therefore stays as
-   it was known. So a droop that comes and goes brings an EVSE back to where it was, and starts no new trembling.
+   it was known. So a droop that comes and goes brings an EVSE back to where it was, and starts no new trembling. What
+   its own limits ask for at the least, as droop does of storage, does not wait.
 
 Before all rounds, EVSEs that were raised less than `hold_s` ago keep what they have, as far as it fits. So whatever
 plan, order and wishes say, an EVSE's setpoint turns round at most once in `hold_s`; only a limit may lower it sooner.
+Storage keeps it only from what vehicles do not wish: one that comes waits for no battery.
 
 **Why it is safe.** All start at zero, which fits. Every raise is by at most the room that the exact phasors leave
 (`Room`), for every subset of what flows, so the result fits after each raise, whatever plan, order or wishes say; these
@@ -552,8 +554,6 @@ def _shared_a(  # noqa: PLR0917 - what the shares are made from
     current_a = rounds.current_a
     for seat in filter(just_raised.__contains__, vehicles):
         rounds.lift(seat, stood_a[seat])
-    for seat in filter(just_raised.__contains__, storage):
-        rounds.raised(seat, stood_a[seat])
     for seat in vehicles:
         if stood_a[seat] > 0 and wishes.ahead_a[seat] >= params.keep * steps[seat].lowest_a:
             rounds.lift(seat, steps[seat].lowest_a)
@@ -563,6 +563,8 @@ def _shared_a(  # noqa: PLR0917 - what the shares are made from
             rounds.gather(seat, steps[seat].near(wish_a))
     for seat in rounds.running_first(vehicles):
         rounds.gather(seat, top_a[seat])
+    for seat in filter(just_raised.__contains__, storage):
+        rounds.raised(seat, stood_a[seat])
     for seat in rounds.running_first([*vehicles, *storage]):
         rounds.raised(seat, top_a[seat])
     return current_a
@@ -580,10 +582,11 @@ def _reason(could_a: float, top_a: float, high_a: float) -> str:
 def _held(seats: _Seats, all_could_a: Sequence[float], now_s: float, params: Params) -> dict[str, Allocation]:
     """Return what each EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
     result = {}
-    for name, steps, watts, high_a, top_a, before, could in zip(
+    for name, steps, watts, low_a, high_a, top_a, before, could in zip(
         seats.names,
         seats.steps,
         seats.watts_per_a,
+        seats.low_a,
         seats.high_a,
         seats.top_a,
         seats.before,
@@ -602,6 +605,9 @@ def _held(seats: _Seats, all_could_a: Sequence[float], now_s: float, params: Par
             current = held
         else:
             raised_at = now_s
+        if low_a > current + _CLOSE_A:
+            # What its own limits ask for at the least does not wait.
+            current = max(current, steps.down(min(could, steps.up(low_a))))
         kept_back = current < could - _CLOSE_A
         why = "held, until more has been free for a while" if kept_back else _reason(could, top_a, high_a)
         found = (name, current, current * watts, why, raised_at, lowered_at, lasting, cut_at, least, most)

@@ -11,7 +11,7 @@
    them is taken off the circuits above them (by magnitude, which is never too little), and so is what idle EVSEs fall
    back to, so that it plans with what there is.
 5. **Guard** lets through what cannot overload anything; whatever `allocate` says, no EVSE gets more than its own
-   bounds.
+   bounds, and none, relied on or not, goes on to give back more than these.
 6. **Why**, for each EVSE: what it is told, and whose limits hold it there, in the order of their ranks.
 
 Nothing in here waits, and nothing depends on anything but its arguments, so a cycle can be replayed from its inputs.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -265,7 +265,22 @@ class Cycle:
             for name, allocation in allocated.items()
             if (place := self._places.get(name)) is not None
         }
-        return left, allocated, wanted
+        return left, allocated, wanted | self._ended(book, bounds, wanted)
+
+    def _ended(self, book: Ledger, bounds: Combined, besides: Container[str]) -> dict[str, Amount]:
+        """Return what EVSEs that would stand as they were told are to give back at the most: a reserve is passed, say.
+
+        Whoever cannot be relied on may well take that, and else its discharge would be fed for ever.
+        """
+        found = {}
+        for name, place in self._places.items():
+            told = None if name in besides else book.entries[name].told_amount
+            if told is None or told.active_a >= 0:
+                continue
+            active_a = min(_within(place, told.active_a, bounds.of.get(name)), 0.0)
+            if active_a > told.active_a:
+                found[name] = Amount(active_a)
+        return found
 
     def _judged(
         self, book: Ledger, before: Mapping[str, Obedience], now_s: float

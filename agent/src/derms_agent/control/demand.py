@@ -13,7 +13,8 @@ A utility bills the highest mean over one demand interval. Which intervals it lo
 both clocks the meter's is: for an interval's length the lesser of aligned and sliding holds, and so it does while the
 wall's clock is not known at all. So no step leaves more than sliding intervals do.
 
-Both speak of the whole site's import, base load included, and are then reduced by the base load.
+Both speak of the whole site's import, base load included, and are then reduced by the base load. Where that alone is
+above them, nothing is left to EVSEs; what is missing is asked of storage and of vehicles that give back.
 
 **Why it holds.** Let C be the cap, W the interval, P a power held from now on, E(a, b) the energy between two moments.
 
@@ -240,21 +241,28 @@ def limits(
     unmeasured_w: float,
     window_begin_s: float | None = None,
     step_wh: float = 0.0,
+    given_back: bool = False,
 ) -> tuple[Limit, ...]:
-    """Return the demand cap as what it leaves to EVSEs, in W, by the operator's rank."""
+    """Return the demand cap as what it leaves to EVSEs, in W, by the operator's rank.
+
+    :param given_back: somebody may give power back: where the base load that is measured is above what is left, the
+        limit is below zero by what is missing, which asks for that
+    """
     now_w = allowed_w(cap, samples, now_s, unmeasured_w, window_begin_s, step_wh)
+    asks = given_back and base.measured
     if cap.windows is Windows.SLIDING or window_begin_s is None:
-        return (_limit(cap, now_w, base, None, None),)
+        return (_limit(cap, now_w, base, None, None, asks=asks),)
     end_s = window_begin_s + cap.window_s
-    return (_limit(cap, now_w, base, None, end_s), _limit(cap, cap.cap_w, base, end_s, None))
+    return (_limit(cap, now_w, base, None, end_s, asks=asks), _limit(cap, cap.cap_w, base, end_s, None, asks=asks))
 
 
-def _limit(cap: Cap, watts: float, base: BaseLoad, start_s: float | None, end_s: float | None) -> Limit:
+def _limit(cap: Cap, watts: float, base: BaseLoad, start_s: float | None, end_s: float | None, *, asks: bool) -> Limit:
+    left_w = watts - base.high_w
     return Limit(
         target=SITE,
         quantity=LimitQuantity.ACTIVE_POWER,
         low=-math.inf,
-        high=max(watts - base.high_w, 0.0),
+        high=left_w if asks else max(left_w, 0.0),
         source=f"demand cap {cap.cap_w / 1000:g} kW over {cap.window_s / 60:g} min ({base.source})",
         rank=Rank.OPERATOR,
         start_s=start_s,

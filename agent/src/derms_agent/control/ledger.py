@@ -51,7 +51,7 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from derms_agent.model import Evse, PerPhase, Phase, Value, apparent_a
-from derms_agent.profiles.profile import AfterBoot, Fallback, Profile, Refresh
+from derms_agent.profiles.profile import AfterBoot, Profile, Refresh
 
 SAME_A = 0.05
 """Values nearer than this, in A, are one as far as a register's resolution can tell."""
@@ -172,13 +172,13 @@ def station_of(
     profile's own rule (`Profile.unattended_a`) is the larger of fallback and after-boot value; the fallback alone is
     that of the same device if it started at nothing.
     """
-    fallback_a = after_boot_a = evse.rating_a
+    fallback = after_boot = all_of(evse)
     refreshed_by, least_a, step_a = Refresh.NONE, 6.0, 1.0
     if profile.fallback is not None:
         refreshed_by = profile.fallback.refreshed_by
-        fallback_a = fallback_alone_a(evse, profile, settings, voltage_v)
+        fallback = fallback_alone(evse, profile, settings, voltage_v)
         after = profile.fallback.after_boot
-        after_boot_a = {AfterBoot.OFF: 0.0, AfterBoot.FALLBACK: fallback_a}.get(after, evse.rating_a)
+        after_boot = {AfterBoot.OFF: NOTHING, AfterBoot.FALLBACK: fallback}.get(after, after_boot)
     if profile.control is not None:
         per_ampere = 1.0
         if profile.control.quantity.value == "power":
@@ -191,8 +191,9 @@ def station_of(
         "phases": evse.phases,
         "rating_a": evse.rating_a,
         "power_factor": evse.power_factor,
-        "after_boot": Span(high=after_boot_a),
-        "fallback": Span(high=fallback_a),
+        "lowest_a": evse.lowest_a,
+        "after_boot": after_boot,
+        "fallback": fallback,
         "watchdog_s": profile.watchdog_s(settings),
         "refreshed_by": refreshed_by,
         "least_a": least_a,
@@ -201,14 +202,17 @@ def station_of(
     return Station(**(fields | known))
 
 
-def fallback_alone_a(evse: Evse, profile: Profile, settings: Mapping[str, Value], voltage_v: float) -> float:
-    """Return what an EVSE falls back to, in A per conductor, whatever holds after its start."""
-    fallback = profile.fallback
-    if fallback is None or fallback.refreshed_by is Refresh.NONE:
-        return evse.rating_a
-    at_rest: Fallback = dataclasses.replace(fallback, after_boot=AfterBoot.OFF)
-    alone = dataclasses.replace(profile, fallback=at_rest)
-    return alone.unattended_a(settings, evse.rating_a, voltage_v, len(evse.phases))
+def all_of(evse: Evse) -> Span:
+    """Return all that an EVSE can do by its rating, either way."""
+    return Span(evse.lowest_a, evse.rating_a)
+
+
+def fallback_alone(evse: Evse, profile: Profile, settings: Mapping[str, Value], voltage_v: float) -> Span:
+    """Return what an EVSE may do once it has fallen back, whatever holds after its start; all where it is not known."""
+    fallback_a = profile.fallback_a(settings, voltage_v, len(evse.phases))
+    if fallback_a is None or fallback_a < evse.lowest_a:
+        return all_of(evse)
+    return span_of(Amount(fallback_a))
 
 
 class Cause(str, Enum):

@@ -663,6 +663,7 @@ def ratings(evse: Evse, session: Session | None = None) -> tuple[Limit, ...]:
             rank=Rank.PROTECTION,
         )
     ]
+    what = "storage" if evse.stationary else "vehicle at" if session is not None else "no vehicle at"
     discharge_w = 0.0 if session is None else max(session.discharge_w, 0.0)
     power_w = math.inf if session is None or session.power_w is None else max(session.power_w, 0.0)
     limits.append(
@@ -671,7 +672,7 @@ def ratings(evse: Evse, session: Session | None = None) -> tuple[Limit, ...]:
             quantity=LimitQuantity.ACTIVE_POWER,
             low=-discharge_w,
             high=power_w,
-            source=f"vehicle at {evse.name}" if session is not None else f"no vehicle at {evse.name}",
+            source=f"{what} {evse.name}",
             rank=Rank.PROTECTION,
         )
     )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The charge that stays in a battery: no discharge at or below the reserve, nor where the charge is not known.
 
+And what stationary storage may take: no charge at or above full, nor where the charge is not known.
+
 A state of charge is a reading, so it is older than the moment at which it counts, and a discharge goes on until the
 next limit is in force. What counts is therefore the *least* charge that the battery can have by then: the reading less
 what a discharge at full power takes in its age and in `follow_s`. Discharge is allowed where that is above the reserve,
@@ -8,7 +10,8 @@ and bounded by what the energy between them lasts for in `horizon_s`: it fades o
 battery that obeys reaches the reserve only in the limit.
 
 Unknown (never read, not a number, outside 0 to 100 %, read in the future, older than `fresh_s`) means no discharge.
-Charging is never bounded here.
+
+Charging is bounded in the same way from the other end (`full`), for storage alone: a vehicle sees to that by itself.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Battery:
 
 
 def of_session(session: Session, capacity_wh: float | None = None) -> Battery:
-    """Return the battery of the vehicle at an EVSE."""
+    """Return the battery of the vehicle at an EVSE, or of storage."""
     return Battery(
         target=session.evse,
         soc_percent=session.soc_percent,
@@ -72,20 +75,60 @@ def reserve(battery: Battery, now_s: float, policy: Policy) -> tuple[Limit, ...]
     )
 
 
+def full(battery: Battery, charge_w: float, now_s: float, policy: Policy) -> tuple[Limit, ...]:
+    """Return what storage may take at the most, in W: 0 where it is full and where its charge is not known.
+
+    :param charge_w: the most that it takes
+    """
+    high_w, source = _taken(battery, max(charge_w, 0.0), now_s, policy)
+    return (
+        Limit(
+            target=battery.target,
+            quantity=LimitQuantity.ACTIVE_POWER,
+            low=-math.inf,
+            high=high_w,
+            source=source,
+            rank=Rank.THERMAL_AND_SOC,
+        ),
+    )
+
+
 def _given(battery: Battery, now_s: float, policy: Policy) -> tuple[float, str]:
-    soc, read_at_s = battery.soc_percent, battery.read_at_s
-    if soc is None or read_at_s is None or not 0 <= soc <= _FULL_PERCENT:
-        return 0.0, "state of charge is unknown: no discharge"
-    age_s = now_s - read_at_s
-    if not 0 <= age_s <= policy.fresh_s:
-        return 0.0, f"state of charge is {age_s:.0f} s old: no discharge"
+    unknown = _unknown(battery, now_s, policy)
+    if unknown is not None:
+        return 0.0, f"{unknown}: no discharge"
     watts = max(battery.discharge_w, 0.0)
     capacity_wh = battery.capacity_wh if battery.capacity_wh is not None else SMALLEST_BATTERY_WH
     if capacity_wh <= 0 or not math.isfinite(watts):
         return 0.0, "the battery's size is unknown: no discharge"
+    soc = battery.soc_percent or 0.0
     above_wh = (soc - policy.reserve_percent) / _FULL_PERCENT * capacity_wh
-    least_wh = above_wh - watts * (age_s + policy.follow_s) / _SECONDS_PER_HOUR
     source = f"state of charge {soc:g} %, reserve {policy.reserve_percent:g} %"
-    if above_wh <= 0 or least_wh <= 0:
-        return 0.0, source
-    return -min(watts, least_wh * _SECONDS_PER_HOUR / policy.horizon_s), source
+    return -_fading(above_wh, watts, battery, now_s, policy), source
+
+
+def _taken(battery: Battery, watts: float, now_s: float, policy: Policy) -> tuple[float, str]:
+    unknown = _unknown(battery, now_s, policy)
+    if unknown is not None:
+        return 0.0, f"{unknown}: no charge"
+    if battery.capacity_wh is None or battery.capacity_wh <= 0 or not math.isfinite(watts):
+        return 0.0, "the battery's size is unknown: no charge"
+    soc = battery.soc_percent or 0.0
+    beneath_wh = (_FULL_PERCENT - soc) / _FULL_PERCENT * battery.capacity_wh
+    return _fading(beneath_wh, watts, battery, now_s, policy), f"state of charge {soc:g} %"
+
+
+def _unknown(battery: Battery, now_s: float, policy: Policy) -> str | None:
+    """Return why a battery's charge is not known, or None where it is."""
+    soc, read_at_s = battery.soc_percent, battery.read_at_s
+    if soc is None or read_at_s is None or not 0 <= soc <= _FULL_PERCENT:
+        return "state of charge is unknown"
+    age_s = now_s - read_at_s
+    return None if 0 <= age_s <= policy.fresh_s else f"state of charge is {age_s:.0f} s old"
+
+
+def _fading(left_wh: float, watts: float, battery: Battery, now_s: float, policy: Policy) -> float:
+    """Return which part of a power may flow where energy is left at the reading that flows at that power since then."""
+    age_s = now_s - (battery.read_at_s or 0.0)
+    least_wh = left_wh - watts * (age_s + policy.follow_s) / _SECONDS_PER_HOUR
+    return min(watts, max(least_wh, 0.0) * _SECONDS_PER_HOUR / policy.horizon_s)

@@ -61,17 +61,20 @@ class _Shape:
     setting_paths: Mapping[str, Path]
     sound: bool
     evses: Sequence[tuple[int, Sequence[Layer]]]
+    storage: Layer | None
 
 
 @dataclass(frozen=True, slots=True)
 class _EvseSpec:
-    """An EVSE of each of an entry's devices on a circuit."""
+    """An EVSE, or the storage, of each of an entry's devices on a circuit."""
 
     connector: int
     circuit: str
     phases: tuple[Phase, ...]
     rating_a: float
     cable_a: float | None
+    give_back_a: float
+    capacity_wh: float | None = None
 
 
 class Assembly:
@@ -414,7 +417,27 @@ class Assembly:
             setting_paths={name: setting.path for name, setting in settings.items()},
             sound=sound,
             evses=self._connectors(entry, profile, layers),
+            storage=self._storage(entry, profile, settings),
         )
+
+    def _storage(self, entry: Entry, profile: Profile, settings: Mapping[str, Found]) -> Layer | None:
+        """Return what an entry says of storage that control may use; report a device that control could not use so."""
+        if "storage" not in entry.values:
+            return None
+        path = (*entry.path, "storage")
+        if profile.kind is DeviceKind.CHARGER:
+            self.report(path, "storage on a charger", "evses, which say where vehicles plug in", at_key=True)
+            return None
+        if profile.control is None or not profile.control.gives_back:
+            expected = f"none, for the profile {profile.name} has no set-point for what is taken and given back"
+            self.report(path, "storage that control may use", expected, at_key=True)
+            return None
+        named = None if profile.fallback is None else profile.fallback.power or profile.fallback.current
+        fallback = settings.get(named) if named is not None else None
+        if fallback is not None and isinstance(fallback.value, (int, float)) and fallback.value < 0:
+            expected = "0 or more: what it gives back while nobody controls it would go on below the reserve"
+            self.report(fallback.path, shown(fallback.value), expected)
+        return Layer(path, entry.values["storage"])
 
     def _is_sound(self, profile: Profile, name: str, setting: Found) -> bool:
         """Say whether a setting is one that the profile has and can hold; report it if not, once for its place."""
@@ -516,7 +539,7 @@ class Assembly:
             circuit_path = shape.circuit.path if shape.circuit else entry.path
             if circuit is not None and self._unknown("circuits", circuit_path, circuit):
                 continue
-            alone = len(shape.evses) == 1
+            alone = len(shape.evses) == 1 or shape.storage is not None
             evses = [
                 Evse(
                     name=name if alone else f"{name}/{spec.connector}",
@@ -527,6 +550,8 @@ class Assembly:
                     rating_a=spec.rating_a,
                     cable_a=spec.cable_a,
                     power_factor=shape.profile.power_factor,
+                    give_back_a=spec.give_back_a,
+                    capacity_wh=spec.capacity_wh,
                 )
                 for spec in self._evses(entry, shape, circuit)
             ]
@@ -568,11 +593,15 @@ class Assembly:
         """Return the EVSEs that each device of a shape has on a circuit."""
         key = (id(shape), circuit)
         if key not in self._evse_specs:
-            specs = [self._evse(entry, number, fields, circuit) for number, fields in shape.evses]
+            specs = [self._evse(entry, number, fields, circuit, shape.profile) for number, fields in shape.evses]
+            if shape.storage is not None:
+                specs.append(self._evse(entry, 1, [shape.storage], circuit, shape.profile))
             self._evse_specs[key] = [spec for spec in specs if spec]
         return self._evse_specs[key]
 
-    def _evse(self, entry: Entry, connector: int, fields: Sequence[Layer], circuit: str | None) -> _EvseSpec | None:
+    def _evse(
+        self, entry: Entry, connector: int, fields: Sequence[Layer], circuit: str | None, profile: Profile
+    ) -> _EvseSpec | None:
         path = fields[0].path
         rating = first(fields, "rating_a")
         if rating is None:
@@ -587,14 +616,28 @@ class Assembly:
         on = None if circuit is None else self.circuits.get(circuit)
         if on is None or rating is None:
             return None
-        cable = first(fields, "cable_a")
+        cable, capacity = first(fields, "cable_a"), first(fields, "capacity_kwh")
         return _EvseSpec(
             connector=connector,
             circuit=on.name,
             phases=self._phases(fields, on),
             rating_a=float(rating.value),
             cable_a=None if cable is None else float(cable.value),
+            give_back_a=self._given_back_a(fields, profile, rating, storage=capacity is not None),
+            capacity_wh=None if capacity is None else capacity.value * 1000.0,
         )
+
+    def _given_back_a(self, fields: Sequence[Layer], profile: Profile, rating: Found, *, storage: bool) -> float:
+        """Return what may be given back: of storage as much as it takes, of an EVSE nothing, unless it is said."""
+        given = first(fields, "give_back_a")
+        if given is None:
+            return float(rating.value) if storage else 0.0
+        if given.value > rating.value:
+            self.report(given.path, shown(given.value), f"at most rating_a, {rating.value:g}")
+        if given.value > 0 and not (profile.control is not None and profile.control.gives_back):
+            expected = f"0, for the profile {profile.name} has no set-point for what is given back"
+            self.report(given.path, shown(given.value), expected)
+        return float(given.value)
 
     def _phases(self, fields: Sequence[Layer], circuit: Circuit) -> tuple[Phase, ...]:
         """Return an EVSE's conductors: those that it names, or all that its circuit has."""
@@ -636,11 +679,20 @@ class Assembly:
                 expected = "a name that no device has, or device: the device that measures"
                 self.report(entry.path, f"{name}, which is a device too", expected, at_key=True)
                 continue
-            self.meters[name] = Meter(
-                name=name, device=device, measures=Measures(values["measures"]), circuit=values["circuit"]
-            )
+            meter = Meter(name=name, device=device, measures=Measures(values["measures"]), circuit=values["circuit"])
+            self._measured_twice(entry, meter)
+            self.meters[name] = meter
         if not refers:
             self._devices_of(entry)
+
+    def _measured_twice(self, entry: Entry, meter: Meter) -> None:
+        """Report a generator's meter on what control may use: what that gives back would count twice."""
+        known = self.devices.get(meter.device)
+        if known is None or meter.measures is not Measures.GENERATOR:
+            return
+        if any(evse.stationary or evse.lowest_a < 0 for evse in known.evses):
+            found = f"{meter.device}, which control may tell to give back, as a generator"
+            self.report((*entry.path, "device"), found, "none: what it gives back is known without a meter")
 
     def _vehicles_of(self, entry: Entry) -> None:
         for name, values in entry.rows():
@@ -649,6 +701,7 @@ class Assembly:
                 capacity_wh=values["capacity_kwh"] * 1000.0,
                 power_w=values["power_kw"] * 1000.0,
                 phases=values.get("phases", 3),
+                give_back_w=values.get("give_back_kw", 0.0) * 1000.0,
             )
 
     def _blocks(self) -> None:

@@ -28,6 +28,7 @@ CONTROL_CYCLE_S = 1.0
 ASSUMED_REGISTERS = 10
 # Where a SunSpec device keeps a model is found out on the device; a model is read whole, at most by one full read.
 SUNSPEC_MODEL_REGISTERS = 125
+SUNSPEC_LIMIT_REGISTERS = 2  # int32, as model 704 has it
 _BITS_PER_REGISTER = 16
 
 
@@ -103,7 +104,7 @@ def _costs(bus: Bus, baud_rate: int, units: Sequence[Unit]) -> list[_Cost]:
 def _cost(bus: Bus, baud_rate: int, unit: Unit) -> _Cost:
     pause_s = max(bus.delay_between_s, unit.profile.wire.delay_between_s)
     reads = [serial_line.read_s(baud_rate, registers) + pause_s for registers in _blocks(unit)]
-    limits_s = unit.evses * (serial_line.write_s(baud_rate, _limit_registers(unit.profile)) + pause_s)
+    limits_s = unit.evses * sum(seconds + pause_s for seconds in _limit_steps_s(baud_rate, unit.profile))
     refreshes_s = {
         Refresh.WRITE: limits_s,
         Refresh.HEARTBEAT: serial_line.write_s(baud_rate, 1) + pause_s,
@@ -111,8 +112,19 @@ def _cost(bus: Bus, baud_rate: int, unit: Unit) -> _Cost:
     return _Cost(sum(reads), max(reads), limits_s, refreshes_s.get(_refreshed_by(unit), 0.0))
 
 
+def _limit_steps_s(baud_rate: int, profile: Profile) -> Iterator[float]:
+    """Yield how long each request takes by which the limit of an EVSE is written, and put in force."""
+    steps = [_limit_registers(profile), *([1] * len(profile.control.in_force) if profile.control else [])]
+    for registers in steps:
+        if profile.protocol is Protocol.SUNSPEC:  # whose model and scale are looked at before each write
+            yield serial_line.read_s(baud_rate, SUNSPEC_MODEL_REGISTERS)
+        yield serial_line.write_s(baud_rate, registers)
+
+
 def _limit_registers(profile: Profile) -> int:
     """Return how many registers the limit of an EVSE is long."""
+    if profile.protocol is Protocol.SUNSPEC:
+        return SUNSPEC_LIMIT_REGISTERS
     point = profile.points.get(profile.control.point) if profile.control else None
     return point.length if point else 1
 

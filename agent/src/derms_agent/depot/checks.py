@@ -159,7 +159,8 @@ class _Whole:
                     continue  # that is told of
                 if limits is not None:
                     declared[name] = (device.circuit, limits)
-        for name, burden in too_much(self.parts.circuits, declared).items():
+        used = {name for name, device in self.parts.devices.items() if device.evses}
+        for name, burden in too_much(self.parts.circuits, declared, used).items():
             path = (*self._device_path(name), "der_settings", "limits")
             yield Problem(path, burden.found, burden.expected, at_key=True)
 

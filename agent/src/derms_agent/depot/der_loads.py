@@ -2,7 +2,8 @@
 """What DERs may draw and inject by the limits that are declared for them (`limits` of `der_settings`). Pure.
 
 A DER has no EVSE and no place of its own in the sum of what flows while nobody controls (`unattended`): what it draws
-is in its circuit's `base_load_a`, whatever WMax says, and what it injects gives nobody headroom. So declared limits are
+is in its circuit's `base_load_a`, whatever WMax says, and what it injects gives nobody headroom. (One whose storage
+control may use has a place there, and what it draws is in no base load.) So declared limits are
 held against that: what the DERs on a circuit may draw against its base load, and what those beneath it may inject
 against its ratings, with no load at all to take it off. Of a limit in W it is the least current that counts, that at a
 power factor of one. What is not declared is not known here; no limit is ever set above the rating that a DER tells.
@@ -10,7 +11,7 @@ power factor of one. What is not declared is not known here; no limit is ever se
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from derms_agent.depot.circuit_loads import Load, apparent_va
@@ -29,9 +30,15 @@ class TooMuch:
     expected: str
 
 
-def too_much(circuits: Mapping[str, Circuit], declared: Mapping[str, tuple[str, Limits]]) -> dict[str, TooMuch]:
-    """Return the DERs whose limits the circuits could not bear; `declared` has each one's circuit and limits."""
-    return {**dict(_injected(circuits, declared)), **dict(_drawn(circuits, declared))}
+def too_much(
+    circuits: Mapping[str, Circuit], declared: Mapping[str, tuple[str, Limits]], used: Collection[str] = ()
+) -> dict[str, TooMuch]:
+    """Return the DERs whose limits the circuits could not bear.
+
+    `declared` has each one's circuit and limits; `used` are those whose storage control may use.
+    """
+    in_base = {name: one for name, one in declared.items() if name not in used}
+    return {**dict(_injected(circuits, declared)), **dict(_drawn(circuits, in_base))}
 
 
 def _drawn(

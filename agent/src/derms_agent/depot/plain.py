@@ -31,6 +31,7 @@ DEVICE_FIELDS = (
     "settings",
     "der_settings",
     "evses",
+    "storage",
 )
 """What is declared of a device, in the order in which it is written."""
 SHARED = ("unit_id", "circuit", "firmware", "evses")
@@ -80,7 +81,8 @@ def devices_of(depot: Depot, gateway: str) -> list[dict[str, Any]]:
                 }
             ),
             "settings": device.settings,
-            "evses": [_evse(evse) for evse in device.evses],
+            "evses": [_evse(evse) for evse in device.evses if not evse.stationary],
+            **_said({"storage": next((_evse(evse) for evse in device.evses if evse.stationary), None)}),
         }
         for device in depot.devices.values()
         if device.bus in own
@@ -95,6 +97,12 @@ def _evse(evse: Evse) -> dict[str, Any]:
         "phases": [phase.value for phase in evse.phases],
         "rating_a": evse.rating_a,
         "cable_a": evse.cable_a,
+        **_said(
+            {
+                "give_back_a": evse.give_back_a or None,
+                "capacity_kwh": None if evse.capacity_wh is None else _in_thousands(evse.capacity_wh),
+            }
+        ),
     }
 
 
@@ -117,7 +125,7 @@ def circuits_of(depot: Depot) -> list[dict[str, Any]]:
 
 def totals(depot: Depot) -> dict[str, Any]:
     """Return how many devices and EVSEs there are, and what the EVSEs could draw together, in kW to a tenth."""
-    evses = depot.evses()
+    evses = depot.places()
     installed_va = sum(apparent_va(depot.circuits[evse.circuit], evse.phases, evse.limit_a) for evse in evses)
     return {"devices": len(depot.devices), "evses": len(evses), "installed_kw": round(installed_va / 1000, 1)}
 
@@ -160,6 +168,7 @@ def depot_document(depot: Depot) -> dict[str, Any]:
                     "capacity_kwh": _in_thousands(vehicle.capacity_wh),
                     "power_kw": _in_thousands(vehicle.power_w),
                     "phases": vehicle.phases,
+                    **({"give_back_kw": _in_thousands(vehicle.give_back_w)} if vehicle.give_back_w else {}),
                 }
                 for name, vehicle in depot.vehicles.items()
             },
@@ -305,16 +314,11 @@ def _bus_document(bus: Bus) -> dict[str, Any]:
 def device_document(device: Device) -> dict[str, Any]:
     """Return a device in the form of a depot file, with every default written out."""
     evses = {
-        str(evse.connector): _said(
-            {
-                "rating_a": evse.rating_a,
-                "cable_a": evse.cable_a,
-                "phases": [phase.value for phase in evse.phases],
-                "circuit": evse.circuit,
-            }
-        )
+        str(evse.connector): {**_power_document(evse), "circuit": evse.circuit}
         for evse in device.evses
+        if not evse.stationary
     }
+    storage = next((_power_document(evse) for evse in device.evses if evse.stationary), None)
     return _said(
         {
             "bus": device.bus,
@@ -326,5 +330,18 @@ def device_document(device: Device) -> dict[str, Any]:
             "settings": dict(device.settings) or None,
             "der_settings": device.der_settings,
             "evses": evses or None,
+            "storage": storage,
+        }
+    )
+
+
+def _power_document(evse: Evse) -> dict[str, Any]:
+    return _said(
+        {
+            "rating_a": evse.rating_a,
+            "capacity_kwh": None if evse.capacity_wh is None else _in_thousands(evse.capacity_wh),
+            "cable_a": evse.cable_a,
+            "phases": [phase.value for phase in evse.phases],
+            "give_back_a": evse.give_back_a if evse.give_back_a or evse.stationary else None,
         }
     )

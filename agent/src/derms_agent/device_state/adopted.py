@@ -110,7 +110,7 @@ def _completed(
     """Return a found device's declaration with its circuit and rating, and what is not known of them."""
     remarks: list[str] = []
     document = {key: value for key, value in declaration.document.items() if key not in {"circuit", "evses"}}
-    evses = () if found.gathered is None else found.gathered.device.evses
+    evses = () if found.gathered is None else tuple(evse for evse in found.gathered.device.evses if not evse.stationary)
     charger = bool(evses)
     if circuit is not None:
         document["circuit"] = circuit

@@ -134,12 +134,16 @@ class _Writing:
 
 @dataclass(slots=True, eq=False)
 class _Limit:
-    """What an EVSE is limited by: the value's name, that of its switch where zero is one, and the setpoint in force."""
+    """What an EVSE is limited by: the value's name, that of its switch where zero is one, and the setpoint in force.
+
+    `in_force`: what is written after the value, each time, so that it holds.
+    """
 
     evse: Evse
     name: str
     switch: tuple[str, Switch] | None
     phase_voltage_v: float
+    in_force: tuple[tuple[str, Value], ...] = ()
     wanted: float | None = None
     valid_until_s: float = -math.inf
     writing: _Writing | None = None
@@ -152,7 +156,7 @@ class _Limit:
     def steps(self, value: float) -> tuple[tuple[str, Value], ...]:
         """Return what is written for a limit, in this order; what comes first shows whether it holds."""
         if self.switch is None:
-            return ((self.name, value),)
+            return ((self.name, value), *self.in_force)
         name, switch = self.switch
         return ((name, switch.off),) if value == 0 else ((self.name, value), (name, switch.on))
 
@@ -534,7 +538,7 @@ class ModbusDevice(ConfiguredDevice):
         within_s = min(within_s, self.pace.shed_s, setpoint.valid_for_s)
         change = _Change(limit, value, remark, before, within_s)
         limit.writing = change.writing
-        limit.wanted = value if before is None else min(before, value)
+        limit.wanted = value if before is None else _no_more(before, value)
         limit.valid_until_s = self._clock() + setpoint.valid_for_s
         self._hand_over(change)
         return change
@@ -728,6 +732,7 @@ def _limits(device: Device, profile: Profile, phase_voltage_v: Mapping[str, floa
             name_of(control.point, evse),
             None if control.switch is None else (name_of(control.switch.point, evse), control.switch),
             phase_voltage_v.get(evse.name, PHASE_VOLTAGE_V),
+            tuple((name_of(point, evse), held) for point, held in control.in_force.items()),
         )
         for evse in device.evses
     }
@@ -746,16 +751,18 @@ def _value_asked(setpoint: Setpoint, limit: _Limit, profile: Profile) -> tuple[f
     point = profile.point(control.point)
     all_phases_v = limit.phase_voltage_v * len(limit.evse.phases)
     in_current = control.quantity is Quantity.CURRENT
-    most = limit.evse.limit_a if in_current else limit.evse.limit_a * all_phases_v
-    least = 0.0 if point.minimum is None else max(min(0.0, point.minimum), -most)
+    per_a = 1.0 if in_current else all_phases_v
+    most, least = limit.evse.limit_a * per_a, limit.evse.lowest_a * per_a if control.gives_back else 0.0
+    if point.minimum is not None:
+        least = max(least, min(0.0, point.minimum))
     asked = setpoint.p_w / all_phases_v if in_current else setpoint.p_w
-    value = _floor(max(least, min(asked, most, math.inf if point.maximum is None else point.maximum)), control.step)
+    value = _nearer(max(least, min(asked, most, math.inf if point.maximum is None else point.maximum)), control.step)
     remarks = []
     if asked < least:
         remarks.append(f"found {setpoint.p_w:g} W, the least that it can be limited to is {least:g}")
     if setpoint.q_var:
         remarks.append("its reactive power cannot be set")
-    if 0 <= value < control.minimum or value == 0:
+    if abs(value) < control.minimum or value == 0:
         value = 0.0
         if control.zero is Zero.ENDS_SESSION:
             remarks.append("a limit of zero ends the session")
@@ -763,16 +770,22 @@ def _value_asked(setpoint: Setpoint, limit: _Limit, profile: Profile) -> tuple[f
 
 
 @lru_cache(maxsize=4096)  # a shed has few values for many devices, and exact fractions are slow
-def _floor(value: float, step: float) -> float:
-    """Return the step at or below a value; what doubles leave over does not cost a step."""
-    exact = Fraction(repr(step))
-    return float(math.floor(value / step + 1e-9 * max(1.0, abs(value / step))) * exact)
+def _nearer(value: float, step: float) -> float:
+    """Return the step at a value, or the next one towards zero; what doubles leave over does not cost a step."""
+    exact, steps = Fraction(repr(step)), abs(value) / step
+    whole = float(math.floor(steps + 1e-9 * max(1.0, steps)) * exact)
+    return -whole if value < 0 else whole
+
+
+def _no_more(before: float, value: float) -> float:
+    """Return the most that is more than neither of two limits: of two on different sides of zero, nothing."""
+    return min(before, value, key=abs) if before * value > 0 else 0.0
 
 
 def _obeys(found: Value | None, shown: Value) -> bool:
-    """Whether a device that shows `found` draws no more than one that shows `shown` may."""
-    if isinstance(found, int | float) and isinstance(shown, int | float) and found < shown:
-        return True
+    """Whether a device that shows `found` draws, or gives back, no more than one that shows `shown` may."""
+    if isinstance(found, int | float) and isinstance(shown, int | float):
+        return same(found, shown) or (found * shown >= 0 and abs(found) < abs(shown))
     return same(found, shown)
 
 

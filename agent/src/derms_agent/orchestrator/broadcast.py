@@ -5,6 +5,7 @@
 | --- | --- | --- | --- | --- |
 | site/DEPOT | power, limit, worst case, base load | operating state, and why | alarms, states, limits | as limit.put |
 | evse/EVSE | power, currents, setpoint, energy, SoC | vehicle, setpoint, whether it follows | | as session.put |
+| storage/DEVICE | the same | the same | | |
 """
 
 from __future__ import annotations
@@ -77,9 +78,9 @@ class Broadcast:
         await self._telemetry(SITE, self._depot, {**at, **report["site"]})
         await self._state(SITE, self._depot, {"state": report["state"], "reason": report["reason"]}, at)
         for evse in report["evses"]:
-            topic_id = id_of(evse["name"])
-            await self._telemetry(EVSE, topic_id, {**at, **{name: evse[name] for name in _OF_EVSE}})
-            await self._state(EVSE, topic_id, {name: evse[name] for name in _STATE_OF_EVSE}, at)
+            class_, topic_id = evse["kind"], id_of(evse["name"])
+            await self._telemetry(class_, topic_id, {**at, **{name: evse[name] for name in _OF_EVSE}})
+            await self._state(class_, topic_id, {name: evse[name] for name in _STATE_OF_EVSE}, at)
 
     async def _telemetry(self, class_: str, topic_id: str, body: Mapping[str, Any]) -> None:
         with unsendable_said(logger):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -138,6 +138,7 @@ class Controller:
 
     `boot_id` names this start of the host. `energised_at_s`: it was then, and power may have been away before; None:
     this process only goes on. `stays_over`: what could be over its limit although there was time to lower it.
+    `free_s`: since when those have shown that no limit of ours is in force that do.
     `link_until_s`: until then the grid's link stands as far as is known; None: there is none to wait for. `link_stood`:
     it ever did.
     """
@@ -152,6 +153,7 @@ class Controller:
     readings: dict[str, EvseReading] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     answered_s: dict[str, float] = field(default_factory=dict)
+    free_s: dict[str, float] = field(default_factory=dict)
     plan: Plan | None = None
     link_until_s: float | None = None
     link_stood: bool = False
@@ -190,6 +192,7 @@ class Controller:
     _demand: demand.Samples = field(default_factory=demand.Samples)
     _wall: demand.Wall | None = None
     _settings_asked_s: dict[str, float] = field(default_factory=dict)
+    _armed: dict[str, book.Armed] = field(default_factory=dict)
     _offered: dict[str, tuple[float, float]] = field(default_factory=dict)
     _uptake_a: dict[str, float] = field(default_factory=dict)
     _acknowledged: dict[str, tuple[int, float, float]] = field(default_factory=dict)
@@ -207,6 +210,7 @@ class Controller:
             steps={
                 one.name: allocate.Steps(minimum_a=one.least_a, step_a=one.step_a) for one in site.stations.values()
             },
+            storage=frozenset(evse.name for evse in site.evses if evse.stationary),
             spread_s=min(self.policy.spread_s, SPREAD_EACH_S * len(site.evses)),
             # Else each depot of a fleet would wait alike, and one depot alike after each outage.
             seed=f"{site.depot.name}/{self.boot_id}",
@@ -240,7 +244,11 @@ class Controller:
             device_name, -math.inf
         ):
             self._settings_asked_s[device_name] = reading.settings_asked_at_s
-            self._events.extend(armed(site, device, reading.values, reading.settings_asked_at_s))
+            asked_s = reading.settings_asked_at_s
+            for one in armed(site, device, reading.values, asked_s):
+                self._armed[one.evse] = one
+                # The ledger believes no settings of one that it has not heard, and no reading may be counted yet.
+                self._events += [book.Answered(one.evse, asked_s, max(asked_s, reading.answered_at_s)), one]
         if reading.fed_at_s is not None and reading.fed_at_s > self._fed_s.get(device_name, -math.inf):
             self._fed_s[device_name] = reading.fed_at_s
             self._events.extend(book.Refreshed(evse.name, reading.fed_at_s) for evse in device.evses)
@@ -275,6 +283,7 @@ class Controller:
         `seen_through` on.
         """
         self._settings_asked_s[device_name] = math.inf
+        self._armed |= {one.evse: one for one in armed}
         self._events.extend(armed)
         entries = self.state.ledger.entries
         return any(_is_more(one, entries[one.evse]) for one in armed if one.evse in entries)
@@ -293,9 +302,8 @@ class Controller:
         if before is None or self._by_name[name].device in self._dark:
             self._notice_energised(name, seen, now_s)
         if before is not None and seen.image.sent_s - before.image.answered_s > GAP_S:
-            # It may have started anew, at something else than it was told.
-            told = self.state.ledger.entries[name].told_amount
-            self._offered[name] = (0.0 if told is None else told.active_a, math.inf)
+            self._notice_gap(name, before.image.answered_s)
+        self._notice_free(name, seen)
         self._compare(name, seen.image)
         session, counted = followed(self.sessions.get(name), self._metering.get(name), name, seen, now_s)
         self._metering[name] = counted
@@ -325,13 +333,51 @@ class Controller:
         settled = seen.image.sent_s - since_s >= self.site.stations[name].follow_s
         return settled and max(seen.image.current_a) > max(told.active_a, 0.0) + _STEP_A
 
+    def _notice_gap(self, name: str, heard_s: float) -> None:
+        """Take into account that a device may have started anew, at something else than it was told, and unarmed."""
+        told = self.state.ledger.entries[name].told_amount
+        self._offered[name] = (0.0 if told is None else told.active_a, math.inf)
+        if name in self._armed and self._armed[name].sent_s <= heard_s:
+            del self._armed[name]
+
+    def _notice_free(self, name: str, seen: EvseReading) -> None:
+        """Count all that one can do that holds nothing of what it was told, until it is told anew.
+
+        What was read back of its settings stands.
+        """
+        if not seen.free:
+            self.free_s.pop(name, None)
+            return
+        image = seen.image
+        self.free_s.setdefault(name, image.answered_s)
+        self._events += [
+            book.Replaced(name, image.answered_s),
+            book.Answered(name, image.sent_s, image.answered_s),
+        ]
+        if name in self._armed:
+            self._events.append(self._armed[name])
+
     def _keep(self, session: Session, seen: EvseReading) -> None:
         """Keep a session that goes on, with what is told of it, what its vehicle takes, and what that goes through."""
         name = session.evse
+        evse = self._by_name[name]
         informed, power_w = _informed(session, self.told.get(name)), self._taken_w(name, seen.image)
-        self.sessions[name] = informed if informed.power_w == power_w else replace(informed, power_w=power_w)
+        if evse.stationary:
+            power_w = None  # what it leaves vehicles have before it anyway
+        powers = power_w, self._given_w(evse, informed)
+        if powers != (informed.power_w, informed.discharge_w):
+            informed = replace(informed, power_w=powers[0], discharge_w=powers[1])
+        self.sessions[name] = informed
         if seen.soc_percent is not None:
-            self.batteries.read(_battery_of(informed), seen.soc_percent, seen.image.sent_s)
+            self.batteries.read(_battery_of(informed, evse), seen.soc_percent, seen.image.sent_s)
+
+    def _given_w(self, evse: Evse, session: Session) -> float:
+        """Return the most that may be given back at an EVSE: of a vehicle that is known to do so, or by storage."""
+        most_w = -evse.lowest_a * self.watts_per_a(evse.name)
+        if evse.stationary or most_w <= 0:
+            return max(most_w, 0.0)
+        vehicle = self.site.depot.vehicles.get(session.vehicle or "")
+        return 0.0 if vehicle is None else min(most_w, vehicle.give_back_w)
 
     def _compare(self, name: str, image: EvseImage) -> None:
         """Look whether an EVSE shows more than what it acknowledged last: then it is not believed until it does not."""
@@ -339,7 +385,7 @@ class Controller:
         told = self.state.ledger.entries[name].told
         if image.limit_a is None or told is None or told.write is None:
             return
-        if image.limit_a <= max(book.amount_of(told.span).active_a, 0.0) + book.SAME_A:
+        if told.span.holds(book.span_of(book.Amount(image.limit_a)), book.SAME_A):
             self._acknowledged.pop(name, None)
             self._contradicted.discard(name)
         elif known is not None:
@@ -464,7 +510,8 @@ class Controller:
         self.sessions[evse] = informed = _informed(session, merged)
         seen = self.readings.get(evse)
         if merged.soc_percent is not None and merged.soc_read_at_s is not None and (not seen or not seen.soc_percent):
-            self.batteries.read(_battery_of(informed), merged.soc_percent, merged.soc_read_at_s)
+            battery = _battery_of(informed, self._by_name[evse])
+            self.batteries.read(battery, merged.soc_percent, merged.soc_read_at_s)
 
     def recall(self, evse: str, stored: Mapping[str, Any], now_s: float, now_unix_s: float) -> None:
         """Take in what a predecessor knew of a session; its first reading says whether it still is.
@@ -550,7 +597,27 @@ class Controller:
         if ask.target in {limits.SITE, self.site.root.name} and base is not None:
             reachable_w += base.high_w
             why.append(f"{base.source} {base.high_w / 1000:.1f} kW")
+        if ask.high_w < 0:
+            given_w = self._givable_w(ask.target, {one.name for one in fixed})
+            reachable_w -= given_w
+            why.append(f"{given_w / 1000:.1f} kW can be given back")
         return Honour(reachable_w <= ask.high_w, reachable_w, "; ".join(why))
+
+    def _givable_w(self, target: str, besides: Collection[str]) -> float:
+        """Return what can be given back beneath a target by the last cycle's bounds, in W, but for some EVSEs."""
+        if self.outcome is None:
+            return 0.0
+        names = {target}
+        if target not in self._by_name:
+            beneath = self._reached(self.site.root.name if target == limits.SITE else target)
+            names = {evse.name for evse in (self.site.evses if beneath is None else beneath)}
+        bounds = self.outcome.bounds
+        given_w = 0.0
+        for name in names.difference(besides):
+            bound = bounds.get((name, LimitQuantity.ACTIVE_POWER, None))
+            given_w += 0.0 if bound is None else max(-bound.low, 0.0)
+        whole = bounds.get((limits.SITE, LimitQuantity.ACTIVE_POWER, None))
+        return given_w if whole is None else min(given_w, max(-whole.low, 0.0))
 
     # The cycle
 
@@ -773,12 +840,39 @@ class Controller:
         return found
 
     def _reserved(self, evse: Evse, now_s: float) -> tuple[Limit, ...]:
+        """Return what the battery's charge leaves to be given back, and to be taken where it is stationary storage."""
         session = self.sessions.get(evse.name)
-        if session is None or session.discharge_w <= 0:
+        if session is None or (session.discharge_w <= 0 and not evse.stationary):
             return ()
         vehicle = self.site.depot.vehicles.get(session.vehicle or "")
-        battery = soc.of_session(session, None if vehicle is None else vehicle.capacity_wh)
-        return soc.reserve(battery, now_s, soc.Policy(reserve_percent=self.policy.soc_reserve_percent))
+        capacity_wh = evse.capacity_wh if evse.stationary or vehicle is None else vehicle.capacity_wh
+        battery = soc.of_session(session, capacity_wh)
+        rules = soc.Policy(reserve_percent=self.policy.soc_reserve_percent)
+        found = (*soc.reserve(battery, now_s, rules), *self._watched(evse))
+        if evse.stationary:
+            found += soc.full(battery, evse.limit_a * self.watts_per_a(evse.name), now_s, rules)
+        return found
+
+    def _watched(self, evse: Evse) -> tuple[Limit, ...]:
+        """Return that nothing is given back where that could go on below the reserve once nobody controls it.
+
+        Until its settings are read, what a predecessor told it may stand.
+        """
+        entry = self.state.ledger.entries[evse.name]
+        if entry.watchdog_s is not None and entry.fallback is not None and entry.fallback.low >= 0:
+            return ()
+        told = entry.told_amount
+        stands_a = min(told.active_a, 0.0) if told is not None and entry.fallback is None else 0.0
+        return (
+            Limit(
+                target=evse.name,
+                quantity=LimitQuantity.ACTIVE_POWER,
+                low=stands_a * self.watts_per_a(evse.name),
+                high=math.inf,
+                source="no watchdog that ends a discharge is known to be armed",
+                rank=Rank.THERMAL_AND_SOC,
+            ),
+        )
 
     def _ramped(self, evse: Evse, now_s: float) -> tuple[Limit, ...]:
         """Return how far an EVSE's setpoint may have risen from where it stands: as long as that takes, one step.
@@ -794,13 +888,13 @@ class Controller:
         if told is None or amount is None or evse.name not in self.sessions:
             self._ramps.pop(evse.name, None)
             return ()
-        station, stands_a = self.site.stations[evse.name], max(amount.active_a, 0.0)
+        station, stands_a = self.site.stations[evse.name], amount.active_a
         rate_a = rate_w / self.watts_per_a(evse.name)
         known_a, since_s, found = self._ramps.get(evse.name, (stands_a, now_s, ()))
         if stands_a != known_a:
             known_a, since_s = stands_a, min(told.since_s, now_s)
         # What is nearer than `SAME_A` to what it was told would not be told.
-        step_a = max(station.step_a, 2 * book.SAME_A, station.least_a - known_a)
+        step_a = max(station.step_a, 2 * book.SAME_A, station.least_a - max(known_a, 0.0))
         elapsed_s = min(now_s - since_s, max(step_a / rate_a, self.params.cycle_s))
         fresh = limits.ramp(evse, limits.Ramp(up_per_s=rate_a), known_a, now_s - elapsed_s, now_s)
         if not found or not math.isclose(fresh[0].high, found[0].high, rel_tol=1e-9):
@@ -810,7 +904,7 @@ class Controller:
 
     def _cooled(self, evse: Evse, now_s: float) -> Iterable[Limit]:
         """Return what the temperatures of the enclosure, the charger and the vehicle's battery leave."""
-        battery = self._battery(evse.name) if evse.name in self.sessions else None
+        battery = self._battery(evse.name) if evse.name in self.sessions and not evse.stationary else None
         rated_w = evse.limit_a * self.watts_per_a(evse.name)
         return self._temperatures.limits(evse, self._sensors(), battery, rated_w, now_s)
 
@@ -857,19 +951,19 @@ class Controller:
         self._droop = droop.step(settings, self._droop, frequency_hz, now_s)
         powers = {name: seen.power_w or 0.0 for name, seen in self.readings.items()}
         self._droop = droop.remember(self._droop, powers)
-        return droop.limits(
-            self._droop,
-            (
-                droop.Responder(
-                    name=name,
-                    rated_w=self._by_name[name].limit_a * self.watts_per_a(name),
-                    floor_w=0.0,
-                    ceiling_w=self._by_name[name].limit_a * self.watts_per_a(name),
-                    # A vehicle takes what it may already: over-frequency cannot make it draw more.
-                    raises=False,
-                )
-                for name in self.sessions
-            ),
+        return droop.limits(self._droop, map(self._responder, self.sessions.values()))
+
+    def _responder(self, session: Session) -> droop.Responder:
+        evse = self._by_name[session.evse]
+        rated_w = evse.limit_a * self.watts_per_a(evse.name)
+        return droop.Responder(
+            name=evse.name,
+            rated_w=rated_w,
+            floor_w=-session.discharge_w,
+            ceiling_w=rated_w,
+            own_droop=evse.device in self.site.droops,
+            # A vehicle takes what it may already: over-frequency cannot make it draw more.
+            raises=evse.stationary,
         )
 
     def _capped(self, cap: demand.Cap, root: limits.BaseLoad, now_s: float) -> tuple[Limit, ...]:
@@ -880,6 +974,7 @@ class Controller:
             now_s=now_s,
             unmeasured_w=self.policy.limit_va,
             step_wh=self._register_step_wh(),
+            given_back=any(session.discharge_w > 0 for session in self.sessions.values()),
         )
         wall = self._wall
         found: tuple[Limit, ...] = ()
@@ -955,6 +1050,10 @@ class Controller:
             sum(stations[evse.name].apparent_a(spans[evse.name][line].high) for evse in beneath) for line in range(3)
         )
 
+    def visited(self) -> tuple[str, ...]:
+        """Return the EVSEs at which vehicles are."""
+        return tuple(name for name in self.sessions if not self._by_name[name].stationary)
+
     def told_a(self, evse: str) -> float:
         """Return what an EVSE is told to draw, in A per conductor; 0 where nothing is known of it."""
         amount = self.state.ledger.entries[evse].told_amount
@@ -964,6 +1063,8 @@ class Controller:
         """Whether a limit is nearly used up by `active_a` of the EVSEs beneath it: it is what holds them."""
         if limit.target in self._by_name:
             per_a = 1.0 if limit.quantity is LimitQuantity.CURRENT else self.watts_per_a(limit.target)
+            if (given := active_a(limit.target)) < 0:
+                return given * per_a <= limit.low + 2 * book.SAME_A * per_a or limit.high < 0
             return (active_a(limit.target) + self.site.stations[limit.target].least_a) * per_a >= limit.high
         beneath = self._reached(self.site.root.name if limit.target == limits.SITE else limit.target)
         evses = self.site.evses if beneath is None else beneath
@@ -1001,7 +1102,9 @@ def _informed(session: Session, told: Told | None) -> Session:
     return replace(session, **known)
 
 
-def _battery_of(session: Session) -> Battery:
+def _battery_of(session: Session, evse: Evse) -> Battery:
+    if evse.stationary:
+        return Battery(Kind.STORAGE, evse.name)
     return Battery(Kind.EVSE, session.evse) if session.vehicle is None else Battery(Kind.VEHICLE, session.vehicle)
 
 
@@ -1018,4 +1121,4 @@ def _is_more(armed: book.Armed, entry: book.Entry) -> bool:
         return False
     known_s, foreseen_s = (math.inf if one.watchdog_s is None else one.watchdog_s for one in (entry, armed))
     unproven = foreseen_s == math.inf > known_s
-    return unproven or foreseen_s < known_s or armed.fallback.high > entry.fallback.high
+    return unproven or foreseen_s < known_s or not entry.fallback.holds(armed.fallback)

@@ -50,7 +50,8 @@ class MeterSample:
 class EvseReading:
     """What one EVSE shows beside its image: W, Wh, percent, degC; None where it does not.
 
-    `occupied`: a vehicle is there.
+    `occupied`: a vehicle is there, or stationary storage, which always is. `free`: it shows that no limit of ours is in
+    force, whatever its limit's point holds.
     """
 
     image: EvseImage
@@ -60,6 +61,7 @@ class EvseReading:
     soc_percent: float | None
     temperature: Temperature | None
     state: str | None
+    free: bool = False
 
 
 def evse_readings(site: Site, device: Device, reading: Reading) -> dict[str, EvseReading]:
@@ -95,6 +97,7 @@ def _evse_reading(site: Site, device: Device, profile: Profile, evse: Evse, read
         soc_percent=_number(value("soc")),
         temperature=None if celsius is None else Temperature(celsius, reading.asked_at_s),
         state=None if state is None else str(state),
+        free=_free(profile, value),
     )
 
 
@@ -106,14 +109,18 @@ def _currents(
     How much is lost on the way to the vehicle is not known. Where all that it shows may come from what its limit lets
     it draw, it draws no more than that: a good rectifier at its limit would be taken for one that exceeds it. Of a
     current that is shown the least is active that may be: the rest is counted with what the device is told in W.
+    Of what may give back only the power says which way it flows; its reactive current is no part of what it is told.
     """
     phases = evse.phases or PHASES
     shown = [None if current is None else evse.power_factor * current for current in shown]
-    if shown[0] is None:
+    if evse.lowest_a < 0 or evse.stationary:
         if power_w is None:
             return None
-        volts = site.voltage_v(evse)
-        each = power_w / (volts if len(phases) == 1 else volts * len(phases) / _SQRT3)
+        shown = [power_w / _watts_per_a(site, evse)] * len(phases)
+    elif shown[0] is None:
+        if power_w is None:
+            return None
+        each = power_w / _watts_per_a(site, evse)
         if each > 0:
             worst = each / DC_EFFICIENCY
             each = limit_a if limit_a is not None and each <= limit_a < worst else worst
@@ -130,15 +137,25 @@ def _currents(
 def _limit_a(site: Site, profile: Profile, evse: Evse, value: _Of) -> float | None:
     """Return the limit that a device shows, in A per conductor; a switch that is off is a limit of 0."""
     control = profile.control
-    if control is None:
+    if control is None or _free(profile, value):
         return None
     if control.switch is not None and value(control.switch.point) == control.switch.off:
         return 0.0
     shown = _number(value(control.point))
     if shown is None or control.quantity is Quantity.CURRENT:
         return shown
+    return shown / _watts_per_a(site, evse)
+
+
+def _watts_per_a(site: Site, evse: Evse) -> float:
     volts, phases = site.voltage_v(evse), len(evse.phases or PHASES)
-    return shown / (volts if phases == 1 else volts * phases / _SQRT3)
+    return volts if phases == 1 else volts * phases / _SQRT3
+
+
+def _free(profile: Profile, value: _Of) -> bool:
+    """Return whether a device shows that it does as it likes: what puts a limit in force does not hold."""
+    in_force = {} if profile.control is None else profile.control.in_force
+    return any(value(point) not in {None, held} for point, held in in_force.items())
 
 
 def _occupied(profile: Profile, value: _Of) -> bool:

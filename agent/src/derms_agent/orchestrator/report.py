@@ -25,6 +25,9 @@ from derms_agent.orchestrator.controller import Controller
 
 PHASES = tuple(Phase)
 _TOLD = frozenset({Following.OVERDRAWING, Following.UNPROVEN})
+EVSE, STORAGE = "evse", "storage"
+FREE_S = 15.0
+"""For so long a device may show that it holds no setpoint: after its start, until it was told one."""
 Intervals: TypeAlias = "Mapping[str, tuple[Span, Span, Span]]"
 """What the ledger counts for each EVSE, in A of L1, L2 and L3."""
 
@@ -69,6 +72,9 @@ def troubles(controller: Controller, outcome: Outcome, now_s: float) -> list[tup
         silent_s = outcome.state.ledger.entries[name].silent_for_s(now_s)
         words = "never answered" if math.isinf(silent_s) else f"has not answered for {silent_s:.0f} s"
         found.append((name, "silent", words))
+    for name, since_s in controller.free_s.items():
+        if now_s - since_s > FREE_S:
+            found.append((name, "free", f"has shown for {now_s - since_s:.0f} s that it does not hold what it is told"))
     for excess in controller.stays_over:
         where = excess.circuit if excess.phase is None else f"{excess.circuit} {excess.phase.value}"
         unit = "VA" if excess.phase is None else "A"
@@ -114,7 +120,7 @@ def _fallback(controller: Controller, outcome: Outcome, now_s: float) -> str | N
 def _constrained(controller: Controller) -> str | None:
     """Return why temperatures and charges leave less than the vehicles that are there could take."""
     found = []
-    for name in controller.sessions:
+    for name in controller.visited():
         bound = controller.cooled(name)
         if bound is not None:
             wanted_w = controller.rated_w(name)
@@ -126,7 +132,7 @@ def _holding(controller: Controller, outcome: Outcome, now_s: float) -> tuple[Li
     """Return the limits, beyond ratings, because of which some EVSE with a vehicle gets less than it could take."""
     found: dict[Limit, None] = {}
     binds = _Binds(controller, now_s)
-    for name in controller.sessions:
+    for name in controller.visited():
         wanted_w = outcome.admission.targets[name].active_a * controller.watts_per_a(name)
         if wanted_w < controller.rated_w(name) - 1:
             for limit in outcome.why[name].limits:
@@ -290,9 +296,10 @@ def _evse(  # noqa: PLR0917 - what `report` has worked out for all
     return {
         "name": evse.name,
         "device": evse.device,
+        "kind": STORAGE if evse.stationary else EVSE,
         "circuit": evse.circuit,
         "state": None if seen is None else seen.state,
-        "vehicle": session is not None,
+        "vehicle": session is not None and not evse.stationary,
         "power_w": None if seen is None or not fresh else _round(seen.power_w),
         "measured_a": None if currents is None else [_round(current) for current in currents],
         "setpoint_a": None if math.isnan(why.told_a) else _round(why.told_a, 2),

@@ -307,7 +307,7 @@ class Service:
         arguments.end()
         self._known(evse)
         now_s, now_unix_s = self.engine.clock(), time.time()
-        if evse not in self.controller.sessions:
+        if evse not in self.controller.visited():
             raise ProtocolError("no session", f"evse: found no vehicle at {evse}, expected one")
         told = Told(
             departure_at_s=None if departure_unix_s is None else now_s + departure_unix_s - now_unix_s,

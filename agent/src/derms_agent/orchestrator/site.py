@@ -13,6 +13,7 @@ from derms_agent import profiles
 from derms_agent.control import ledger as book
 from derms_agent.control.network import Network
 from derms_agent.control.worst_case import Circuits
+from derms_agent.grid_code import parse
 from derms_agent.model import Circuit, Connection, Depot, Device, DeviceKind, Evse, Measures, Meter, Value
 from derms_agent.profiles.point import Table
 from derms_agent.profiles.profile import Profile, Protocol, Refresh
@@ -31,7 +32,7 @@ class Site:
     `devices` are those on its buses; profiles, EVSEs and stations are the whole tree's, so that what hangs on another
     gateway's buses, and is never heard here, counts at its rating. `meters` are the own meters that measure a circuit,
     by that circuit, and `generators` those of generators on it or beneath it, whoever hears them; `root` is the circuit
-    that "site" stands for.
+    that "site" stands for. `droops`: the devices that follow the frequency by themselves, as declared.
     """
 
     depot: Depot
@@ -46,6 +47,7 @@ class Site:
     generators: Mapping[str, tuple[Meter, ...]]
     root: Circuit
     share: float
+    droops: frozenset[str] = frozenset()
 
     def voltage_v(self, evse: Evse) -> float:
         """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
@@ -145,7 +147,16 @@ def site_of(
         },
         root=next(circuit for circuit in depot.circuits.values() if circuit.parent is None),
         share=share,
+        droops=frozenset(name for name, device in devices.items() if device.evses and _droops(device)),
     )
+
+
+def _droops(device: Device) -> bool:
+    """Whether a device is declared to follow the frequency by itself (SunSpec model 711)."""
+    if device.der_settings is None:
+        return False
+    of_frequency = parse(device.name, device.der_settings).frequency_droop
+    return of_frequency is not None and of_frequency.turns_on
 
 
 def declared_voltage_v(circuit: Circuit, evse: Evse) -> float:
@@ -165,7 +176,7 @@ def station_of(depot: Depot, device: Device, profile: Profile, evse: Evse, *, sh
     watchdog_s = profile.watchdog_s(device.settings)
     if profile.fallback is None or watchdog_s is None:
         # Not proven armed: whatever it holds, its rating counts while it is silent.
-        known |= {"watchdog_s": None, "fallback": book.Span(high=evse.rating_a)}
+        known |= {"watchdog_s": None, "fallback": book.all_of(evse)}
     elif profile.fallback.refreshed_by is Refresh.WRITE:
         known["refresh_s"] = watchdog_s / REFRESH_SHARE
     bus = depot.buses[device.bus]
@@ -186,11 +197,8 @@ def armed(site: Site, device: Device, settings: Mapping[str, Any], asked_at_s: f
         known = {**device.settings, **settings}
         if own:
             known |= {name.removesuffix(own): value for name, value in settings.items() if name.endswith(own)}
-        watchdog_s = profile.watchdog_s(known)
-        fallback_a = evse.rating_a
-        if watchdog_s is not None:
-            fallback_a = book.fallback_alone_a(evse, profile, known, site.voltage_v(evse))
-        found.append(book.Armed(evse.name, watchdog_s, book.Span(high=fallback_a), asked_at_s))
+        fallback = book.fallback_alone(evse, profile, known, site.voltage_v(evse))
+        found.append(book.Armed(evse.name, profile.watchdog_s(known), fallback, asked_at_s))
     return tuple(found)
 
 
@@ -225,7 +233,7 @@ def foreseen(
     """
     known = {name: value for name, value in written.items() if value is not None}
     if len(known) < len(written):
-        return tuple(book.Armed(evse.name, None, book.Span(high=evse.rating_a), at_s) for evse in device.evses)
+        return tuple(book.Armed(evse.name, None, book.all_of(evse), at_s) for evse in device.evses)
     worst: dict[str, book.Armed] = {}
     for choice in product((False, True), repeat=len(known)):
         fresh = {name: known[name] for name, taken in zip(known, choice, strict=True) if taken}
@@ -233,6 +241,6 @@ def foreseen(
             other = worst.get(one.evse, one)
             timeouts = [at for at in (one.watchdog_s, other.watchdog_s) if at is not None]
             watchdog_s = min(timeouts) if len(timeouts) == len((one, other)) else None
-            fallback = book.Span(high=max(one.fallback.high, other.fallback.high))
+            fallback = one.fallback.hull(other.fallback)
             worst[one.evse] = book.Armed(one.evse, watchdog_s, fallback, at_s)
     return tuple(worst.values())

@@ -328,6 +328,10 @@ def _sunspec_point(place: _Place) -> SunSpecPoint:
     return _build(place, SunSpecPoint, {"name": str(place.path[-1]), **values})
 
 
+def _values(place: _Place) -> Mapping[str, Value]:
+    return MappingProxyType({str(name): _value(value) for name, value in place.items().items()})
+
+
 def _section(
     make: Callable[..., _T], known: Mapping[str, _Convert], required: Collection[str]
 ) -> Callable[[_Place], _T]:
@@ -347,6 +351,7 @@ _fallback = _section(
         "timeout": _text,
         "fixed_timeout_s": _real,
         "heartbeat": _heartbeat,
+        "in_force": _values,
     },
     ("refreshed_by", "after_boot"),
 )
@@ -361,6 +366,8 @@ _control = _section(
         "zero": _one_of(Zero),
         "switch": _switch,
         "power_factor": _real,
+        "in_force": _values,
+        "gives_back": _flag,
     },
     ("point", "quantity", "minimum", "step"),
 )

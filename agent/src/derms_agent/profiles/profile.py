@@ -148,10 +148,11 @@ class Fallback:
     """What a device does when nobody speaks to it.
 
     The value is in the point `current` (A per conductor) or `power` (W), or is `fixed` in the control's own quantity;
-    where none of the three is known, the rating is what must be counted. `off` is what the point holds where the device
-    is told not to fall back at all. The time until then is in the point `timeout` (s), where 0 means that the watchdog
-    is off; until a value for it is known it is `fixed_timeout_s`, which is the device's own, be it fixed or what it
-    comes with. The points need not be settings: some devices show a value that only the vendor's tool can change.
+    where none of the three is known, the rating is what must be counted, and so it is unless each point of `in_force`
+    is known to hold what it says there. `off` is what the point holds where the device is told not to fall back at all.
+    The time until then is in the point `timeout` (s), where 0 means that the watchdog is off; until a value for it is
+    known it is `fixed_timeout_s`, which is the device's own, be it fixed or what it comes with. The points need not be
+    settings: some devices show a value that only the vendor's tool can change.
 
     Raises `Contradiction` unless: at most one of current, power and fixed is given, `off` only with a point; `fixed` is
     not negative and `fixed_timeout_s` positive; where there is no watchdog, none of all that is, and what holds after a
@@ -167,6 +168,7 @@ class Fallback:
     timeout: str | None = None
     fixed_timeout_s: float | None = None
     heartbeat: Heartbeat | None = None
+    in_force: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given = [name for name in ("current", "power", "fixed") if getattr(self, name) is not None]
@@ -201,7 +203,7 @@ class Fallback:
     @property
     def points(self) -> tuple[str, ...]:
         """The points that say what the device does, and when."""
-        return tuple(name for name in (self.current, self.power, self.timeout) if name is not None)
+        return (*(name for name in (self.current, self.power, self.timeout) if name is not None), *self.in_force)
 
 
 class Quantity(str, Enum):
@@ -225,7 +227,9 @@ class Control:
     """How an EVSE's limit is written: `minimum` is the least above zero that it charges with, `step` its resolution.
 
     Both in A or W; the step is more than 0, the minimum not negative. `switch`: the limit's point takes no zero; 0 is
-    written as the switch's off instead, and any other limit to the point first and then the switch's on.
+    written as the switch's off instead, and any other limit to the point first and then the switch's on. `in_force`:
+    the limit holds only while these points hold these values; they are written after it, each time, in their order.
+    `gives_back`: it takes limits below zero, which are what is given back.
     `power_factor`: the least with which a device draws what it is told in W; above 0 and at most 1.
     """
 
@@ -236,8 +240,12 @@ class Control:
     zero: Zero = Zero.PAUSES
     switch: Switch | None = None
     power_factor: float | None = None
+    in_force: Mapping[str, Value] = field(default_factory=dict)
+    gives_back: bool = False
 
     def __post_init__(self) -> None:
+        if self.switch is not None and (self.in_force or self.gives_back):
+            raise Contradiction(("switch",), self.switch.point, "none beside in_force or gives_back")
         if self.power_factor is not None and not 0 < self.power_factor <= 1:
             raise Contradiction(("power_factor",), self.power_factor, "more than 0 and at most 1")
         if self.power_factor is not None and self.quantity is not Quantity.POWER:
@@ -314,9 +322,10 @@ class Profile:
     - what is never to be written is an address, and nothing that can be written lies on it;
     - what `poll` names exists and can be read, itself or by its readback, and is named once;
     - the control's point exists, is not a setting, can be written, is in A or W as its quantity says, and can hold the
-      least limit, and zero unless a switch stands for that; its step is not finer than the point's;
-    - the fallback's points exist, are numbers in A, W and s, and can be read, here or by readback, or be declared; a
-      fixed value needs a control to be in the quantity of;
+      least limit, and zero unless a switch stands for that, and less than zero where that is to give back; its step is
+      not finer than the point's; what it is in force by can be read and written and is not a setting;
+    - the fallback's points exist, are numbers in A, W and s, and can be read, here or by readback, or be declared, as
+      can what it is in force by; a fixed value needs a control to be in the quantity of;
     - the heartbeat's point exists and can be written with its value;
     - the occupancy's point can be read, and its values are named states of it, where it has such;
     - a charger has a control and says what it does unattended; a meter has neither.
@@ -387,11 +396,14 @@ class Profile:
     def temperatures(self) -> Mapping[str, str]:
         """Which of the points that are polled shows the temperature of the enclosure, the charger, the air around it.
 
-        A charger that is told W is a cabinet, whose air `temperature` tells of; of another it is the board's.
+        A charger that is told W is a cabinet, whose air `temperature` tells of; of another it is the board's, and of an
+        inverter that of its electronics.
         """
         found = {}
         if "temperature" in self.poll:
-            cabinet = self.control is not None and self.control.quantity is Quantity.POWER
+            cabinet = (
+                self.kind is DeviceKind.CHARGER and self.control is not None and self.control.quantity is Quantity.POWER
+            )
             found[ENCLOSURE if cabinet and "enclosure_temperature" not in self.poll else CHARGER] = "temperature"
         if "enclosure_temperature" in self.poll:
             found[ENCLOSURE] = "enclosure_temperature"
@@ -466,16 +478,24 @@ class Profile:
         return None if self.fallback is None else _number(settings, self.fallback.current or self.fallback.power)
 
     def _fallback_a(self, settings: Mapping[str, Value], rating_a: float, voltage_v: float, phases: int) -> float:
+        value = self.fallback_a(settings, voltage_v, phases)
+        return rating_a if value is None or value < 0 else value
+
+    def fallback_a(self, settings: Mapping[str, Value], voltage_v: float, phases: int) -> float | None:
+        """Return what an EVSE falls back to, in A per conductor, below zero what it gives back; None: it is not known.
+
+        `settings`, `voltage_v` and `phases` as for `unattended_a`.
+        """
         if self.fallback is None or self.watchdog_s(settings) is None:
-            return rating_a
+            return None
+        if any(settings.get(name) != held for name, held in self.fallback.in_force.items()):
+            return None
         in_watts = self.fallback.power is not None
         value = self._fallback_setting(settings)
         if self.fallback.fixed is not None and self.control is not None:
             value = self.fallback.fixed
             in_watts = self.control.quantity is Quantity.POWER
-        if value is None or value < 0:
-            return rating_a
-        if not in_watts:
+        if value is None or not in_watts:
             return value
         to_neutral_v = voltage_v if phases == 1 else voltage_v / math.sqrt(3)
         return value / (to_neutral_v * phases)
@@ -645,6 +665,16 @@ def _check_control(profile: Profile) -> None:
         raise Contradiction(("control", "point"), f"{control.point} in {point.unit or 'no unit'}", expected)
     if isinstance(point, Point):
         _check_limit(profile, control, point)
+    _check_limit_in_force(profile, control)
+
+
+def _check_limit_in_force(profile: Profile, control: Control) -> None:
+    for name, held in control.in_force.items():
+        point = _find(profile, ("control", "in_force", name), name)
+        if not (point.writable and _known(point)) or point.setting:
+            raise Contradiction(("control", "in_force", name), name, "a point to be read and written, and no setting")
+        if isinstance(point, Point):
+            _check_given(point, held, ("control", "in_force", name))
 
 
 def _check_limit(profile: Profile, control: Control, point: Point) -> None:
@@ -653,6 +683,8 @@ def _check_limit(profile: Profile, control: Control, point: Point) -> None:
     if point.type not in {PointType.F32, PointType.F64} and control.step < abs(point.scale):
         raise Contradiction(("control", "step"), control.step, f"at least {abs(point.scale):g}, the point's own")
     _check_given(point, control.minimum, ("control", "minimum"))
+    if control.gives_back:
+        _check_given(point, -max(control.minimum, control.step), ("control", "gives_back"))
     if control.switch is None:
         _check_given(point, 0, ("control", "zero"))
     else:
@@ -695,10 +727,18 @@ def _check_fallback(profile: Profile) -> None:
             raise Contradiction(("fallback", key), f"{name} in {point.unit or 'no unit'}", f"a point in {unit}")
         if not (_known(point) or point.setting):
             raise Contradiction(("fallback", key), name, "a point that can be read, or a setting")
+    _check_fallback_in_force(profile, fallback)
     if fallback.fixed is not None and profile.control is None:
         raise Contradiction(("fallback", "fixed"), fallback.fixed, "none without a control that says its quantity")
     if fallback.heartbeat is not None:
         _check_heartbeat(profile, fallback.heartbeat)
+
+
+def _check_fallback_in_force(profile: Profile, fallback: Fallback) -> None:
+    for name in fallback.in_force:
+        point = _find(profile, ("fallback", "in_force", name), name)
+        if not (_known(point) or point.setting):
+            raise Contradiction(("fallback", "in_force", name), name, "a point that can be read, or a setting")
 
 
 def _check_heartbeat(profile: Profile, heartbeat: Heartbeat) -> None:

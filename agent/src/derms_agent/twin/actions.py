@@ -5,6 +5,7 @@
 {clear: charger-003}
 {plug_in: charger-001, soc_percent: 30, vehicle: van-7}
 {unplug: charger-001}
+{charge: icu, soc_percent: 40}
 {frequency_hz: [[0, 50.0], [5, 49.8]]}
 {base_load: main, a: [40, 40, 35]}
 """
@@ -17,7 +18,7 @@ from typing import TypeAlias
 
 from derms_agent.depot.document import Data
 from derms_agent.depot.problem import Path, Problem, nearest
-from derms_agent.model import Depot, PerPhase
+from derms_agent.model import Depot, DeviceKind, PerPhase
 from derms_agent.twin.faults import LARGEST_CODE, Fault, FaultKind, targets
 from derms_agent.twin.physics import VehicleType
 
@@ -60,6 +61,14 @@ class Unplug:
 
 
 @dataclass(frozen=True, slots=True)
+class SetCharge:
+    """An inverter's battery has another charge, `soc` as a fraction."""
+
+    on: str
+    soc: float
+
+
+@dataclass(frozen=True, slots=True)
 class SetFrequency:
     """The grid's frequency (Hz) follows these corners: seconds from now on, and the value; straight lines between."""
 
@@ -74,7 +83,7 @@ class SetBaseLoad:
     amperes: PerPhase
 
 
-Action: TypeAlias = "SetFault | Clear | PlugIn | Unplug | SetFrequency | SetBaseLoad"
+Action: TypeAlias = "SetFault | Clear | PlugIn | Unplug | SetCharge | SetFrequency | SetBaseLoad"
 
 
 class Reader:
@@ -88,6 +97,7 @@ class Reader:
             "clear": self._clear,
             "plug_in": self._plug_in,
             "unplug": self._unplug,
+            "charge": self._charge,
             "frequency_hz": self._frequency,
             "base_load": self._base_load,
         }
@@ -195,8 +205,14 @@ class Reader:
         self.keys(path, fields, ("unplug",))
         return Unplug(self._evse((*path, "unplug"), fields["unplug"]))
 
+    def _charge(self, path: Path, fields: dict[str, Data]) -> Action:
+        self.keys(path, fields, ("charge", "soc_percent"))
+        inverters = tuple(name for name, device in self.depot.devices.items() if device.kind is DeviceKind.INVERTER)
+        on = self.name((*path, "charge"), fields["charge"], inverters, "an inverter of the depot")
+        return SetCharge(on, self.number((*path, "soc_percent"), fields.get("soc_percent"), 0, 100) / _PERCENT)
+
     def _evse(self, path: Path, value: Data) -> str:
-        return self.name(path, value, tuple(evse.name for evse in self.depot.evses()), "an EVSE of the depot")
+        return self.name(path, value, tuple(evse.name for evse in self.depot.places()), "an EVSE of the depot")
 
     def _frequency(self, path: Path, fields: dict[str, Data]) -> Action:
         self.keys(path, fields, ("frequency_hz",))

@@ -40,7 +40,7 @@ def lag_s(chance: random.Random) -> float:
 
 def homes(depot: Depot) -> dict[str, VehicleType]:
     """Return which of the depot's vehicles always returns to which EVSE: the first to the first, and so on."""
-    pairs = zip(depot.evses(), depot.vehicles, strict=False)
+    pairs = zip(depot.places(), depot.vehicles, strict=False)
     return {evse.name: vehicle_type(depot, vehicle) for evse, vehicle in pairs}
 
 

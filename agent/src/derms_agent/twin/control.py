@@ -59,7 +59,7 @@ def _refusal(*problems: str) -> dict[str, Any]:
 def status(twin: Rehearsal) -> dict[str, Any]:
     """Return what the depot physically does now, whatever its registers say."""
     evses = {}
-    for evse in twin.depot.evses():
+    for evse in twin.depot.places():
         state = twin.outlet(evse.name)
         vehicle = state.vehicle_type
         evses[evse.name] = {

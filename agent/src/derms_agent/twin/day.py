@@ -428,7 +428,7 @@ class _Day:
             rows=tuple(one.row() for one in self.watched),
             sheds=tuple(map(_shed_course, self.shedding)),
             visits=tuple(self.visits),
-            energy_wh=sum(self.twin.outlet(evse.name).energy_wh for evse in self.depot.evses()),
+            energy_wh=sum(self.twin.outlet(evse.name).energy_wh for evse in self.depot.places()),
             writes=sum(one.writes for one in gateways),
             proven=sum(one.proven for one in gateways),
         )
@@ -476,7 +476,7 @@ class _Day:
                     shedding.reached_s = since_s if shedding.reached_s is None else shedding.reached_s
                 elif shedding.reached_s is not None:
                     shedding.over_s += STEP_S
-        for evse in self.depot.evses():
+        for evse in self.depot.places():
             self._see(evse.name, self.twin.outlet(evse.name))
 
     def _see(self, name: str, state: OutletState) -> None:

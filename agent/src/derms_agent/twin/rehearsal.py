@@ -21,7 +21,17 @@ from derms_agent.model import Circuit, Depot, Device, DeviceKind, Evse, Measures
 from derms_agent.profiles.point import Table
 from derms_agent.profiles.profile import Profile, Protocol, Quantity
 from derms_agent.twin import network, pdu, physics
-from derms_agent.twin.actions import ALL, Action, Clear, PlugIn, SetBaseLoad, SetFault, SetFrequency, Unplug
+from derms_agent.twin.actions import (
+    ALL,
+    Action,
+    Clear,
+    PlugIn,
+    SetBaseLoad,
+    SetCharge,
+    SetFault,
+    SetFrequency,
+    Unplug,
+)
 from derms_agent.twin.arrivals import Visit, homes, visits
 from derms_agent.twin.charger import Charger
 from derms_agent.twin.curves import ADOPTION_FAULTS
@@ -104,11 +114,11 @@ class Rehearsal:
         self.units: dict[tuple[str, int], Unit] = {}
         for device in depot.devices.values():
             self.units[device.bus, device.unit_id] = self._unit(device)
-        self._evses = {evse.name: evse for evse in depot.evses()}
-        self._outlets = {evse.name: (self.chargers[evse.device], evse.connector) for evse in depot.evses()}
+        self._evses = {evse.name: evse for evse in depot.places()}
+        self._outlets = {evse.name: (self.chargers[evse.device], evse.connector) for evse in depot.places()}
         self._per_ampere: dict[tuple[str, int], Phasors] = {
             (evse.name, loaded): network.currents_of(depot.circuits[evse.circuit], evse.phases, loaded)
-            for evse in depot.evses()
+            for evse in depot.places()
             for loaded in range(len(evse.phases) + 1)
         }
         self._tree = network.Tree(depot.circuits)
@@ -202,6 +212,8 @@ class Rehearsal:
                 self.plug_in(evse, vehicle, soc)
             case Unplug(evse):
                 self.unplug(evse)
+            case SetCharge(on, soc):
+                self.inverters[on].state = self.inverters[on].state._replace(soc=soc)
             case SetFrequency(trace):
                 now_s = self._moved_to_s
                 self._frequency = ((now_s, self.frequency_hz), *((now_s + at_s, hertz) for at_s, hertz in trace))
@@ -263,7 +275,7 @@ class Rehearsal:
         settings = device.settings if self._scenario.settings is Settings.DECLARED else {}
         if profile.protocol is Protocol.SUNSPEC:
             circuit = self._hangs_on[device.name] = self._circuit(device)
-            inverter = StorageInverter(device, profile, settings, circuit.voltage_v, Storage())
+            inverter = StorageInverter(device, profile, settings, circuit.voltage_v, _storage(device, circuit))
             self.inverters[device.name] = inverter
             return inverter
         outlets = {evse.connector: self._build_outlet(evse, profile) for evse in device.evses} or {1: _UNKNOWN_OUTLET}
@@ -423,6 +435,15 @@ class Rehearsal:
             unit.hold(present)
         elif unit is not None and kind is FaultKind.REBOOT and not present:
             unit.boot(self.now_s)
+
+
+def _storage(device: Device, circuit: Circuit) -> Storage:
+    """Return what a device's storage physically is: as declared, where control may use it."""
+    declared = next((evse for evse in device.evses if evse.capacity_wh is not None), None)
+    if declared is None or declared.capacity_wh is None:
+        return Storage()
+    rating_va = declared.rating_a * circuit.neutral_voltage_v * len(declared.phases)
+    return Storage(rating_va=rating_va, capacity_wh=declared.capacity_wh)
 
 
 def readings(rehearsal: Rehearsal) -> dict[str, Reading]:

@@ -144,7 +144,10 @@ class StorageInverter:
         self._fill_controls(image)
         for name, value in self._settings.items():
             point = self._profile.sunspec_points[name]
-            image.set(point.model, point.point, point.sign * float(value))
+            if isinstance(value, str):
+                image.set_named(point.model, point.point, value)
+            else:
+                image.set(point.model, point.point, point.sign * float(value))
         return image
 
     def _fill_ratings(self, image: Image) -> None:

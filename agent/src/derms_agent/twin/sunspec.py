@@ -149,6 +149,13 @@ class Image:
             raw = min(max(raw, 0), (1 << 16 * field.size) - 2)
         self.set_raw(model, path, raw)
 
+    def set_named(self, model: int, path: str, name: str) -> None:
+        """Write an enumeration by the name of its symbol, in letters of any size. Raises KeyError."""
+        (point,) = (point for point in _definition(model)["points"] if point["name"] == path)
+        self.set_raw(
+            model, path, {symbol["name"].lower(): symbol["value"] for symbol in point["symbols"]}[name.lower()]
+        )
+
     def get(self, model: int, path: str) -> float:
         """Read a number in its unit; not-a-number: unimplemented."""
         field = self.fields[model, path]

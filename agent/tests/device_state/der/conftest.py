@@ -126,7 +126,8 @@ def depot(models: Sequence[int] | None = None) -> tuple[Depot, dict[str, profile
     profile = profiles.load("sunspec_der")
     if models is not None:
         points = {name: each for name, each in profile.sunspec_points.items() if each.model in models}
-        profile = replace(profile, models=tuple(models), sunspec_points=points, fallback=None, poll=())
+        control = profile.control if "power_setpoint" in points else None
+        profile = replace(profile, models=tuple(models), sunspec_points=points, control=control, fallback=None, poll=())
     bus = Bus(name="bus-1", gateway="gateway-1", transport=Transport.TCP, host="203.0.113.1")
     device = Device(
         name=NAME, kind=DeviceKind.INVERTER, bus="bus-1", unit_id=1, profile="sunspec_der", settings={}, circuit="main"

@@ -387,9 +387,9 @@ class Link:
         for evse in device.evses:
             watched = has_watchdog(device, profile)
             volts = VOLTAGE_V if len(evse.phases) > 1 else VOLTAGE_V / _SQRT3
-            fallback_a = book.fallback_alone_a(evse, profile, known, volts) if watched else evse.rating_a
+            fallback = book.fallback_alone(evse, profile, known, volts) if watched else book.all_of(evse)
             watchdog_s = profile.watchdog_s(known) if watched else None
-            self._tell(book.Armed(evse.name, watchdog_s, book.Span(high=fallback_a), sent_s))
+            self._tell(book.Armed(evse.name, watchdog_s, fallback, sent_s))
 
     def _sample(self, device: Device) -> Sample | dict[str, Value]:
         for fault in self._twin.faults_of(device.bus, device.unit_id):
