@@ -561,9 +561,13 @@ class _Admitting:
 
     def _is_due(self, place: int, told_s: float) -> bool:
         """Whether an EVSE's watchdog wants to be fed by the same write again."""
-        refresh_s = self.stations[place].refresh_s
+        station, watchdog_s = self.stations[place], self.entries[place].watchdog_s
+        refresh_s = station.refresh_s
         if refresh_s is None:
             return False
+        if watchdog_s is not None and station.watchdog_s is not None and watchdog_s < station.watchdog_s:
+            # As many beats for one that is quicker than declared.
+            refresh_s *= watchdog_s / station.watchdog_s
         left_s = refresh_s - (self.now_s - told_s)
         if 0 < left_s <= refresh_s * (1 - self.rules.early_share):
             self.early.append((left_s, place))

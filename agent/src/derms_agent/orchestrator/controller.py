@@ -343,12 +343,14 @@ class Controller:
     def _notice_free(self, name: str, seen: EvseReading) -> None:
         """Count all that one can do that holds nothing of what it was told, until it is told anew.
 
-        What was read back of its settings stands.
+        It may have started anew between two readings: what was read of its settings before stands no more.
         """
         if not seen.free:
             self.free_s.pop(name, None)
             return
         image = seen.image
+        if name not in self.free_s and name in self._armed and self._armed[name].sent_s < image.sent_s:
+            del self._armed[name]
         self.free_s.setdefault(name, image.answered_s)
         self._events += [
             book.Replaced(name, image.answered_s),
@@ -848,6 +850,10 @@ class Controller:
         capacity_wh = evse.capacity_wh if evse.stationary or vehicle is None else vehicle.capacity_wh
         battery = soc.of_session(session, capacity_wh)
         rules = soc.Policy(reserve_percent=self.policy.soc_reserve_percent)
+        # Once nobody controls it, a discharge goes on until the watchdog ends it.
+        watchdog_s = self.state.ledger.entries[evse.name].watchdog_s or 0.0
+        if watchdog_s > rules.horizon_s:
+            rules = replace(rules, horizon_s=watchdog_s)
         found = (*soc.reserve(battery, now_s, rules), *self._watched(evse))
         if evse.stationary:
             found += soc.full(battery, evse.limit_a * self.watts_per_a(evse.name), now_s, rules)
@@ -856,13 +862,14 @@ class Controller:
     def _watched(self, evse: Evse) -> tuple[Limit, ...]:
         """Return that nothing is given back where that could go on below the reserve once nobody controls it.
 
-        Until its settings are read, what a predecessor told it may stand.
+        Until its settings are read for the first time, what a predecessor told it may stand.
         """
         entry = self.state.ledger.entries[evse.name]
-        if entry.watchdog_s is not None and entry.fallback is not None and entry.fallback.low >= 0:
+        proven = evse.name in self._armed and entry.watchdog_s is not None
+        if proven and entry.fallback is not None and entry.fallback.low >= 0:
             return ()
         told = entry.told_amount
-        stands_a = min(told.active_a, 0.0) if told is not None and entry.fallback is None else 0.0
+        stands_a = min(told.active_a, 0.0) if told is not None and evse.device not in self._settings_asked_s else 0.0
         return (
             Limit(
                 target=evse.name,

@@ -188,15 +188,21 @@ def station_of(depot: Depot, device: Device, profile: Profile, evse: Evse, *, sh
 def armed(site: Site, device: Device, settings: Mapping[str, Any], asked_at_s: float) -> tuple[book.Armed, ...]:
     """Return what settings that were read back, on top of those declared, prove of a device's watchdogs.
 
-    `settings` by the points' names; those that each EVSE has for itself carry the EVSE's own suffix ("…/2").
+    `settings` by the points' names; those that each EVSE has for itself carry the EVSE's own suffix ("…/2"). Of what
+    may give back nothing counts that is only declared: its discharge would go on where the device has no such point.
     """
     profile = site.profiles[device.name]
+    needed = () if profile.fallback is None else profile.fallback.points
     found = []
     for evse in device.evses:
         own = evse.name.removeprefix(device.name)
-        known = {**device.settings, **settings}
+        read = dict(settings)
         if own:
-            known |= {name.removesuffix(own): value for name, value in settings.items() if name.endswith(own)}
+            read |= {name.removesuffix(own): value for name, value in settings.items() if name.endswith(own)}
+        if evse.lowest_a < 0 and any(name not in read for name in needed):
+            found.append(book.Armed(evse.name, None, book.all_of(evse), asked_at_s))
+            continue
+        known = {**device.settings, **read}
         fallback = book.fallback_alone(evse, profile, known, site.voltage_v(evse))
         found.append(book.Armed(evse.name, profile.watchdog_s(known), fallback, asked_at_s))
     return tuple(found)
