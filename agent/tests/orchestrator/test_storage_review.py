@@ -95,6 +95,51 @@ def test_a_watchdog_that_is_quicker_than_declared_is_fed_as_often_as_it_wants() 
     assert max(later - earlier for earlier, later in pairwise(at_s)) <= 10 / 3
 
 
+def test_a_discharge_that_nobody_measures_is_no_headroom() -> None:
+    one = begun(limit_va=30_000.0)
+    one.vehicles()
+    one.step(60)
+    before_a = sum(one.limit_a[f"charger-{number}"] for number in (1, 2))
+    one.ask(-10.0)
+    one.step(60)
+    one.measured = False
+    for _ in range(60):
+        one.step()
+        assert sum(one.limit_a[f"charger-{number}"] for number in (1, 2)) <= before_a + 0.1
+    one.soc_percent = 19.0
+    for _ in range(10):
+        one.step()
+        assert flows_w(one) <= 30_000
+
+
+def test_a_discharge_that_falls_silent_is_no_headroom() -> None:
+    one = begun(limit_va=30_000.0)
+    one.vehicles()
+    one.step(60)
+    before_a = sum(one.limit_a[f"charger-{number}"] for number in (1, 2))
+    one.ask(-10.0)
+    one.step(60)
+    one.silent.add("store")
+    for _ in range(40):
+        one.step()
+        assert one.controller.base["main"].high_w >= 3 * 20 * VOLTS - 1
+        assert sum(one.limit_a[f"charger-{number}"] for number in (1, 2)) <= before_a + 0.1
+
+
+def test_what_storage_feeds_in_leaves_room_for_what_is_generated_without_a_meter() -> None:
+    one = begun()
+    one.base_a = (-10.0,) * 3
+    one.step(10)
+    one.ask(-30.0)
+    limit = Ask(id="export", source="export", rank=Rank.GRID, target="site", low_w=-20_000.0)
+    one.controller.put(limit)
+    one.step(10)
+    for _ in range(60):
+        one.step()
+        assert flows_w(one) >= -20_000
+    assert flows_w(one) < -19_000
+
+
 def test_a_watchdog_that_takes_long_ends_a_discharge_above_the_reserve_as_well() -> None:
     watchdog_s = 900
     site = stored_site(**{"timeout: 60, failsafe_enabled": f"timeout: {watchdog_s}, failsafe_enabled"})

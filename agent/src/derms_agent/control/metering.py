@@ -210,13 +210,19 @@ def metered(
     brackets: Sequence[tuple[PerPhase, PerPhase] | None],
     generators: Sequence[Generated] = (),
     unheard: Sequence[str] = (),
+    may_give_a: Sequence[PerPhase] = (),
 ) -> Metered:
     """Return a meter's sample with what the EVSEs beneath it drew; an unknown one may have drawn nothing, or all.
 
     :param unheard: the meters of generators of which only the most that they may give is known
+    :param may_give_a: what each EVSE may give back, by magnitude; empty: nothing
     """
     anything = ((0.0, 0.0, 0.0), meter.current_a)
     known = [anything if one is None else one for one in brackets]
+    for place, most_a in enumerate(may_give_a):
+        if brackets[place] is None and any(most_a):
+            total_a = per_phase(flows + given for flows, given in zip(meter.current_a, most_a, strict=True))
+            known[place] = per_phase(-given for given in most_a), total_a
     return Metered(
         read_at_s=meter.asked_s,
         current_a=meter.current_a,
@@ -261,6 +267,7 @@ def standing(  # noqa: PLR0917 - what is known of all that the meter shows
     rules: Rules = Rules(),
     generators: Sequence[Sequence[Generated]] = (),
     most: Sequence[Most | None] = (),
+    may_give_a: Sequence[PerPhase] = (),
 ) -> Metered | None:
     """Return what stands now of a meter's samples, given those of each EVSE and generator beneath it, in order of time.
 
@@ -268,6 +275,7 @@ def standing(  # noqa: PLR0917 - what is known of all that the meter shows
     what each generator gave stands as long as it is fresh; after it those with the most that the others may give.
 
     :param most: of each generator, in their order
+    :param may_give_a: as `metered` takes it
     """
     found, guessed = [], []
     newest_s = [trail[-1].asked_s for trail in trails if trail]
@@ -283,9 +291,9 @@ def standing(  # noqa: PLR0917 - what is known of all that the meter shows
         brackets = [bracket(one, trail, rules) for trail in trails]
         if assumed:
             everything = [*known, *(each.generated for each in assumed)]
-            guessed.append(metered(one, brackets, everything, [each.meter for each in assumed]))
+            guessed.append(metered(one, brackets, everything, [each.meter for each in assumed], may_give_a))
         else:
-            found.append(metered(one, brackets, known))
+            found.append(metered(one, brackets, known, may_give_a=may_give_a))
     sure = clearest(found, now_s, rules)
     if sure is not None and now_s - sure.read_at_s <= rules.fresh_s:
         return sure

@@ -27,6 +27,8 @@ from derms_agent.model import (
     Limit,
     LimitQuantity,
     Meter,
+    PerPhase,
+    Phase,
     Proof,
     ProofKind,
     Quality,
@@ -315,14 +317,7 @@ class Controller:
         else:
             self._keep(session, seen)
         self._heated(name)
-        if seen.image.current_a is not None:
-            low_a = high_a = seen.image.current_a
-            if self._shows_currents(name):
-                high_a = per_phase(current / self._by_name[name].power_factor for current in low_a)
-            else:
-                low_a = per_phase(DC_EFFICIENCY * current for current in high_a)
-            trail = self._drawn.setdefault(name, deque(maxlen=_KEPT))
-            trail.append(metering.Drawn(seen.image.sent_s, seen.image.answered_s, low_a, high_a))
+        self._trail(name, seen.image)
         if before is None or before.occupied != seen.occupied or before.image.quality is not Quality.GOOD:
             return True
         told = self.state.ledger.entries[name].told_amount
@@ -332,6 +327,20 @@ class Controller:
         _, since_s = self._offered.get(name, (0.0, -math.inf))
         settled = seen.image.sent_s - since_s >= self.site.stations[name].follow_s
         return settled and max(seen.image.current_a) > max(told.active_a, 0.0) + _STEP_A
+
+    def _trail(self, name: str, image: EvseImage) -> None:
+        """Keep what was drawn at an EVSE, for what the meters above it show besides."""
+        if image.current_a is None:
+            return
+        evse = self._by_name[name]
+        low_a = high_a = image.current_a
+        by_power = evse.stationary or evse.lowest_a < 0  # then it is what is active, and no more
+        if not by_power and self._shows_currents(name):
+            high_a = per_phase(current / evse.power_factor for current in low_a)
+        elif not by_power:
+            low_a = per_phase(DC_EFFICIENCY * current for current in high_a)
+        trail = self._drawn.setdefault(name, deque(maxlen=_KEPT))
+        trail.append(metering.Drawn(image.sent_s, image.answered_s, low_a, high_a))
 
     def _notice_gap(self, name: str, heard_s: float) -> None:
         """Take into account that a device may have started anew, at something else than it was told, and unarmed."""
@@ -798,10 +807,21 @@ class Controller:
                 _METERING,
                 self._generators(circuit),
                 self._most(circuit),
+                self._may_give_a(beneath),
             )
             if chosen is not None:
                 found[circuit] = chosen
         return found
+
+    def _may_give_a(self, beneath: Sequence[Evse]) -> list[PerPhase]:
+        """Return what each EVSE may give back by the ledger, in A of the supply's lines; nothing where none can."""
+        if not any(evse.lowest_a < 0 for evse in beneath):
+            return []
+        entries, lines = self.state.ledger.entries, tuple(Phase)
+        return [
+            per_phase(-entries[evse.name].span.low if line in (evse.phases or lines) else 0.0 for line in lines)
+            for evse in beneath
+        ]
 
     def _generators(self, circuit: str) -> list[Sequence[metering.Generated]]:
         return [self._generated.get((circuit, meter.name), ()) for meter in self.site.generators.get(circuit, ())]
