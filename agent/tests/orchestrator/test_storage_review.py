@@ -126,6 +126,27 @@ def test_a_discharge_that_falls_silent_is_no_headroom() -> None:
         assert sum(one.limit_a[f"charger-{number}"] for number in (1, 2)) <= before_a + 0.1
 
 
+def test_one_that_never_holds_what_it_is_told_is_made_room_for() -> None:
+    one = begun()
+    one.vehicles()
+    one.step(60)
+    one.takes = False
+    one.enabled = "disabled"
+    one.shows_w = 30_000.0
+    one.step(30)
+    assert "store" in one.controller.outcome.doubted  # type: ignore[union-attr]
+    one.controller.put(Ask(id="event", source="event", rank=Rank.GRID, target="site", high_w=45_000.0))
+    one.step(10)
+    for _ in range(30):
+        one.step()
+        assert flows_w(one) <= 45_000
+    one.takes, one.shows_w = True, None
+    one.controller.forget("event")
+    one.step(60)
+    assert "store" not in one.controller.outcome.doubted  # type: ignore[union-attr]
+    assert one.storage_w() > 10_000
+
+
 def test_what_storage_feeds_in_leaves_room_for_what_is_generated_without_a_meter() -> None:
     one = begun()
     one.base_a = (-10.0,) * 3

@@ -645,6 +645,10 @@ class Controller:
         self._settle(now_s)
         events, self._events = tuple(self._events), []
         image = {name: _aged(seen.image, now_s) for name, seen in self.readings.items()}
+        for name, since_s in self.free_s.items():
+            if now_s - since_s >= self._cycle.rules.grace_s:
+                # It is not relied on: what flows there says nothing of what it was told.
+                image[name] = replace(image[name], current_a=None)
         inputs = Inputs(
             now_s=now_s,
             image=image,
