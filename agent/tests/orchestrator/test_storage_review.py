@@ -161,6 +161,16 @@ def test_what_storage_feeds_in_leaves_room_for_what_is_generated_without_a_meter
     assert flows_w(one) < -19_000
 
 
+def test_an_empty_battery_gives_nothing_at_once() -> None:
+    one = begun()
+    one.ask(-10.0)
+    one.step(SETTLED_S)
+    one.soc_percent = 0.0
+    one.step(2)
+    assert one.storage_w() == 0.0
+    assert one.controller.sessions["store"].soc_percent == 0.0
+
+
 def test_a_watchdog_that_takes_long_ends_a_discharge_above_the_reserve_as_well() -> None:
     watchdog_s = 900
     site = stored_site(**{"timeout: 60, failsafe_enabled": f"timeout: {watchdog_s}, failsafe_enabled"})

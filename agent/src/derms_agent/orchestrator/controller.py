@@ -307,7 +307,14 @@ class Controller:
             self._notice_gap(name, before.image.answered_s)
         self._notice_free(name, seen)
         self._compare(name, seen.image)
-        session, counted = followed(self.sessions.get(name), self._metering.get(name), name, seen, now_s)
+        session, counted = followed(
+            self.sessions.get(name),
+            self._metering.get(name),
+            name,
+            seen,
+            now_s,
+            stationary=self._by_name[name].stationary,
+        )
         self._metering[name] = counted
         if session is None:
             self.sessions.pop(name, None)

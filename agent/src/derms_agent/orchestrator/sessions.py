@@ -23,12 +23,20 @@ class Metering:
 
 
 def followed(
-    session: Session | None, last: Metering | None, evse: str, reading: EvseReading, now_s: float
+    session: Session | None,
+    last: Metering | None,
+    evse: str,
+    reading: EvseReading,
+    now_s: float,
+    *,
+    stationary: bool = False,
 ) -> tuple[Session | None, Metering]:
     """Return the session at an EVSE after one more reading, and what the next counts from.
 
     A session begins when a vehicle is first seen and ends when it is seen no more. Its energy is the device's register
     where that goes on, else power over time: the mean of two readings, for a gap of `LONGEST_GAP_S` at the most.
+
+    :param stationary: it is storage, whose charge is read as it is, nothing too
     """
     power_w = reading.power_w or 0.0
     metering = Metering(reading.image.answered_s, power_w, reading.energy_wh)
@@ -40,7 +48,7 @@ def followed(
     delivered_wh = session.delivered_wh + (0.0 if last is None else _counted_wh(last, metering))
     soc_percent, soc_read_at_s = session.soc_percent, session.soc_read_at_s
     # Nothing is what chargers show before they know it: it would stand before what is told.
-    if reading.soc_percent is not None and reading.soc_percent > 0:
+    if reading.soc_percent is not None and (reading.soc_percent > 0 or stationary):
         soc_percent, soc_read_at_s = reading.soc_percent, reading.image.sent_s
     return replace(
         session, delivered_wh=max(delivered_wh, 0.0), soc_percent=soc_percent, soc_read_at_s=soc_read_at_s
