@@ -426,7 +426,7 @@ def test_a_successor_goes_on_where_its_predecessor_was() -> None:
     one.held = {}
     values = {name: value for name, value in one.shown("store").items() if not name.startswith("failsafe")}
     # Its settings are read a moment later.
-    at = {"read_at_s": one.now_s, "asked_at_s": one.now_s, "answered_at_s": one.now_s + 0.05}
+    at: dict[str, Any] = {"read_at_s": one.now_s, "asked_at_s": one.now_s, "answered_at_s": one.now_s + 0.05}
     after.take("store", replace(one.last["store"], values=values, settings_asked_at_s=None, **at), one.now_s + 0.05)
     one.cycle()
     one.now_s += PERIOD_S
