@@ -182,3 +182,30 @@ def test_a_watchdog_that_takes_long_ends_a_discharge_above_the_reserve_as_well()
         assert -one.storage_w() * watchdog_s / 3600 <= above_wh
         one.soc_percent = (one.soc_percent or 0.0) + one.storage_w() / 3600 / 1000
     assert one.storage_w() < -3_000
+
+
+def test_nothing_is_given_under_a_watchdog_that_nobody_feeds() -> None:
+    """One that is not declared is not fed, though it may be read."""
+    one = Stored(
+        new_controller(stored_site(**{"failsafe_power: 0, failsafe_timeout: 60": "failsafe_power: 0"})),
+        held={"failsafe_timeout": 60},
+    )
+    one.step(SETTLED_S)
+    one.ask(-10.0)
+    one.step(SETTLED_S)
+    assert min(one.store_writes_w()) >= 0
+
+
+def test_a_vehicle_for_which_a_least_is_asked_is_not_turned_round_by_noise() -> None:
+    plain = stored_site(**{"    storage: {rating_a: 50, capacity_kwh: 100}\n": ""})
+    one = Stored(new_controller(plain, limit_va=40_000.0))
+    one.vehicles()
+    one.step(60)
+    one.controller.put(Ask(id="least", source="least", rank=Rank.OPERATOR, target="charger-1", low_w=9000.0))
+    one.step(60)
+    told_a = []
+    for second in range(60):
+        one.base_a = (38.0 if second % 2 else 20.0,) * 3
+        one.step()
+        told_a.append(one.limit_a["charger-1"])
+    assert all(later <= earlier for earlier, later in pairwise(told_a))

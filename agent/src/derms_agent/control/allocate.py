@@ -14,7 +14,7 @@
    wait begins anew. Beneath that, what an EVSE's own limits lower, as droop does, is followed up again `hold_s` after
    they first lowered it, and at once; while they hold it, they hide what the circuits leave, which therefore stays as
    it was known. So a droop that comes and goes brings an EVSE back to where it was, and starts no new trembling. What
-   its own limits ask for at the least, as droop does of storage, does not wait.
+   its own limits ask of storage at the least, as droop does, does not wait.
 
 Before all rounds, EVSEs that were raised less than `hold_s` ago keep what they have, as far as it fits. So whatever
 plan, order and wishes say, an EVSE's setpoint turns round at most once in `hold_s`; only a limit may lower it sooner.
@@ -582,10 +582,11 @@ def _reason(could_a: float, top_a: float, high_a: float) -> str:
 def _held(seats: _Seats, all_could_a: Sequence[float], now_s: float, params: Params) -> dict[str, Allocation]:
     """Return what each EVSE gets of what it could have: a lowering at once, a raise only where it will last."""
     result = {}
-    for name, steps, watts, low_a, high_a, top_a, before, could in zip(
+    for name, steps, watts, storage, low_a, high_a, top_a, before, could in zip(
         seats.names,
         seats.steps,
         seats.watts_per_a,
+        seats.storage,
         seats.low_a,
         seats.high_a,
         seats.top_a,
@@ -605,8 +606,8 @@ def _held(seats: _Seats, all_could_a: Sequence[float], now_s: float, params: Par
             current = held
         else:
             raised_at = now_s
-        if low_a > current + _CLOSE_A:
-            # What its own limits ask for at the least does not wait.
+        if storage and low_a > current + _CLOSE_A:
+            # What its own limits ask for at the least does not wait; a vehicle would be turned round by noise.
             current = max(current, steps.down(min(could, steps.up(low_a))))
         kept_back = current < could - _CLOSE_A
         why = "held, until more has been free for a while" if kept_back else _reason(could, top_a, high_a)

@@ -52,7 +52,7 @@ from derms_agent.orchestrator.image import (
 from derms_agent.orchestrator.sessions import Metering, followed
 from derms_agent.orchestrator.site import Site, armed
 from derms_agent.orchestrator.temperatures import Temperatures, ToldHeat
-from derms_agent.profiles.profile import ASSUMED_STEP_WH
+from derms_agent.profiles.profile import ASSUMED_STEP_WH, Refresh
 
 READING_FRESH_S = 2.5
 _METERING = metering.Rules(answers_s=READING_FRESH_S)
@@ -895,11 +895,11 @@ class Controller:
 
         Until its settings are read for the first time, what a predecessor told it may stand.
         """
-        entry = self.state.ledger.entries[evse.name]
-        proven = evse.name in self._armed and entry.watchdog_s is not None
-        if proven and entry.fallback is not None and entry.fallback.low >= 0:
+        station, armed_as = self.site.stations[evse.name], self._armed.get(evse.name)
+        fed = station.refreshed_by is not Refresh.WRITE or station.refresh_s is not None
+        if fed and armed_as is not None and armed_as.watchdog_s is not None and armed_as.fallback.low >= 0:
             return ()
-        told = entry.told_amount
+        told = self.state.ledger.entries[evse.name].told_amount
         stands_a = min(told.active_a, 0.0) if told is not None and evse.device not in self._settings_asked_s else 0.0
         return (
             Limit(
