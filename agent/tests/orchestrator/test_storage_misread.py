@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import pytest
-from agent.tests.orchestrator.test_storage import SETTLED_S, SITE, Stored, begun, new_controller, stored_site
+from agent.tests.orchestrator.conftest import new_controller
+from agent.tests.orchestrator.test_storage import SETTLED_S, SITE, Stored, begun, stored_site
 
 from derms_agent.control import ledger as book
 from derms_agent.model import Quality, Rank, Reading, Value
