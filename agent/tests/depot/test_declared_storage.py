@@ -55,6 +55,15 @@ def test_a_device_without_it_gets_none_whatever_else_is_declared() -> None:
     assert depot.evses() == ()
 
 
+@pytest.mark.parametrize("settings", [{"frequency_droop": {"enabled": True}}, {"category": {"abnormal": "III"}}])
+def test_one_that_follows_the_frequency_by_itself_is_refused(settings: dict[str, Any]) -> None:
+    _, problems = declared({"store": store(der_settings=settings)})
+    assert len(problems) == 1
+    assert "frequency_droop: found one that is on; expected enabled: false" in problems[0]
+    _, problems = declared({"store": store(der_settings={**settings, "frequency_droop": {"enabled": False}})})
+    assert problems == []
+
+
 def test_what_is_written_out_for_a_gateway_is_the_same_depot() -> None:
     less = {"rating_a": 50, "capacity_kwh": 80.5, "cable_a": 40, "phases": ["L2", "L3", "L1"], "give_back_a": 30}
     none = {"rating_a": 10, "capacity_kwh": 20, "give_back_a": 0}

@@ -371,12 +371,6 @@ def test_the_frequency_moves_it_both_ways_unless_it_follows_by_itself() -> None:
     one.step(60)
     assert one.storage_w() == pytest.approx(0.1856 * RATED_W, rel=0.05)
 
-    own = stored_site(**{"    storage:": "    der_settings: {frequency_droop: {enabled: true}}\n    storage:"})
-    assert own.droops == {"store"}
-    other = begun(own, soc_percent=100.0, **policy)
-    other.frequency_hz = 49.5
-    other.step(60)
-    assert other.storage_w() == 0.0
 
 
 def test_a_ramp_slows_what_it_takes_and_the_end_of_what_it_gives() -> None:

@@ -406,7 +406,7 @@ class Assembly:
             self._shown_by(profile, "firmware", firmware.path)
         der_settings = first(layers, "der_settings")
         if der_settings is not None:
-            self._der_settings(profile, der_settings)
+            self._der_settings(profile, der_settings, controlled="storage" in entry.values)
         return _Shape(
             profile=profile,
             unit_id=first(layers, "unit_id"),
@@ -464,8 +464,12 @@ class Assembly:
             self.report(setting.path, found, f"{expected}, by the profile {profile.name}")
         return not expected
 
-    def _der_settings(self, profile: Profile, declared: Found) -> None:
-        """Report what is wrong with what a device is to hold by the grid's code."""
+    def _der_settings(self, profile: Profile, declared: Found, *, controlled: bool) -> None:
+        """Report what is wrong with what a device is to hold by the grid's code.
+
+        One whose storage is `controlled` follows the frequency by what it is told: by itself it could take or give up
+        to its rating on top of that, and no ledger would count it.
+        """
         # Few depots declare any, and a module's run would pay for it with each.
         from derms_agent.grid_code import ProfileProblem, parse  # noqa: PLC0415
         from derms_agent.grid_code.functions import FUNCTIONS  # noqa: PLC0415
@@ -475,7 +479,10 @@ class Assembly:
             self.report(declared.path, "der_settings", expected, at_key=True)
             return
         try:
-            parse(profile.name, declared.value, profile)
+            of_frequency = parse(profile.name, declared.value, profile).frequency_droop
+            if controlled and of_frequency is not None and of_frequency.turns_on:
+                expected = "enabled: false where control may use the storage, which then follows it by DROOP"
+                self.report((*declared.path, "frequency_droop"), "one that is on", expected, at_key=True)
         except ProfileProblem as problem:
             for mistake in problem.mistakes:
                 self.report(
