@@ -372,7 +372,6 @@ def test_the_frequency_moves_it_both_ways_unless_it_follows_by_itself() -> None:
     assert one.storage_w() == pytest.approx(0.1856 * RATED_W, rel=0.05)
 
 
-
 def test_a_ramp_slows_what_it_takes_and_the_end_of_what_it_gives() -> None:
     one = begun(ramp_w_per_s=500.0)
     one.ask(-10.0)
