@@ -235,7 +235,7 @@ MUTANTS = (
         "orchestrator/controller.py",
         "            case _:\n                self._events.append(book.Lost(evse, write, at_s))\n",
         "            case _:\n                self._events.append(book.NotExecuted(evse, write, at_s))\n",
-        found_by=193,
+        found_by=31,
     ),
     Mutant(
         "reloaded site limit not taken",
