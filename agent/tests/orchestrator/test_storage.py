@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derms_agent import depot as depots
-from derms_agent.control import demand, droop
+from derms_agent.control import demand, droop, guard
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import State
 from derms_agent.control.guard import Write
@@ -352,6 +352,23 @@ def test_one_that_shows_that_it_holds_no_setpoint_counts_at_its_rating_until_it_
     one.enabled = "disabled"
     outcome = one.step(round(FREE_S) + 3)
     assert ("store", "free") in {(about, kind) for about, kind, _ in troubles(one.controller, outcome, one.now_s)}
+
+
+def test_one_that_never_holds_what_it_acknowledges_is_not_written_to_in_each_second() -> None:
+    one = begun()
+    one.ask(-10.0)
+    one.step(SETTLED_S)
+    one.takes = False
+    one.enabled = "disabled"
+    one.writes.clear()
+    one.step(40)
+    at_s = [at_s for at_s, name, _ in one.writes if name == "store"]
+    assert min(later - earlier for earlier, later in pairwise(at_s)) >= guard.Rules().retry_s
+    assert len(at_s) >= 40 / (2 * guard.Rules().retry_s)
+    one.takes = True
+    one.step(SETTLED_S)
+    assert one.controller.free_s == {}
+    assert one.storage_w() == pytest.approx(-10_000, abs=100)
 
 
 def test_the_frequency_moves_it_both_ways_unless_it_follows_by_itself() -> None:

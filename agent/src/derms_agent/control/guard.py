@@ -532,6 +532,9 @@ class _Admitting:
             else:
                 self._hold(place, told, target)
             return None
+        if told is None and self._waits(-math.inf, entry):
+            self._hold(place, told, target)
+            return None
         if self.reliable[place] and not target.is_near(base):
             return _Raise(place, base, target)
         self._write_base(place, base)

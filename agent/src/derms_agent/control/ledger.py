@@ -459,7 +459,7 @@ class Loads:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """Another device answers in its place, or its record is worth nothing: all is unknown again."""
+    """Another device answers in its place, or its record is worth nothing: all it may do is unknown again."""
 
     evse: str
     at_s: float
@@ -661,7 +661,20 @@ def _after(entry: Entry, station: Station, event: Event) -> Entry:  # noqa: C901
         case Loads():
             return entry._replace(phases=event.phases)
         case Replaced():
-            return unknown(station, event.at_s)
+            return _replaced(entry, station, event)
+
+
+def _replaced(entry: Entry, station: Station, event: Replaced) -> Entry:
+    """Return the entry of a device of which all is unknown again, but for when it was last written to.
+
+    What may still arrive is not written anew in each second in which it shows that nothing has.
+    """
+    lately = [
+        claim.since_s
+        for claim in entry.claims
+        if claim.write is not None and event.at_s - claim.since_s < station.late_s
+    ]
+    return unknown(station, event.at_s)._replace(unproven_s=max(lately, default=entry.unproven_s))
 
 
 def _latest(known_s: float | None, at_s: float) -> float:
