@@ -97,6 +97,41 @@ def test_dc_power_counts_over_the_worst_rectifier_but_within_a_limit_that_may_ho
     assert image.limit_a == (None if limit_w is None else pytest.approx(limit_w / W_PER_A))
 
 
+def giving_back(site: Site, **shown: Value) -> EvseReading:
+    """Return what the first connector of a DC charger shows that may give back as much as it takes."""
+    device = site.devices["fast-1"]
+    first = replace(device.evses[0], give_back_a=device.evses[0].rating_a)
+    reading = Reading("fast-1", {f"{name}/1": value for name, value in shown.items()}, 5.0, answered_at_s=5.1)
+    return evse_readings(site, replace(device, evses=(first, *device.evses[1:])), reading)["fast-1/1"]
+
+
+@given(
+    ac_w=st.floats(-75_000.0, 75_000.0),
+    efficiency=st.floats(0.9, 1.0),
+    limit_share=st.sampled_from([None, 1.0, 1.05, 2.0]),
+)
+def test_a_dc_charger_that_gives_back_draws_more_than_the_vehicle_takes_and_gives_less_than_that_gives(
+    site: Site, ac_w: float, efficiency: float, limit_share: float | None
+) -> None:
+    dc_w = ac_w * efficiency if ac_w > 0 else ac_w / efficiency
+    limit: dict[str, Value] = {} if limit_share is None else {"power_limit": ac_w * limit_share}
+    (amperes, _, _) = giving_back(site, active_power=dc_w, **limit).image.current_a or (math.nan,) * 3
+    assert abs(amperes) >= abs(ac_w) / W_PER_A - 1e-6
+    assert abs(amperes) <= abs(dc_w if dc_w < 0 else dc_w / 0.9) / W_PER_A + 1e-6
+    assert amperes * ac_w >= 0
+    if limit_share == 1.0 and efficiency > 0.9001:
+        assert amperes == pytest.approx(ac_w / W_PER_A)
+
+
+def test_the_power_of_what_shows_currents_is_that_of_the_supply_either_way(site: Site) -> None:
+    currents: dict[str, Value] = {f"current_l{line}": 20.0 for line in (1, 2, 3)}
+    for watts in (9_000.0, -9_000.0):
+        assert giving_back(site, active_power=watts, **currents).image.current_a == pytest.approx(
+            (watts / W_PER_A,) * 3
+        )
+    assert giving_back(site, **currents).image.current_a is None
+
+
 def test_a_switch_that_is_off_is_a_limit_of_nothing(site: Site) -> None:
     def limit_a(**values: Value) -> float | None:
         return seen(site, "charger-021", {"current_limit": 16.0, **values})["charger-021"].image.limit_a

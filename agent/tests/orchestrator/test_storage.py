@@ -555,3 +555,36 @@ def test_a_vehicle_gives_back_where_it_is_known_to_and_above_the_reserve() -> No
     one.soc_percent = 20.0
     one.step(5)
     assert one.storage_w() == 0.0
+
+
+@dataclass
+class Rectified(Play):
+    """The demo depot, where the vehicle at a DC charger takes, or gives, `vehicle_w`; `kept` of it gets through."""
+
+    vehicle_w: float = 0.0
+    kept: float = 1.0
+
+    def drawn_a(self, evse: Evse) -> float:
+        supply_w = self.vehicle_w / self.kept if self.vehicle_w > 0 else self.vehicle_w * self.kept
+        return supply_w / self.controller.watts_per_a(evse.name) if evse.name == "fast-1/1" else 0.0
+
+    def shown(self, device_name: str) -> dict[str, Value]:
+        found = super().shown(device_name)
+        return found | ({"active_power/1": self.vehicle_w} if device_name == "fast-1" else {})
+
+
+@pytest.mark.parametrize("kept", [0.9, 0.95, 1.0])
+@pytest.mark.parametrize("vehicle_w", [20_000.0, -20_000.0])
+def test_what_a_dc_charger_loses_either_way_is_not_missing_from_the_base_load(
+    site: Site, vehicle_w: float, kept: float
+) -> None:
+    fast = site.devices["fast-1"]
+    first = replace(fast.evses[0], give_back_a=fast.evses[0].rating_a)
+    devices = {**site.depot.devices, "fast-1": replace(fast, evses=(first, *fast.evses[1:]))}
+    two_way = site_of(replace(site.depot, devices=devices), "gateway-1", shed_s=2.0)
+    one = Rectified(new_controller(two_way), base_a=(50.0,) * 3, vehicle_w=vehicle_w, kept=kept)
+    one.step(20)
+    base = one.controller.base["main"]
+    assert base.measured
+    assert min(base.high_a) >= 50.0 - 0.01
+    assert max(base.high_a) <= 50.0 + 5.0

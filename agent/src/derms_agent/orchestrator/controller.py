@@ -341,11 +341,12 @@ class Controller:
             return
         evse = self._by_name[name]
         low_a = high_a = image.current_a
-        by_power = evse.stationary or evse.lowest_a < 0  # then it is what is active, and no more
-        if not by_power and self._shows_currents(name):
+        if not (evse.stationary or self._shows_currents(name)):
+            # The vehicle's side of a rectifier: of what it gives back as well, less may flow on the supply's.
+            ends = [(current, DC_EFFICIENCY * current) for current in high_a]
+            low_a, high_a = per_phase(map(min, ends)), per_phase(map(max, ends))
+        elif not evse.stationary and evse.lowest_a >= 0:  # else it is what is active, and no more
             high_a = per_phase(current / evse.power_factor for current in low_a)
-        elif not by_power:
-            low_a = per_phase(DC_EFFICIENCY * current for current in high_a)
         trail = self._drawn.setdefault(name, deque(maxlen=_KEPT))
         trail.append(metering.Drawn(image.sent_s, image.answered_s, low_a, high_a))
 

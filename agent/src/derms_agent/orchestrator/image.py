@@ -107,13 +107,14 @@ def _currents(
     """Return what flows on the supply's lines; from the power, less favourably, where no current is shown.
 
     How much is lost on the way to the vehicle is not known. Where all that it shows may come from what its limit lets
-    it draw, it draws no more than that: a good rectifier at its limit would be taken for one that exceeds it. Of a
-    current that is shown the least is active that may be: the rest is counted with what the device is told in W.
+    it draw or give, it does no more: a good rectifier at its limit would be taken for one that exceeds it. Of a current
+    that is shown the least is active that may be: the rest is counted with what the device is told in W.
     Of what may give back only the power says which way it flows; its reactive current is no part of what it is told.
+    Stationary storage shows the power of its AC side, and so does what shows currents; of all else it is the vehicle's.
     """
     phases = evse.phases or PHASES
     shown = [None if current is None else evse.power_factor * current for current in shown]
-    if evse.lowest_a < 0 or evse.stationary:
+    if evse.stationary or (evse.lowest_a < 0 and shown[0] is not None):
         if power_w is None:
             return None
         shown = [power_w / _watts_per_a(site, evse)] * len(phases)
@@ -121,9 +122,10 @@ def _currents(
         if power_w is None:
             return None
         each = power_w / _watts_per_a(site, evse)
-        if each > 0:
-            worst = each / DC_EFFICIENCY
-            each = limit_a if limit_a is not None and each <= limit_a < worst else worst
+        # What is lost is drawn from the supply on top, and is missing there from what is given back.
+        least, most = (each, each / DC_EFFICIENCY) if each > 0 else (each * DC_EFFICIENCY, each)
+        held = limit_a is not None and limit_a * each > 0 and abs(least) <= abs(limit_a) < abs(most)
+        each = limit_a if held and limit_a is not None else most
         shown = [each] * len(phases)
     if not evse.phases:
         most = max((current for current in shown if current is not None), key=abs)
