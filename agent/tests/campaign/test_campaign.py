@@ -201,6 +201,47 @@ def test_the_grid_asks_nothing_of_who_falls_back_once_control_is_dead() -> None:
     assert not over(judge)
 
 
+def test_nothing_is_left_to_lower_once_control_is_dead_and_the_base_load_alone_is_above_what_the_grid_asks_for() -> (
+    None
+):
+    judge = uncontrolled(with_policy())
+    root = next(circuit for circuit in judge.scene.depot.circuits.values() if circuit.parent is None)
+    step_base(judge, root.name, (10.0, 10.0, 10.0))
+    judge.limit_moved(100.0)
+    judge.wrote([Write(1, evse.name, Amount(0.0), Purpose.LOWER) for evse in judge.scene.depot.evses()])
+    judge.twin.advance(20)
+    judge.died()
+    charged(judge, 60)
+    assert not over(judge)
+
+
+def test_who_is_dead_already_does_not_die_anew() -> None:
+    judge = uncontrolled(with_policy())
+    judge.died()
+    charged(judge, 1)
+    judge.limit_moved(100.0)  # of which nobody hears
+    charged(judge, 20)
+    judge.died()
+    charged(judge, 1)
+    assert not over(judge)
+
+
+def test_control_dies_while_all_that_is_left_is_given_away_and_cars_come_at_idle_evses() -> None:
+    alone = [seed for seed in range(200) if scene.draw(Random(f"derms campaign {seed}")).left_alone]  # noqa: S311
+    assert 20 <= len(alone) <= 60
+    rng = Random(f"derms campaign {alone[0]}")  # noqa: S311
+    here = scene.draw(rng)
+    happenings = course.draw(rng, here).happenings
+    (died_s, kill), *_ = [
+        (at_s, what) for at_s, what in happenings if isinstance(what, course.Kill) and what.after_s > 60
+    ]
+    late = {what.evse for at_s, what in happenings if isinstance(what, course.Plug) and died_s < at_s < died_s + 6}
+    assert isinstance(kill, course.Kill)
+    assert late
+    assert all(scene.fallbacks(here)[evse][1] > 1 for evse in late)
+    assert max(watchdog_s for watchdog_s, _ in scene.fallbacks(here).values()) < kill.after_s
+
+
 def starts_at_its_rating(here: scene.Scene, profile: str) -> bool:
     fallback = here.profiles[profile].fallback
     rated = fallback is not None and fallback.after_boot is AfterBoot.RATING

@@ -16,7 +16,15 @@ from typing import TypeAlias
 from derms_agent.model import DeviceKind, PerPhase
 from derms_agent.orchestrator.controller import Policy
 from derms_agent.twin.campaign.link import Odds
-from derms_agent.twin.campaign.scene import GENERATED_A, GENERATOR, NOMINAL_HZ, STORAGE, VOLTAGE_V, Scene
+from derms_agent.twin.campaign.scene import (
+    GENERATED_A,
+    GENERATOR,
+    NOMINAL_HZ,
+    STORAGE,
+    VOLTAGE_V,
+    Scene,
+    fallbacks,
+)
 from derms_agent.twin.faults import Fault, FaultKind
 
 SHORTEST_S, LONGEST_S = 300.0, 600.0
@@ -216,6 +224,12 @@ def draw(rng: Random, scene: Scene) -> Course:
         happenings.extend(_of_the_orchestrator(rng, scene, scene.policy, length_s))
     else:
         happenings.extend(_unheard(Random(f"unanswered {scene.depot.site.limit_va}"), length_s))  # noqa: S311
+    if scene.left_alone:
+        alone = list(_left_alone(Random(f"alone {scene.depot.site.limit_va}"), scene, length_s))  # noqa: S311
+        since_s = min(at_s for at_s, _what in alone)
+        moves = (Plug, Leave, StepBase)
+        happenings = [entry for entry in happenings if entry[0] < since_s or not isinstance(entry[1], moves)]
+        happenings.extend(alone)
     return Course(length_s, tuple(sorted(happenings, key=lambda entry: entry[0])))
 
 
@@ -356,6 +370,25 @@ def _unheard(rng: Random, length_s: float) -> Iterator[tuple[float, Happening]]:
         yield at_s + rng.uniform(10, 60), Lossy(Odds())
 
 
+def _left_alone(rng: Random, scene: Scene, length_s: float) -> Iterator[tuple[float, Happening]]:
+    """Have control die while some EVSEs are idle, and cars come at these just then.
+
+    They rise to their fallbacks by themselves, the quickest ones while others still hold what they were told, which is
+    all that the base load leaves: that is at its worst from then on.
+    """
+    at_s = rng.uniform(_FILLED_S, length_s - _ALONE_S)
+    risers = sorted((watchdog_s, evse) for evse, (watchdog_s, amperes) in fallbacks(scene).items() if amperes > 1)
+    idle = {evse for _watchdog_s, evse in risers[: rng.randint(2, 4)]}
+    for circuit in scene.depot.circuits.values():
+        yield at_s - _FILLED_S, StepBase(circuit.name, circuit.base_load_a)
+    for evse in scene.vehicles:
+        yield at_s - rng.uniform(105, _FILLED_S), Leave(evse)
+        came_s = at_s + rng.uniform(0.2, 5) if evse in idle else at_s - rng.uniform(80, 100)
+        yield came_s, Plug(evse, rng.uniform(0.1, 0.7))
+    yield at_s, Kill(rng.uniform(_ALONE_S - 10, _ALONE_S))
+
+
+_FILLED_S, _ALONE_S = 120.0, 75.0
 _W_PER_A = math.sqrt(3) * VOLTAGE_V
 _LACKING = (("current_l1",), ("current_l2", "current_l3"), ("active_power_l2",), ("energy",), ("frequency",))
 

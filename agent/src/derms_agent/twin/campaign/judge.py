@@ -34,7 +34,7 @@ What it allows, each for what nobody could have done sooner:
 4. *A frozen pilot*: the same, for the 15 s that obedience has and the window. As long the ledger need not hold what it
    draws; on a device that answers nothing either, never more than its rating.
 5. *Nothing left*: past that no excess is a violation while all that could be told, beneath that row, draws less than
-   1 A.
+   1 A; what the site and the grid ask for of control that is dead, while that is so of what it told.
 6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then. The orchestrator waits up
    to 4 s until it is informed.
 7. *Control that is dead* lowers nothing: what rose the base load since a window before its death is excused until the
@@ -56,14 +56,13 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from derms_agent.control.demand import Windows
 from derms_agent.control.guard import Write
 from derms_agent.control.ledger import Span
 from derms_agent.model import Connection, Evse, PerPhase, Phase, per_phase
 from derms_agent.orchestrator.controller import Policy
-from derms_agent.profiles.profile import AfterBoot
 from derms_agent.twin import network
 from derms_agent.twin.campaign.agent import SENSOR
 from derms_agent.twin.campaign.scene import (
@@ -73,10 +72,8 @@ from derms_agent.twin.campaign.scene import (
     VOLTAGE_V,
     Scene,
     after_boot_a,
-    has_watchdog,
-    known_settings,
+    fallbacks,
     storage_a,
-    unattended_a,
 )
 from derms_agent.twin.faults import Fault, FaultKind
 from derms_agent.twin.rehearsal import Rehearsal
@@ -251,12 +248,7 @@ class Judge:
                 self._rows[Row(name, line)] = beneath
             if circuit.parent is None:
                 self._rows[Row(name, None)] = self._rows[Row(name, None, asked=True)] = beneath
-        for evse in self._evses:
-            device, profile = depot.devices[evse.device], self.scene.profile(evse.device)
-            watchdog_s = profile.watchdog_s(known_settings(device, profile))
-            if has_watchdog(device, profile) and profile.fallback is not None and watchdog_s is not None:
-                alone = replace(profile, fallback=replace(profile.fallback, after_boot=AfterBoot.OFF))
-                self._falls_back[evse.name] = (watchdog_s, unattended_a(evse, device, alone))
+        self._falls_back = fallbacks(self.scene)
 
     # What it is told
 
@@ -292,9 +284,10 @@ class Judge:
         self._hertz_s = sent_s
 
     def died(self) -> None:
-        """Take note that control was killed."""
-        self.alive = False
-        self._died_s = self.twin.now_s
+        """Take note that control was killed; whoever is dead already dies no more."""
+        if self.alive:
+            self.alive = False
+            self._died_s = self.twin.now_s
 
     def started(self) -> None:
         """Take note that control runs again: it begins to be answerable for what it found."""
@@ -476,13 +469,13 @@ class Judge:
         return now_s - reach.missed_s <= UNRELIABLE_S + self._window_s
 
     def _is_left(self, row: Row, now_s: float) -> bool:
-        """Whether something beneath a row still draws that could be lowered."""
-        left_a = 0.0
+        """Whether something beneath a row still draws that could be lowered, or could have been by who is dead."""
+        left_a, alone = 0.0, row.line is None and not self.alive
         for evse in self._evses:
-            does = self._doings[evse.name]
+            does, drawn_a = self._doings[evse.name], self.twin.outlet(evse.name).current_a
             stuck = does.frozen_since_s is not None or self._is_stuck(self._reach[evse.device], now_s)
             if evse.circuit in self._rows[row] and not (does.beyond_since_s is not None and stuck):
-                left_a += self.twin.outlet(evse.name).current_a
+                left_a += min(drawn_a, does.told_a) if alone else drawn_a
         return left_a > _HELD_BACK_A
 
     def _flows(

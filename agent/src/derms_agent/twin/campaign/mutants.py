@@ -77,7 +77,7 @@ MUTANTS = (
         "control/ledger.py",
         "    return NOTHING if watchdog_s is None else fallback",
         "    return NOTHING",
-        found_by=13,
+        found_by=67,
     ),
     Mutant(
         "boot rule missing",
@@ -172,7 +172,7 @@ MUTANTS = (
         "control/thermal.py",
         "    left = share(sensor, learnt.estimate, reading.celsius, ambient_c)",
         "    left = 1.0",
-        found_by=96,
+        found_by=110,
     ),
     Mutant(
         "lost sensor ignored",
@@ -207,14 +207,14 @@ MUTANTS = (
         "orchestrator/controller.py",
         "            found += limits.grid([default], root)\n",
         "            found += limits.grid([default], replace(root, low_w=0.0, high_w=0.0))\n",
-        found_by=167,
+        found_by=5,
     ),
     Mutant(
         "lost link never noticed",
         "orchestrator/controller.py",
         "        if self.link_until_s is None or now_s < self.link_until_s:\n",
         "        if self.link_until_s is not None:\n",
-        found_by=167,
+        found_by=5,
     ),
     Mutant(
         "event forgotten at a restart",
@@ -263,7 +263,7 @@ MUTANTS = (
         "orchestrator/controller.py",
         "        for heat in self._heat.values():\n            found += heat\n",
         "",
-        found_by=98,
+        found_by=110,
     ),
 )
 

@@ -3,6 +3,7 @@
 
 Of each circuit and phase Σ max(fallback, after-boot value) + worst base load fits its rating, as the depot's own check
 demands, and little more does: so what control lets through, and what a device does on its own, decide whether it holds.
+In one of five nothing comes up at its rating, and cars take all that is left: there control is to die (`left_alone`).
 
 Where there is no storage, in more than half of all scenes, the orchestrator's `Controller` plays, by a policy of its
 own: circuits have meters that measure all that flows, and in half of these depots something generates. The orchestrator
@@ -84,7 +85,8 @@ class Scene:
 
     `profiles` stand for the built-in ones of their names; `hidden` are EVSEs whose conductors the agent is not told;
     `slow`: some cars take up to 6 s to follow a pilot. `policy`: what the orchestrator goes by; None where the
-    campaign's own agent plays. `wild`: shares are what they are, and not what they should be.
+    campaign's own agent plays. `wild`: shares are what they are, and not what they should be. `left_alone`: control
+    is to die while there is no more room than fallbacks need.
     """
 
     depot: Depot
@@ -96,6 +98,7 @@ class Scene:
     ambient_c: float
     policy: Policy | None = None
     wild: bool = False
+    left_alone: bool = False
 
     def profile(self, device: str) -> Profile:
         """Return the profile of a device."""
@@ -176,9 +179,33 @@ def draw(rng: Random) -> Scene:
     vehicles = {evse.name: _vehicle(rng, slow=slow) for evse in depot.evses()}
     ambient_c = rng.choice((20.0, 20.0, 38.0))
     scene = Scene(depot, profiles, frozenset(hidden), slow, vehicles, storage, ambient_c)
+    alone = Random(f"left alone {limit_va}")  # noqa: S311
+    if alone.random() < 0.2:  # noqa: PLR2004 - some of the depots, by a chance of its own
+        scene = _left_alone(scene, alone)
     if storage or Random(f"actor {limit_va}").random() < 0.125:  # noqa: PLR2004, S311 - one of eight of the others
         return scene
     return _orchestrated(scene, Random(f"orchestrated {limit_va}"))  # noqa: S311
+
+
+def _left_alone(scene: Scene, rng: Random) -> Scene:
+    """Return the scene with circuits that hold little more than fallbacks, and cars that take whatever is left."""
+    depot = scene.depot
+    profiles = dict(scene.profiles)
+    for name, profile in profiles.items():
+        fallback = profile.fallback
+        if profile.kind is DeviceKind.CHARGER and fallback is not None and fallback.after_boot is AfterBoot.RATING:
+            after = AfterBoot.OFF if name == "phoenix_charx" else AfterBoot.FALLBACK
+            profiles[name] = replace(profile, fallback=replace(fallback, after_boot=after))
+    circuits = _rated(rng, depot.circuits, depot.devices, profiles, set(scene.hidden), most_spare=1.05)
+    root = next(circuit for circuit in circuits.values() if circuit.parent is None)
+    limit_va = _SQRT3 * VOLTAGE_V * min(root.rating_a) * 1.3
+    depot = replace(depot, circuits=circuits, site=replace(depot.site, limit_va=limit_va))
+    vehicles = dict(scene.vehicles)
+    for evse in depot.evses():
+        phases = len(evse.phases)
+        power_w = evse.rating_a * phases * VOLTAGE_V / _SQRT3
+        vehicles[evse.name] = replace(vehicles[evse.name], phases=phases, power_w=power_w)
+    return replace(scene, depot=depot, profiles=profiles, vehicles=vehicles, left_alone=True)
 
 
 def _orchestrated(scene: Scene, rng: Random) -> Scene:
@@ -216,7 +243,7 @@ def _orchestrated(scene: Scene, rng: Random) -> Scene:
         spread_s=20.0,
     )
     depot = replace(depot, circuits=circuits, devices=devices, buses=buses, meters=meters)
-    wild = rng.random() < 0.5  # noqa: PLR2004 - every other scene
+    wild = rng.random() < 0.5 and not scene.left_alone  # noqa: PLR2004 - every other scene
     return replace(scene, depot=depot, hidden=frozenset(), policy=policy, wild=wild)
 
 
@@ -335,12 +362,26 @@ def has_watchdog(device: Device, profile: Profile) -> bool:
     )
 
 
+def fallbacks(scene: Scene) -> dict[str, tuple[float, float]]:
+    """Return after how many s each EVSE falls back that has a watchdog, and to what, in A per conductor."""
+    found = {}
+    for evse in scene.depot.evses():
+        device, profile = scene.depot.devices[evse.device], scene.profile(evse.device)
+        watchdog_s = profile.watchdog_s(known_settings(device, profile))
+        if has_watchdog(device, profile) and profile.fallback is not None and watchdog_s is not None:
+            alone = replace(profile, fallback=replace(profile.fallback, after_boot=AfterBoot.OFF))
+            found[evse.name] = (watchdog_s, unattended_a(evse, device, alone))
+    return found
+
+
 def _rated(
     rng: Random,
     circuits: Mapping[str, Circuit],
     devices: Mapping[str, Device],
     profiles: Mapping[str, Profile],
     hidden: set[str],
+    *,
+    most_spare: float = 1.25,
 ) -> dict[str, Circuit]:
     """Return the circuits with ratings that hold what may flow unattended, and not much more."""
     own: dict[str, list[float]] = {name: list(circuit.base_load_a) for name, circuit in circuits.items()}
@@ -362,7 +403,7 @@ def _rated(
         if circuit.connection is Connection.DELTA_WYE:
             # Any two windings may meet in a line; in phase they would add up to this.
             needed = [2 * max(needed) / _SQRT3] * 3
-        spare = rng.uniform(1.02, 1.25)
+        spare = rng.uniform(1.02, most_spare)
         rating = float(math.ceil(max(needed) * spare))
         found[name] = replace(circuit, rating_a=(rating, rating, rating))
         if circuit.parent is not None:
