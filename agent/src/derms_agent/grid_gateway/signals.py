@@ -9,7 +9,7 @@
 | | multiplier | the baseline times the value |
 | LOAD_CONTROL | x-loadControlCapacity | the value times the site's limit |
 | | x-loadControlLevelOffset | as SIMPLE |
-| | x-loadControlPercentOffset | the baseline, so many percent more |
+| | x-loadControlPercentOffset | the baseline, so many percent more: see `_offset_share` |
 | | x-loadControlSetpoint | the value |
 | ELECTRICITY_PRICE | price | what the depot file says of prices above one that it names; else not bounded |
 | | priceRelative, priceMultiplier | not bounded: a schedule of prices |
@@ -229,8 +229,17 @@ def most_w(signal: Signal, interval: Interval, rules: Rules, baseline_w: float |
     if signal.type == "x-loadControlCapacity":
         return value * rules.site_limit_w
     if signal.type == "x-loadControlPercentOffset":
-        return base_w * (1.0 + value / 100.0)
+        return base_w * (1.0 + _offset_share(value))
     return base_w * value
+
+
+def _offset_share(value: float) -> float:
+    """Return a percent offset as a share.
+
+    The schema says "percentage change" and no more, beside an x-loadControlCapacity whose 1.0 is 100 %: -20 can only be
+    20 % less, but -0.2 is either 20 % or 0.2 % less. Where it may be meant either way, what leaves less to draw counts.
+    """
+    return min(value, value / 100.0) if value >= -1.0 else value / 100.0
 
 
 def places(event: Event, rules: Rules) -> tuple[str, ...] | None:
