@@ -270,6 +270,7 @@ async def test_what_the_depot_file_has_no_longer_is_opted_out_of_and_said(play: 
     listed = [an_event("mild", 1, -60, 3600), an_event("deep", 3, 3600, 60)]
     await play.take(*listed)
     assert play.held_to() == [("mild", 60_000.0)]
+    await play.until(5)
     play.renew(replace(OURS, levels={3: OURS.levels[3]}))
     await play.until(10)
     assert {one.key[1] for one in play.depot.bounds.values()} == {"deep"}

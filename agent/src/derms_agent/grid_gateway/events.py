@@ -60,7 +60,8 @@ Key: TypeAlias = "tuple[str, str]"
 class Held:
     """An event that is known. `ended_unix_s`: it is cut short then. `fraction`: where in its startafter it begins.
 
-    `ven_id` is whom it came for: it is for this depot still where the VTN gives the VEN another id.
+    `ven_id` is whom it came for: it is for this depot still where the VTN gives the VEN another id. `promised`: the
+    depot was asked whether it can obey, and what it then said the VTN may rely on.
     """
 
     event: Event
@@ -71,6 +72,7 @@ class Held:
     implied: bool = False
     baseline_w: float | None = None
     ven_id: str = ""
+    promised: bool = False
 
     @property
     def start_unix_s(self) -> float:
@@ -217,7 +219,7 @@ def _updated(known: Held | None, event: Event, rules: Rules, now_unix_s: float, 
         return _ended(known, event.modification, event.status, now_unix_s)
     same = known is not None and event.modification == known.event.modification
     if known is not None and same and not _to_judge_again(known):
-        return replace(known, ended_unix_s=None, implied=False) if known.implied else known
+        return replace(known, ended_unix_s=None, implied=False, promised=False) if known.implied else known
     fresh = Held(
         event=event,
         fraction=draw() if known is None else known.fraction,
@@ -306,12 +308,30 @@ def opted_out(state: State, key: Key, why: str) -> State:
     return State({**state.events, key: replace(state.events[key], refusal=Refusal(Code.OK, why))})
 
 
+def unpromised(state: State, until_unix_s: float) -> frozenset[Key]:
+    """Return the events of before a time that are to be obeyed, and that the depot was not asked about yet."""
+    return frozenset(
+        key
+        for key, held in state.events.items()
+        if held.actuated and not held.promised and held.first_effect_unix_s < until_unix_s
+    )
+
+
+def promised(state: State, until_unix_s: float) -> State:
+    """Return the state where the depot stands by all events of before a time that it has not opted out of."""
+    due = {key: replace(state.events[key], promised=True) for key in unpromised(state, until_unix_s)}
+    return State({**state.events, **due}) if due else state
+
+
 def frozen(state: State, now_unix_s: float, baseline_w: float | None) -> State:
-    """Return the state with the baselines of the events that have begun: what the site drew until then."""
+    """Return the state with the baselines of the events that have begun: what the site drew until then.
+
+    So the depot is asked about them once more.
+    """
     if baseline_w is None:
         return state
     due = {
-        key: replace(held, baseline_w=baseline_w)
+        key: replace(held, baseline_w=baseline_w, promised=False)
         for key, held in state.events.items()
         if held.baseline_w is None and held.first_effect_unix_s <= now_unix_s < held.end_unix_s
     }
@@ -574,6 +594,7 @@ def _held_json(key: Key, held: Held) -> dict[str, Any]:
         "implied": held.implied,
         "baseline_w": held.baseline_w,
         "ven_id": held.ven_id,
+        "promised": held.promised,
     }
 
 
@@ -617,6 +638,7 @@ def _held(stored: Mapping[str, Any]) -> Held:
         implied=bool(stored["implied"]),
         baseline_w=None if stored["baseline_w"] is None else float(stored["baseline_w"]),
         ven_id=str(stored.get("ven_id", "")),
+        promised=bool(stored.get("promised", True)),
     )
 
 

@@ -172,7 +172,6 @@ class Ven:
     _provisional_w: float | None = None
     _provisional_s: float = -math.inf
     _unanswered: set[Key] = field(default_factory=set)
-    _to_promise: set[Key] = field(default_factory=set)
     _doubted: set[Key] = field(default_factory=set)
     _judged_by: Rules | None = None
     _sync_s: float = -math.inf
@@ -192,6 +191,8 @@ class Ven:
         """Take in what a predecessor left; what cannot be used is put aside and said."""
         self.state, problem = self._events.load()
         self._say_lost(problem)
+        # What the depot was not asked about was answered as such, or not at all.
+        self._unanswered |= events.unpromised(self.state, self.wall() + HORIZON_S)
         unknown: tuple[bool, Registration | None] = (False, None)
         self.absent, self.registration = self._recalled(REGISTRATION, self._registration_of, unknown)
         asked: tuple[tuple[ReportRequest, ...], tuple[str, ...]] = ((), ())
@@ -678,7 +679,6 @@ class Ven:
             frozen = events.frozen(received.state, now_unix_s, self._baseline())
             received = replace(received, state=frozen)
             before, self.state = self.state, received.state
-            self._to_promise |= self._differing(before)
             if not self._keep():
                 self._unanswered |= {*received.accepted}
             await self._hand_over()
@@ -795,7 +795,7 @@ class Ven:
             # A price obliges to nothing: what of it cannot be done the VTN need not know.
             if honour.can or bound.rank is not Rank.GRID or bound.end_unix_s <= self.wall() + _ENDING_S:
                 self._doubted.discard(bound.key)
-            elif bound.key in self._to_promise:
+            elif not self.state.events[bound.key].promised:
                 logger.warning("OpenADR event %s cannot be honoured: opted out: %s", bound.key[1], honour.why)
                 self.state = events.opted_out(self.state, bound.key, f"the depot cannot obey: {honour.why}")
                 self._unanswered.add(bound.key)
@@ -808,8 +808,9 @@ class Ven:
             await self.control.remove(name)
             del self.handed[name]
         self.handed = {name: bound for name, bound in self.handed.items() if bound.end_unix_s > now_unix_s}
-        # What was promised stands, whoever is silent just when its bound is put again.
-        self._to_promise.clear()
+        # What was promised stands, whoever is silent just when its bound is put again. The next tick stores it: where
+        # there is none, the depot is asked once more.
+        self.state = events.promised(self.state, now_unix_s + HORIZON_S)
         return True
 
     def _compare(self, report: Mapping[str, Any]) -> None:
@@ -827,7 +828,7 @@ class Ven:
         """Tell the VTN of events that the depot now sees otherwise than it said."""
         if self._no_promise is not None:
             return
-        for key in tuple(self._unanswered):
+        for key in self._unanswered - events.unpromised(self.state, self.wall() + HORIZON_S):
             held = self.state.events.get(key)
             if held is not None and held.event.response_required and held.end_unix_s > self.wall():
                 opt = Opt.IN if held.refusal is None else Opt.OUT
@@ -878,7 +879,6 @@ class Ven:
                 self._unanswered |= self._differing(before)
                 self._log_events(before, self.state, self.wall())
             self.state = events.frozen(self.state, self.wall(), self._baseline())
-            self._to_promise |= self._differing(before)
             kept = self._keep()
             await self._hand_over()
             if kept:
