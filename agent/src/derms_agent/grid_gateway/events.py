@@ -235,9 +235,11 @@ def _updated(known: Held | None, event: Event, rules: Rules, now_unix_s: float, 
 def _to_judge_again(known: Held) -> bool:
     """Whether an event that was refused is judged again when it is listed again: not where that was a choice.
 
-    The depot may have been given what it lacked since, and a clock that was wrong been put right.
+    The depot may have been given what it lacked since, and a clock that was wrong been put right. What waits for a
+    baseline waits for that: see `reconsidered`.
     """
-    return known.refusal is not None and (known.refusal.code is not Code.OK or known.refusal == _OVER)
+    waits = (Code.OK, Code.DEPLOYMENT_ERROR)
+    return known.refusal is not None and (known.refusal.code not in waits or known.refusal == _OVER)
 
 
 def _ended(known: Held, modification: int, status: Status, now_unix_s: float) -> Held:
@@ -303,9 +305,31 @@ def judged(event: Event, rules: Rules, now_unix_s: float) -> Refusal | None:
     return None
 
 
-def opted_out(state: State, key: Key, why: str) -> State:
+def opted_out(state: State, key: Key, why: str, code: Code = Code.OK) -> State:
     """Return the state where the depot does not take part in an event after all, which is then not obeyed."""
-    return State({**state.events, key: replace(state.events[key], refusal=Refusal(Code.OK, why))})
+    return State({**state.events, key: replace(state.events[key], refusal=Refusal(code, why))})
+
+
+def reconsidered(state: State, now_unix_s: float) -> State:
+    """Return the state where the depot takes part after all in what it could not judge without a baseline."""
+    due = {
+        key: replace(held, refusal=None, promised=False)
+        for key, held in state.events.items()
+        if held.refusal is not None and held.refusal.code is Code.DEPLOYMENT_ERROR and held.end_unix_s > now_unix_s
+    }
+    return State({**state.events, **due}) if due else state
+
+
+def baseless(state: State, rules: Rules, now_unix_s: float) -> frozenset[Key]:
+    """Return the events that are not over and ask for something relative to a baseline that they do not have yet."""
+    return frozenset(
+        key
+        for key, held in state.events.items()
+        if held.actuated
+        and held.baseline_w is None
+        and held.end_unix_s > now_unix_s
+        and signals.leans_on_baseline(held.event, _rules_of(held, rules))
+    )
 
 
 def unpromised(state: State, until_unix_s: float) -> frozenset[Key]:

@@ -134,12 +134,16 @@ def sent(schedule: Schedule, now_s: float) -> Schedule:
 
 
 def power_w(status: Mapping[str, Any] | None) -> float | None:
-    """Return what the site draws: by its meter, or else what its EVSEs say together; None: that is not known."""
+    """Return what the site draws: by its meter, or else what its EVSEs say together; None: that is not known.
+
+    The orchestrator adds up those that answer: where none does yet, as after its start, that 0 says nothing.
+    """
     site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
-    for name in ("power_w", "evse_power_w"):
-        if site.get(name) is not None:
-            return float(site[name])
-    return None
+    if site.get("power_w") is not None:
+        return float(site["power_w"])
+    evses = () if status is None else status.get("evses") or ()
+    heard = not evses or any(one.get("power_w") is not None for one in evses)
+    return float(site["evse_power_w"]) if heard and site.get("evse_power_w") is not None else None
 
 
 def points(

@@ -242,6 +242,15 @@ def _offset_share(value: float) -> float:
     return min(value, value / 100.0) if value >= -1.0 else value / 100.0
 
 
+def leans_on_baseline(event: Event, rules: Rules) -> bool:
+    """Whether what an event comes to depends on what the site draws before it."""
+    return any(
+        most_w(signal, interval, rules, 0.0) != most_w(signal, interval, rules, 1.0)
+        for signal in obeyed(event, rules)
+        for interval in signal.intervals
+    )
+
+
 def places(event: Event, rules: Rules) -> tuple[str, ...] | None:
     """Return what of the depot an event is for, or None where it is for others.
 

@@ -675,6 +675,8 @@ class Ven:
             self._mind_step()
             now_unix_s = self.wall()
             received = events.receive(self.state, message, self.rules, now_unix_s, self.draw)
+            if self._baseline() is None and events.baseless(received.state, self.rules, now_unix_s):
+                await self._look_at_power()
             # An event that is to begin at once has its baseline from now on, whatever becomes of this process.
             frozen = events.frozen(received.state, now_unix_s, self._baseline())
             received = replace(received, state=frozen)
@@ -796,10 +798,7 @@ class Ven:
             if honour.can or bound.rank is not Rank.GRID or bound.end_unix_s <= self.wall() + _ENDING_S:
                 self._doubted.discard(bound.key)
             elif not self.state.events[bound.key].promised:
-                logger.warning("OpenADR event %s cannot be honoured: opted out: %s", bound.key[1], honour.why)
-                self.state = events.opted_out(self.state, bound.key, f"the depot cannot obey: {honour.why}")
-                self._unanswered.add(bound.key)
-                self._keep()
+                self._opt_out(bound.key, f"the depot cannot obey: {honour.why}", now_unix_s)
                 return False
             elif bound.key not in self._doubted:
                 self._doubted.add(bound.key)
@@ -812,6 +811,17 @@ class Ven:
         # there is none, the depot is asked once more.
         self.state = events.promised(self.state, now_unix_s + HORIZON_S)
         return True
+
+    def _opt_out(self, key: Key, why: str, now_unix_s: float) -> None:
+        """Take no part in an event after all, and have the VTN told."""
+        code = Code.OK
+        if self._baseline() is None and key in events.baseless(self.state, self.rules, now_unix_s):
+            # That is no choice: it is judged again as soon as it is known.
+            why, code = f"the baseline is not known, for nobody says what the site draws: {why}", Code.DEPLOYMENT_ERROR
+        logger.warning("OpenADR event %s cannot be honoured: opted out: %s", key[1], why)
+        self.state = events.opted_out(self.state, key, why, code)
+        self._unanswered.add(key)
+        self._keep()
 
     def _compare(self, report: Mapping[str, Any]) -> None:
         """Note what the orchestrator has of bounds: what it has lost is put again, what nobody wants is removed."""
@@ -873,6 +883,9 @@ class Ven:
         async with self._busy:
             self._mind_step()
             before = self.state
+            if self._baseline() is not None:
+                self.state = events.reconsidered(self.state, self.wall())
+                self._unanswered |= self._differing(before)
             if self.registration is not None and self.rules is not self._judged_by:
                 self._judged_by = self.rules
                 self.state = events.rejudged(self.state, self.rules, self.wall())
@@ -915,6 +928,12 @@ class Ven:
                         self._compare(self._report)
         except NoControl:
             self._report = None
+
+    async def _look_at_power(self) -> None:
+        """Ask what the site draws now, for an event that cannot be judged without."""
+        with contextlib.suppress(NoControl):
+            self._report = await self.control.status()
+            self._remember_power()
 
     def _remember_power(self) -> None:
         """Keep what the site draws while no event bounds it: that is what a baseline is made of.
