@@ -280,9 +280,17 @@ async def _receive_pushes(ven: Ven, address: str) -> None:
 
 
 async def _feed_watchdog(ven: Ven) -> None:
+    """Tell systemd that the service is well for as long as all its loops go on; else it starts it anew."""
+    said: tuple[str, ...] = ()
     while True:
+        stuck = ven.stuck
         words = ven.trouble or ven.control_trouble or f"polls every {ven.poll_s:g} s"
-        notify("WATCHDOG=1", f"STATUS={words}")
+        if stuck:
+            words = f"Stuck, to be started anew: {', '.join(stuck)}"
+            if stuck != said:
+                logger.error("%s", words)
+        said = stuck
+        notify(*(() if stuck else ("WATCHDOG=1",)), f"STATUS={words}")
         await anyio.sleep(WATCHDOG_S)
 
 

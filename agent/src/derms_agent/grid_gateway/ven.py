@@ -29,7 +29,7 @@ import anyio
 
 from derms_agent.document_store import Store
 from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
-from derms_agent.grid_gateway import events, messages, reports, terms, tls_trouble, transport
+from derms_agent.grid_gateway import events, messages, progress, reports, terms, tls_trouble, transport
 from derms_agent.grid_gateway.control_link import Control, NoControl, changes
 from derms_agent.grid_gateway.event_store import EventStore
 from derms_agent.grid_gateway.events import Bound, Key, Received, State
@@ -55,6 +55,7 @@ from derms_agent.grid_gateway.incoming import (
     parse,
 )
 from derms_agent.grid_gateway.messages import EventResponse, Opt, Report, ReportInterval
+from derms_agent.grid_gateway.progress import Progress
 from derms_agent.grid_gateway.reports import Buffer, Schedule
 from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.signatures import Signatures
@@ -127,6 +128,7 @@ class Ven:
     """A VEN towards one VTN. `rules` are the depot's; its ids in them are set by the registration.
 
     `reporting` is the way of the reports, where that is another than that of events: these then wait for no report.
+    `awake` is the clock that waits are counted on: unlike `clock` it stands still while the host is suspended.
     """
 
     identity: Identity
@@ -141,6 +143,7 @@ class Ven:
     reporting: Transport | None = None
     clock: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    awake: Callable[[], float] = time.monotonic
     draw: Callable[[], float] = random.SystemRandom().random
     tick_s: float = TICK_S
     registration: Registration | None = None
@@ -178,6 +181,7 @@ class Ven:
     _pushed: int = 0
     _clock_off: bool = False
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    _progress: Progress = field(default_factory=Progress)
     _woken: anyio.Event = field(default_factory=anyio.Event)
     _busy: anyio.Lock = field(default_factory=anyio.Lock)
 
@@ -275,6 +279,19 @@ class Ven:
             tasks.start_soon(self._keep_time)
             tasks.start_soon(self._report_loop)
 
+    def _goes_on(self, loop: str, wait_s: float = 0.0) -> None:
+        """Note a step of a loop, which now waits for so long."""
+        self._progress = progress.stepped(self._progress, loop, self.awake(), wait_s)
+
+    def _helps_on(self, loop: str) -> None:
+        """Note that something is over with that a loop may be waiting for."""
+        self._progress = progress.prolonged(self._progress, loop, self.awake())
+
+    @property
+    def stuck(self) -> tuple[str, ...]:
+        """Which loops do not go on."""
+        return progress.stuck(self._progress, self.awake())
+
     @property
     def poll_s(self) -> float:
         """How often the VTN is polled."""
@@ -283,6 +300,7 @@ class Ven:
     async def _converse(self) -> None:
         attempt = 0
         while True:
+            self._goes_on(progress.CONVERSATION)
             if self.absent:
                 self.heard_s = self.clock()
                 await self._pause(self.poll_s)
@@ -359,7 +377,11 @@ class Ven:
     async def _ask(self, service: str, body: bytes) -> Message:
         """Send a message and return the answer. Raises Trouble, and NotRegistered where the VTN says so."""
         way = self.reporting if service == "EiReport" and self.reporting is not None else self.transport
-        answer = await way.post(service, self.signed(body))
+        try:
+            answer = await way.post(service, self.signed(body))
+        finally:
+            # Requests wait for one another: as long as any is over with, those behind it are not stuck.
+            self._helps_on(progress.CONVERSATION if way is self.transport else progress.REPORTS)
         if not answer.strip():
             raise Trouble(Kind.BODY, "the VTN answered with nothing")
         try:
@@ -451,8 +473,10 @@ class Ven:
 
     async def _pause(self, seconds: float) -> bool:
         """Wait for so long; return whether somebody wants the VTN asked before that."""
+        self._goes_on(progress.CONVERSATION, max(0.0, seconds))
         with anyio.move_on_after(max(0.0, seconds)):
             await self._woken.wait()
+        self._goes_on(progress.CONVERSATION)
         woken = self._woken.is_set()
         if woken:
             self._woken = anyio.Event()
@@ -793,6 +817,7 @@ class Ven:
         fresh, gone = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
         for bound in fresh:
             honour = await self.control.put(bound)
+            self._goes_on(progress.EVENTS)
             self.handed[bound.name] = bound
             # A price obliges to nothing: what of it cannot be done the VTN need not know.
             if honour.can or bound.rank is not Rank.GRID or bound.end_unix_s <= self.wall() + _ENDING_S:
@@ -805,6 +830,7 @@ class Ven:
                 logger.warning("OpenADR event %s could not be honoured now: %s", bound.key[1], honour.why)
         for name in gone:
             await self.control.remove(name)
+            self._goes_on(progress.EVENTS)
             del self.handed[name]
         self.handed = {name: bound for name, bound in self.handed.items() if bound.end_unix_s > now_unix_s}
         # What was promised stands, whoever is silent just when its bound is put again. The next tick stores it: where
@@ -858,6 +884,7 @@ class Ven:
     async def _keep_time(self) -> None:
         said = ""
         while True:
+            self._goes_on(progress.EVENTS)
             words = ""
             try:
                 await self._tick()
@@ -1042,12 +1069,13 @@ class Ven:
         for request_id in message.report_requests:
             schedule = self.schedules.get(request_id)
             if schedule is not None and message.to_follow:
-                await self._send_report(schedule)
+                await self._send_report(schedule, progress.CONVERSATION)
             self.schedules.pop(request_id, None)
         self._save_reports()
 
     async def _report_loop(self) -> None:
         while True:
+            self._goes_on(progress.REPORTS)
             for request_id in tuple(self.schedules):
                 # While one was sent, another may have been cancelled, or asked for otherwise.
                 if request_id in self.schedules:
@@ -1100,11 +1128,15 @@ class Ven:
             # One value an interval: there are VTNs, openleadr's among them, that fail at several.
             self.buffer.add(request.id, ReportInterval(at_unix_s, schedule.every_s, (found[name],)))
 
-    async def _send_report(self, schedule: Schedule) -> None:
-        """Send all samples of a report, those of an outage first; each leaves the disk when it was taken."""
+    async def _send_report(self, schedule: Schedule, loop: str = progress.REPORTS) -> None:
+        """Send all samples of a report, those of an outage first; each leaves the disk when it was taken.
+
+        :param loop: the one that sends it
+        """
         request = schedule.request
         offer = reports.offer_of(request, self.offers)
         while offer is not None:
+            self._helps_on(loop)
             number, intervals = self.buffer.oldest(request.id)
             if not intervals:
                 return
