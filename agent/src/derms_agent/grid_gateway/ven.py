@@ -64,6 +64,7 @@ from derms_agent.grid_gateway.transport import Kind, Transport, Trouble
 from derms_agent.model import OPENADR, Rank
 
 REGISTRATION, REPORTS, OPTS, TERMS = "registration.json", "reports.json", "opts.json", "terms.json"
+ENDS = "ends.json"
 POLL_S = 10.0
 """How often a VTN is polled that does not say."""
 SILENT_INTERVALS = 3.0
@@ -165,6 +166,7 @@ class Ven:
     _cancelled: bool = False
     _cancellations: int = 0
     _registered_s: float = -math.inf
+    _away_until_s: float = -math.inf
     _offered: tuple[str, ...] = ()
     _report: Mapping[str, Any] | None = None
     _status_s: float = -math.inf
@@ -199,6 +201,8 @@ class Ven:
         self._unanswered |= events.unpromised(self.state, self.wall() + HORIZON_S)
         unknown: tuple[bool, Registration | None] = (False, None)
         self.absent, self.registration = self._recalled(REGISTRATION, self._registration_of, unknown)
+        self._away_until_s, self._cancellations = self._recalled(ENDS, self._ends_of, (-math.inf, 0))
+        self._registered_s = self._away_until_s  # it was not before that
         asked: tuple[tuple[ReportRequest, ...], tuple[str, ...]] = ((), ())
         requests, self._offered = self._recalled(REPORTS, reports.from_json, asked)
         opts: tuple[messages.Opted, ...] = ()
@@ -245,6 +249,14 @@ class Ven:
         url, client_id = stored["asked_as"]
         found = Registration(**{**stored, "asked_as": (str(url), str(client_id))})
         return bool(document["absent"]), found if found.asked_as == self._asked_as else None
+
+    def _ends_of(self, document: Mapping[str, Any]) -> tuple[float, int]:
+        """Return until when this VTN is to be left alone, for it has ended the registration so many times in a row."""
+        url, client_id = document["asked_as"]
+        if (url, client_id) != self._asked_as:
+            return -math.inf, 0
+        left_s = min(float(document["until_unix_s"]) - self.wall(), _CANCELLED_PAUSE_S + _CANCELLED_MOST_S)
+        return self.clock() + left_s, int(document["times"])
 
     @property
     def _asked_as(self) -> tuple[str, str]:
@@ -301,9 +313,7 @@ class Ven:
         attempt = 0
         while True:
             self._goes_on(progress.CONVERSATION)
-            if self.absent:
-                self.heard_s = self.clock()
-                await self._pause(self.poll_s)
+            if await self._left_alone():
                 continue
             heard_s = self.heard_s
             pause_s: float | None = None
@@ -321,7 +331,7 @@ class Ven:
                 self._say(f"The VTN refuses: {why}")
             except Cancelled as why:
                 self._say(str(why))
-                await self._stay_away(self._cancelled_pause_s())
+                self._woken = anyio.Event()  # it was the VTN itself that wanted something at once
                 pause_s = 0.0
             except (OSError, sqlite3.Error, messages.Unsendable) as problem:
                 self._say(f"{type(problem).__name__}: {problem}")
@@ -330,6 +340,18 @@ class Ven:
                 most_s = max(LONGEST_PAUSE_S, 2 * self.poll_s)
                 pause_s = transport.backoff_s(attempt, self.draw(), most_s=most_s)
             await self._pause(pause_s)
+
+    async def _left_alone(self) -> bool:
+        """Wait where the VTN is to be asked nothing, and return whether that is so."""
+        if self.absent:
+            self.heard_s = self.clock()
+            await self._pause(self.poll_s)
+            return True
+        if self.registration is None and not self._cancelled and self.clock() < self._away_until_s:
+            self._say(_ENDED)
+            await self._stay_away()
+            return True
+        return False
 
     def _in_trouble(self, trouble: Trouble) -> None:
         host = f"VTN {self.transport.endpoint.host}"
@@ -482,28 +504,36 @@ class Ven:
             self._woken = anyio.Event()
         return woken
 
-    async def _stay_away(self, seconds: float) -> None:
+    async def _stay_away(self) -> None:
         """Ask the VTN nothing, as it wants it, until somebody else wants it asked: its silence is no trouble."""
-        until_s = self.clock() + seconds
-        while (left_s := until_s - self.clock()) > 0:
+        while (left_s := self._away_until_s - self.clock()) > 0:
             self.heard_s = self.clock()
             if await self._pause(min(left_s, self.poll_s)):
-                return
+                self._away_until_s = -math.inf
 
     def _end_registration(self) -> None:
         """Be registered no more, as the VTN wants it: the conversation leaves it alone from its next step on."""
         self._anew, self._cancelled = False, True
+        self._leave_alone(self._cancelled_pause_s())
         self._forget_registration()
+
+    def _leave_alone(self, seconds: float) -> None:
+        """Have the conversation leave the VTN alone for so long, over restarts as well; what cannot be kept is said."""
+        self._away_until_s = self.clock() + seconds
+        ends = {"asked_as": self._asked_as, "until_unix_s": self.wall() + seconds, "times": self._cancellations}
+        try:
+            self.store.save(ENDS, {"version": 1, **ends})
+        except OSError as problem:
+            logger.warning("Until when the VTN is left alone cannot be kept: %s", problem)
 
     def _mind_cancel(self) -> None:
         """Raise Cancelled where the VTN has ended the registration."""
         if self._cancelled:
             self._cancelled = False
-            raise Cancelled("The VTN has ended the registration: registering anew after a while")
+            raise Cancelled(_ENDED)
 
     def _cancelled_pause_s(self) -> float:
         """Return for how long a VTN that has ended the registration is left alone."""
-        self._woken = anyio.Event()  # it was the VTN itself that wanted something at once
         lasted = self.clock() - self._registered_s > _CANCELLED_MOST_S
         self._cancellations = 1 if lasted else self._cancellations + 1
         return _CANCELLED_PAUSE_S + transport.backoff_s(
@@ -607,6 +637,7 @@ class Ven:
     def join(self) -> None:
         """Be registered again, after `cancel_registration`."""
         self.absent = self._cancelled = False
+        self._leave_alone(0.0)
         self._save_registration()
         self.wake()
 
@@ -1248,6 +1279,7 @@ class Cancelled(Exception):
     """The VTN has ended the registration."""
 
 
+_ENDED = "The VTN has ended the registration: registering anew after a while"
 _NO_KEY: Key = ("", "")
 
 
