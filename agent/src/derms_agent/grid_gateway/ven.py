@@ -180,6 +180,7 @@ class Ven:
     _doubted: set[Key] = field(default_factory=set)
     _judged_by: Rules | None = None
     _sync_s: float = -math.inf
+    _listed: bool = False
     _pushed: int = 0
     _clock_off: bool = False
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
@@ -491,6 +492,7 @@ class Ven:
             self._say(f"The VTN gives no list of events: {trouble}")
             return self.clock() + SYNC_AGAIN_POLLS * self.poll_s
         await self._take(message)
+        self._listed = True  # an oadrResponse as well: there are VTNs that answer so where they have none
         return self.clock() + SYNC_EVERY_S
 
     async def _pause(self, seconds: float) -> bool:
@@ -729,6 +731,7 @@ class Ven:
         async with self._busy:
             self._mind_step()
             now_unix_s = self.wall()
+            self._listed |= message.vtn_id == self.rules.vtn_id
             received = events.receive(self.state, message, self.rules, now_unix_s, self.draw)
             if self._baseline() is None and events.baseless(received.state, self.rules, now_unix_s):
                 await self._look_at_power()
@@ -881,14 +884,18 @@ class Ven:
         self._keep()
 
     def _compare(self, report: Mapping[str, Any]) -> None:
-        """Note what the orchestrator has of bounds: what it has lost is put again, what nobody wants is removed."""
+        """Note what the orchestrator has of bounds: what it has lost is put again, what nobody wants is removed.
+
+        Where no event is known at all, these were lost: what was handed over goes on until a VTN has said what it has.
+        """
         now_unix_s = self.wall()
         there = {str(ask["name"]) for ask in report.get("asks") or ()}
         for name, bound in tuple(self.handed.items()):
             if name not in there and bound.end_unix_s > now_unix_s + _ENDING_S:
                 del self.handed[name]
+        lost = not self.state.events and not self._listed and not self.absent
         for name in there - self.handed.keys():
-            if name.startswith(OPENADR):
+            if name.startswith(OPENADR) and not lost:
                 self.handed[name] = _unknown(name)
 
     async def _answer_late(self) -> None:
@@ -897,7 +904,8 @@ class Ven:
             return
         for key in self._unanswered - events.unpromised(self.state, self.wall() + HORIZON_S):
             held = self.state.events.get(key)
-            if held is not None and held.event.response_required and held.end_unix_s > self.wall():
+            ours = key[0] == self._known().vtn_id
+            if held is not None and ours and held.event.response_required and held.end_unix_s > self.wall():
                 opt = Opt.IN if held.refusal is None else Opt.OUT
                 answer = EventResponse(
                     event_id=key[1],
