@@ -18,7 +18,7 @@ from derms_agent.control import guard, state
 from derms_agent.control.cycle import Outcome, Why
 from derms_agent.control.ledger import Span
 from derms_agent.control.obedience import Following, advice
-from derms_agent.model import Evse, Limit, Phase, Quality
+from derms_agent.model import Evse, Limit, Phase, Quality, Rank
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Controller
@@ -129,14 +129,20 @@ def _constrained(controller: Controller) -> str | None:
 
 
 def _holding(controller: Controller, outcome: Outcome, now_s: float) -> tuple[Limit, ...]:
-    """Return the limits, beyond ratings, because of which some EVSE with a vehicle gets less than it could take."""
+    """Return the limits because of which some EVSE with a vehicle gets less than it could take.
+
+    Of those on the EVSE itself what was asked and what the frequency asks for: its rating is what it could take,
+    temperatures are told apart, and a ramp only lets it wait.
+    """
     found: dict[Limit, None] = {}
     binds = _Binds(controller, now_s)
+    asked = {ask.source for ask in controller.asks.values()}
     for name in controller.visited():
         wanted_w = outcome.admission.targets[name].active_a * controller.watts_per_a(name)
         if wanted_w < controller.rated_w(name) - 1:
             for limit in outcome.why[name].limits:
-                if limit.target != name and math.isfinite(limit.high) and binds(limit):
+                counts = limit.target != name or limit.rank is Rank.DROOP or limit.source in asked
+                if counts and math.isfinite(limit.high) and binds(limit):
                     found[limit] = None
     return tuple(found)
 
