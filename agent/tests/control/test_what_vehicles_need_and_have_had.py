@@ -77,6 +77,15 @@ def test_what_was_delivered_is_needed_no_more(need_wh: float, part: float) -> No
     assert (found.departure_at_s, found.most_a) == (5 * 3600.0, 32.0)
 
 
+def test_no_more_is_planned_for_a_vehicle_than_it_takes_nor_than_its_own_limits_leave() -> None:
+    network, evses = on_one_line(1, 32.0)
+    slow = Session(evse="e0", started_at_s=0.0, departure_at_s=9e3, energy_need_wh=9e3, power_w=10 * VOLTS)
+    own: Place = "e0", LimitQuantity.CURRENT, None
+    for high_a, most_a in ((32.0, 10.0), (7.0, 7.0)):
+        (found,) = needs(evses, {"e0": slow}, {own: Bound(-32.0, high_a)}, network, {})
+        assert found.most_a == pytest.approx(most_a)
+
+
 @pytest.mark.parametrize(("left_wh", "given_a"), [(-1.0, 0.0), (0.0, 0.0), (1.0, 15.59), (50.0, 32.0)])
 def test_who_has_had_its_need_takes_no_more_and_leaves_the_line_to_the_others(left_wh: float, given_a: float) -> None:
     network, evses = on_one_line(2, 32.0)
