@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from derms_agent.control import guard, ledger
 from derms_agent.control.ledger import Acknowledged, Amount, Ledger, Measured, Span, Station
-from derms_agent.control.network import LINES, VECTOR_GROUPS, Network, circuit_currents, load_currents
+from derms_agent.control.network import VECTOR_GROUPS, Network, circuit_currents, load_currents
 from derms_agent.control.worst_case import BaseLoad, Circuits
 from derms_agent.model import Circuit, Connection, Evse, LimitQuantity, Phase
 
@@ -102,9 +102,7 @@ def test_no_line_carries_more_than_is_counted_for_either_vector_group_at_any_rat
         "row": circuit("row", "trafo", below, row_v),
     }
     rng = random.Random(seed)  # noqa: S311 - a course of events, no secret
-    stations = [
-        station(f"e{index}", on, phases, angle_known=known) for index, (on, phases, known) in enumerate(wired)
-    ]
+    stations = [station(f"e{index}", on, phases, angle_known=known) for index, (on, phases, known) in enumerate(wired)]
     spans = [Span(-rng.uniform(0, 32), rng.uniform(0, 32)) for _ in stations]
     evses = Circuits(circuits, stations)
     box = evses.box(

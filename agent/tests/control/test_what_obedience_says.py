@@ -12,7 +12,9 @@ ALLOWANCE = Allowance()
 WORDS = {"pilot": "control pilot", "contactor": "its contactor", "bridge": "the bridge between", "meter": "its meter"}
 
 
-def after(verdict: Obedience, told_a: float, drawn_a: float | None, seconds: range, *, proven: bool = True) -> Obedience:
+def after(
+    verdict: Obedience, told_a: float, drawn_a: float | None, seconds: range, *, proven: bool = True
+) -> Obedience:
     """Return the verdict after some seconds of the same; a draw of None is no sample."""
     for second in seconds:
         currents = () if drawn_a is None else (drawn_a, 0.0, 0.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each state of a depot comes about by what it is said to mean, stands before the weaker ones, and is what LEDs show."""
+"""Each state of a depot comes about by what it is said to mean, before weaker ones, and is what LEDs show."""
 
 from __future__ import annotations
 

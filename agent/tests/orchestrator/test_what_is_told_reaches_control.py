@@ -51,9 +51,7 @@ def test_the_planner_is_asked_for_what_was_told_and_leaves_the_others_their_shar
         assert need.charge_as * controller.watts_per_a(name) / 3600 == pytest.approx(30_000.0 - delivered_wh, abs=1)
     found = planning.answer(planning.question(controller, controller.needs(), one.now_s))
     assert found is not None
-    at_once_w = sum(
-        amperes * controller.watts_per_a(name) for name, amperes in found.currents_at_a(one.now_s).items()
-    )
+    at_once_w = sum(amperes * controller.watts_per_a(name) for name, amperes in found.currents_at_a(one.now_s).items())
     # Half of those that hang there are not known of: half of it is theirs, and the limit holds for all.
     assert at_once_w == pytest.approx(10_000.0, rel=0.1)
 
