@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from derms_agent.control import guard, ledger
 from derms_agent.control.ledger import Acknowledged, Amount, Ledger, Measured, Span, Station
 from derms_agent.control.network import VECTOR_GROUPS, Network, circuit_currents, load_currents
-from derms_agent.control.worst_case import BaseLoad, Circuits
+from derms_agent.control.worst_case import BaseLoad, Caps, Circuits
 from derms_agent.model import Circuit, Connection, Evse, LimitQuantity, Phase
 
 THREE = tuple(Phase)
@@ -65,7 +65,7 @@ def told(stations: list[Station], amounts: dict[str, Amount]) -> Ledger:
         ]
         for at_s in range(-98, 1):
             events += [
-                Measured(one.name, active, at_s, at_s, reactive),  # type: ignore[arg-type]
+                Measured(one.name, active, at_s, at_s, reactive),
                 ledger.Refreshed(one.name, at_s),
             ]
         book = ledger.record(book, events)
@@ -164,7 +164,7 @@ def test_reactive_power_is_held_within_its_own_limits_on_either_side(
     """8 A on three conductors are 5.5 kvar."""
     one = station("one")
     evses = Circuits({"main": circuit("main", None, Connection.WYE, 400.0)}, [one])
-    caps = {REACTIVE: (low_var, high_var)}
+    caps: Caps = {REACTIVE: (low_var, high_var)}
     book = told([one], {"one": Amount(4.0, reactive_a)})
     found = guard.over(book, evses, caps, NO_BASE, 0.0)
     assert [(excess.circuit, excess.phase, excess.side) for excess in found] == [("main", None, "reactive")] * over

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from agent.tests.orchestrator.conftest import Play, new_controller
@@ -86,7 +86,8 @@ def test_a_cut_off_that_is_declared_lower_holds_for_its_own_kind(one: Cabinet, k
     lower = replace(sensor, cut_off_c=sensor.cut_off_c - 3.0)
     one.heat(kind, lower.cut_off_c)
     assert one.left_w() > 0.0
-    controller.policy = replace(controller.policy, **{which: lower})
+    declared: dict[str, Any] = {which: lower}
+    controller.policy = replace(controller.policy, **declared)
     one.heat(kind, lower.cut_off_c)
     assert one.left_w() == 0.0
 
