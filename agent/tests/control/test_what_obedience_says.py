@@ -35,7 +35,7 @@ def after(
 def test_who_draws_too_much_is_reported_with_all_that_is_to_be_checked_the_likeliest_first(
     told_a: float, proven: bool, order: list[str]
 ) -> None:
-    words = advice("charger-003", after(unproven(0.0), told_a, 32.0, range(20), proven=proven))
+    words = advice(after(unproven(0.0), told_a, 32.0, range(20), proven=proven))
     assert words.startswith(f"charger-003 draws more than its limit: 32.0 A, allowed {told_a:.1f} A. Check ")
     places = [words.index(WORDS[check]) for check in order]
     assert places == sorted(places)
@@ -43,7 +43,7 @@ def test_who_draws_too_much_is_reported_with_all_that_is_to_be_checked_the_likel
 
 @pytest.mark.parametrize(("told_a", "limit_percent"), [(6.0, 10), (16.0, 27), (0.0, 100)])
 def test_the_pilots_duty_cycles_are_those_of_what_is_drawn_and_of_the_limit(told_a: float, limit_percent: int) -> None:
-    words = advice("one", after(unproven(0.0), told_a, 32.0, range(20)))
+    words = advice(after(unproven(0.0), told_a, 32.0, range(20)))
     assert f"what it draws takes 53 %, its limit {limit_percent} %; 53 % means 32 A" in words
     assert "at a true 100 % it offers nothing" in words
 
@@ -51,7 +51,7 @@ def test_the_pilots_duty_cycles_are_those_of_what_is_drawn_and_of_the_limit(told
 def test_of_whom_nothing_is_seen_the_meter_is_looked_at_before_the_bridge() -> None:
     verdict = after(after(unproven(0.0), 10.0, 10.0, range(5)), 10.0, None, range(5, 25))
     assert verdict.state is Following.UNPROVEN
-    words = advice("one", verdict)
+    words = advice(verdict)
     assert words.startswith("one: nothing shows whether it follows its limit. Check ")
     assert words.index(WORDS["meter"]) < words.index(WORDS["bridge"])
     assert WORDS["pilot"] not in words
