@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who wants no answer gets none, whatever is wrong with what it sent; and all others get theirs."""
+
+from __future__ import annotations
+
+import pytest
+from agent.tests.grid_gateway.test_promises import Play, an_event, play
+from agent.tests.grid_gateway.vtn_messages import distribute
+
+from derms_agent.grid_gateway.incoming import parse
+
+__all__ = ["play"]
+pytestmark = pytest.mark.anyio
+VARIANTS = {
+    "sound": ({}, {}),
+    "of another VTN": ({}, {"vtn_id": "VTN-2"}),
+    "for others": ({"targets": "<ei:venID>ven-2</ei:venID>"}, {}),
+    "broken": ({"priority": "<ei:priority>x</ei:priority>"}, {}),
+    "a test": ({"test": "<ei:testEvent>true</ei:testEvent>"}, {}),
+    "cancelled": ({"status": "cancelled"}, {}),
+}
+
+
+@pytest.mark.parametrize("how", VARIANTS)
+async def test_an_answer_is_sent_for_each_event_that_wants_one(play: Play, how: str) -> None:
+    of_event, of_message = VARIANTS[how]
+    events = [an_event(wants, 1, 0, 600, response_required=wants, **of_event) for wants in ("never", "always")]
+    await play.ven._take(parse(distribute(*events, **{"vtn_id": "VTN-1", **of_message})))
+    (answer,) = play.vtn.messages("oadrCreatedEvent")
+    assert "<ei:eventID>always<" in answer
+    assert "<ei:eventID>never<" not in answer
+    # Alone, there is nothing to answer.
+    await play.ven._take(parse(distribute(events[0], **{"vtn_id": "VTN-1", **of_message})))
+    assert play.vtn.count("oadrCreatedEvent") == 1
+
+
+async def test_what_wants_no_answer_gets_none_later_either(play: Play) -> None:
+    """Control was away when it came: that it is obeyed now nobody asked to be told."""
+    play.depot.down = True
+    listed = [an_event(wants, 1, 0, 600, response_required=wants) for wants in ("never", "always")]
+    assert await play.take(*listed) == {"always": (469, "optOut")}
+    play.depot.down = False
+    await play.until(10)
+    assert len(play.held_to()) == 1
+    await play.ven._answer_late()
+    (answer,) = play.vtn.messages("oadrCreatedEvent")
+    assert "<ei:eventID>always<" in answer
+    assert "optIn" in answer
+    await play.ven._answer_late()
+    assert play.vtn.count("oadrCreatedEvent") == 1
