@@ -53,7 +53,12 @@ def test_a_vtn_that_answers(play: Play, vtn: LabVtn, check: bool) -> None:
     assert [one["subject"] for one in result["chain"]] == ["CN=vtn", "CN=authority"]
     assert 29 < result["chain"][0]["expires_in_days"] < 31
     assert {"127.0.0.1", "::1"} & {*result["addresses"]}
-    assert all(one["latency_ms"] > 0 for one in result["stages"] if one["name"] != "client_certificate")
+    took_ms = {one["name"]: one["latency_ms"] for one in result["stages"] if one["name"] != "client_certificate"}
+    # A name and a port of this host may be found within 0.05 ms, which is 0.0.
+    assert took_ms["dns"] >= 0
+    assert took_ms["tcp"] >= 0
+    assert took_ms["tls"] > 0
+    assert took_ms["registration_query"] > 0
     # Whoever is registered loses nothing by it.
     assert vtn.seen("polls") == 0
     assert vtn.seen("registrations") == []
