@@ -3,7 +3,8 @@
 
 A message is taken as one that a poll has brought. Its answer goes back as the VTN expects it: an oadrDistributeEvent is
 acknowledged with an oadrResponse, and the oadrCreatedEvent follows as a request of its own; all others are answered
-where they came in. Whoever shows no certificate of the VTN's authority gets no further than the handshake.
+where they came in. Whoever shows no certificate of the VTN's authority gets no further than the handshake; whoever
+shows one that is not the VTN's, as another VEN of the utility's can, gets no message through.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import logging
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_address
 
 import anyio
 import anyio.abc
 from aiohttp import web
+from cryptography import x509
 
 from derms_agent.grid_gateway import messages
 from derms_agent.grid_gateway.incoming import (
@@ -76,6 +79,21 @@ def renewed_context(endpoint: Endpoint) -> ssl.SSLContext:
     return listener
 
 
+def is_for_host(certificate: bytes, host: str) -> bool:
+    """Whether a certificate in DER was given for a host; a star stands for the first label of a name (RFC 6125)."""
+    try:
+        found = x509.load_der_x509_certificate(certificate)
+        names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (ValueError, x509.ExtensionNotFound):
+        return False
+    try:
+        return ip_address(host) in names.get_values_for_type(x509.IPAddress)
+    except ValueError:
+        wanted = host.lower()
+    written = {one.lower() for one in names.get_values_for_type(x509.DNSName)}
+    return not written.isdisjoint({wanted, f"*.{wanted.partition('.')[2]}"})
+
+
 class Receiver:
     """Takes what the VTN sends, for a VEN; answers that go out as requests are sent in `tasks`."""
 
@@ -85,10 +103,10 @@ class Receiver:
         self.application.add_routes([web.post(f"{path}/{service}", self._received) for service in SERVICES])
 
     async def _received(self, request: web.Request) -> web.StreamResponse:
-        pinned = self._ven.transport.endpoint.fingerprint
-        tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
-        if pinned is not None and not fingerprint_fits(pinned, None if tls is None else tls.getpeercert(True)):
-            return web.Response(status=403, text="the certificate does not have the fingerprint")
+        if not self._is_from_vtn(request):
+            whose = "VTN_FINGERPRINT" if self._ven.transport.endpoint.fingerprint else "the host of VTN_URL"
+            logger.warning("A push was refused: its certificate is not that of %s", whose)
+            return web.Response(status=403, text=f"the certificate is not that of {whose}")
         try:
             with anyio.fail_after(READ_S):
                 body = await request.read()
@@ -100,6 +118,15 @@ class Receiver:
             return web.Response(status=400, text=str(why))
         except (NotRegistered, Refused) as why:
             return self._said(Code.NOT_REGISTERED, str(why))
+
+    def _is_from_vtn(self, request: web.Request) -> bool:
+        """Whether the certificate is the VTN's, and not just one of the same authority, as every VEN's may be."""
+        endpoint = self._ven.transport.endpoint
+        tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
+        certificate = None if tls is None else tls.getpeercert(binary_form=True)
+        if endpoint.fingerprint is not None:
+            return fingerprint_fits(endpoint.fingerprint, certificate)
+        return certificate is not None and is_for_host(certificate, endpoint.host)
 
     async def _answered(self, message: Message) -> web.StreamResponse:
         if isinstance(message, DistributeEvent):
