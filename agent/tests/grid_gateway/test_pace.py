@@ -111,3 +111,26 @@ async def test_what_waits_is_fetched_without_a_pause_and_a_vtn_that_has_no_end_o
         await play.ven._session()
     assert (polls.count(0), polls.count(1)) == (3, MOST_DRAINED)
     assert [*play.ven.schedules] == ["r"]
+
+
+async def test_all_events_are_asked_for_when_a_session_begins_and_once_an_hour(
+    play: Play, pauses: Callable[[int], list[float]]
+) -> None:
+    at: list[float] = []
+    pauses(800)
+
+    async def before(kind: str) -> None:
+        if kind == "oadrRequestEvent":
+            at.append(play.now_s)
+
+    play.way.before = before
+    with pytest.raises(EndOfTest):
+        await play.ven._session()
+    assert at == pytest.approx([0.0, 3600.0, 7200.0], abs=20.0)
+    # What a lost answer took along comes with that.
+    play.vtn.standing["oadrRequestEvent"] = sent(an_event("lost", 1, play.now_s, 600))
+    play.ven._sync_s = play.now_s
+    pauses(802)
+    with pytest.raises(EndOfTest):
+        await play.ven._session()
+    assert play.held_to() == [("lost", 60_000.0)]

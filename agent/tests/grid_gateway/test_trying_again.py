@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 import anyio
 import pytest
 from agent.tests.grid_gateway.scripted_vtn import VEN_ID, create_report, report_request
 from agent.tests.grid_gateway.test_promises import Play, play
 from agent.tests.grid_gateway.vtn_messages import eiresponse, payload
+from lxml import etree
 
 from derms_agent.grid_gateway import reports
 from derms_agent.grid_gateway.incoming import parse
 from derms_agent.grid_gateway.transport import Kind, Trouble, backoff_s
-from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
+from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
 
 __all__ = ["play"]
 EVER_MORE_SELDOM_S = [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
@@ -117,3 +119,33 @@ async def test_what_is_no_valid_answer_is_no_sign_of_life(
     await play.until(play.now_s + 5)
     assert not play.ven.link_lost
     assert stands_until_s[-1] == play.now_s + 25
+
+
+@pytest.mark.anyio
+async def test_a_vtn_that_says_463_is_registered_with_anew_at_once_and_with_fewer_ids_each_time(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play.ven.identity = Identity(ven_name="depot", client_id="given")
+    play.ven.registration = replace(play.ven._known(), asked_as=play.ven._asked_as)
+    pauses: list[float] = []
+    play.vtn.script["oadrPoll"] = [refused(463)] * 3
+
+    with anyio.fail_after(10), anyio.CancelScope() as scope:
+
+        async def pause(_ven: Ven, seconds: float) -> bool:
+            pauses.append(seconds)
+            play.now_s += seconds
+            if play.vtn.count("oadrRequestEvent") == 4:
+                scope.cancel()
+                await anyio.sleep(0)
+            return False
+
+        monkeypatch.setattr(Ven, "_pause", pause)
+        await play.ven._converse()
+
+    trees = [etree.fromstring(one.encode()) for one in play.vtn.messages("oadrCreatePartyRegistration")]
+    asked = [(one.findtext(".//{*}venID"), one.findtext(".//{*}registrationID")) for one in trees]
+    assert asked == [(VEN_ID, "reg-1"), ("given", None), (None, None)]
+    assert pauses[:2] == [0.0, 0.0]
+    assert play.vtn.count("oadrRequestEvent") == 4
+    assert play.ven.trouble is None
