@@ -48,3 +48,17 @@ async def test_what_wants_no_answer_gets_none_later_either(play: Play) -> None:
     assert "optIn" in answer
     await play.ven._answer_late()
     assert play.vtn.count("oadrCreatedEvent") == 1
+
+
+async def test_what_is_over_two_days_ahead_is_answered_at_once_and_handed_over_nearer_to_it(play: Play) -> None:
+    hour_s = 3600.0
+    listed = an_event("e1", 1, 72 * hour_s, hour_s)
+    assert await play.take(listed) == {"e1": (200, "optIn")}
+    assert play.depot.bounds == {}
+    play.now_s = 23 * hour_s
+    await play.until(play.now_s + 10)
+    assert play.depot.bounds == {}
+    play.now_s = 24 * hour_s
+    await play.until(play.now_s + 10)
+    assert play.depot.high_w() == [60_000.0]
+    assert play.held_to() == []

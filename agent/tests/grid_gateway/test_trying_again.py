@@ -102,6 +102,8 @@ async def test_what_is_no_valid_answer_is_no_sign_of_life(
     async def link(valid_for_s: float) -> None:
         stands_until_s.append(play.now_s + valid_for_s)
 
+    alarms: list[str] = []
+    play.ven.happened = lambda kind, what: alarms.append(what["words"]) if kind == "alarm" else None
     play.depot.link = link  # type: ignore[method-assign]
     play.vtn.script["oadrPoll"] = [answer] * 100
     while play.now_s < 60:
@@ -113,6 +115,7 @@ async def test_what_is_no_valid_answer_is_no_sign_of_life(
     assert stands_until_s
     assert max(stands_until_s) <= 30
     assert caplog.text.count("Heartbeat Timeout VTN localhost") == 1
+    assert len([words for words in alarms if words.startswith("Heartbeat Timeout")]) == 1
     # The first answer that is one lifts it.
     play.vtn.script.clear()
     await play.ven._drain(VEN_ID)
