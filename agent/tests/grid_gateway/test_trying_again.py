@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import suppress
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from lxml import etree
 
 from derms_agent.grid_gateway import reports
 from derms_agent.grid_gateway.incoming import parse
-from derms_agent.grid_gateway.transport import Kind, Trouble, backoff_s
+from derms_agent.grid_gateway.transport import Endpoint, Kind, Trouble, backoff_s
 from derms_agent.grid_gateway.ven import Identity, NotRegistered, Refused, Ven
 
 __all__ = ["play"]
@@ -80,8 +81,8 @@ async def test_a_report_that_does_not_arrive_is_sent_at_random_and_ever_more_sel
 
 
 def test_luck_is_between_0_and_1_and_another_for_each_depot() -> None:
-    (drawn,) = (Ven.__dataclass_fields__["draw"].default,)
-    found = [drawn() for _ in range(200)]
+    draw = inspect.signature(Ven).parameters["draw"].default
+    found = [draw() for _ in range(200)]
     assert all(0.0 <= one < 1.0 for one in found)
     assert len({*found}) > 100
 
@@ -152,3 +153,16 @@ async def test_a_vtn_that_says_463_is_registered_with_anew_at_once_and_with_fewe
     assert pauses[:2] == [0.0, 0.0]
     assert play.vtn.count("oadrRequestEvent") == 4
     assert play.ven.trouble is None
+
+
+def test_a_registration_is_worth_nothing_at_another_url_or_as_somebody_else(play: Play) -> None:
+    for url, client_id, known in (
+        ("https://localhost:1", None, True),
+        ("https://localhost:2", None, False),
+        ("https://localhost:1", "other", False),
+        ("https://localhost:1", None, True),
+    ):
+        play.ven.transport.endpoint = Endpoint(url=url)
+        play.ven.identity = Identity(ven_name="depot", client_id=client_id)
+        play.ven.recall()
+        assert (play.ven.registration is not None) is known
