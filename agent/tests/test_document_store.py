@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -182,3 +184,37 @@ def test_after_a_disk_that_failed_it_is_written_whole(tmp_path: Path, monkeypatc
 
     assert (tmp_path / JOURNAL).read_bytes() == b""
     assert value_of(tmp_path) == (9, None)
+
+
+def test_on_a_disk_that_takes_nothing_what_cannot_be_read_stays_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that has found damage is mounted read-only: then both come together, and a service starts on it."""
+
+    def read_only(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / NAME).write_bytes(b"")
+    (tmp_path / JOURNAL).write_bytes(b"\0\n")
+    monkeypatch.setattr(Path, "replace", read_only)
+    found, said = value_of(tmp_path)
+    assert found is None
+    assert said is not None
+    assert said.count("it stays, for it cannot be renamed: [Errno 30] Read-only file system") == 2
+    assert (tmp_path / NAME).exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_was_acknowledged_is_on_the_disk_and_its_name_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """After a power cut there is what was synced: the file before its name, and the name before the caller goes on."""
+    kept, synced = stored(tmp_path, 1), []
+
+    def name_of(descriptor: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+    monkeypatch.setattr(os, "fsync", lambda one: synced.append((name_of(one), (tmp_path / f".{NAME}.new").exists())))
+    monkeypatch.setattr(os, "fdatasync", lambda one: synced.append((name_of(one), False)))
+    kept.save({"value": 2}, whole=whole)
+    assert synced == ([(f".{NAME}.new", True), (tmp_path.name, False)] if whole else [(JOURNAL, False)])

@@ -33,11 +33,18 @@ class Store:
             return None, self.put_aside(name, str(problem))
 
     def put_aside(self, name: str, why: str) -> str:
-        """Keep a document that cannot be used under another name, and return what to tell a person."""
+        """Keep a document that cannot be used under another name, and return what to tell a person.
+
+        Where the disk does not even do that, whoever reads goes on without it all the same.
+        """
         path = self.directory / name
         kept = path.with_name(f"{name}.unreadable")
-        if path.exists():
+        try:
             path.replace(kept)
+        except FileNotFoundError:
+            pass
+        except OSError as problem:
+            return f"{path}: {why}; it stays, for it cannot be renamed: {problem}"
         return f"{path}: {why}; kept as {kept.name}"
 
     def save(self, name: str, document: Mapping[str, Any]) -> None:

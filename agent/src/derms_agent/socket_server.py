@@ -14,6 +14,7 @@ import pwd
 import socket
 import sqlite3
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ OPERATORS = "derms-operators"
 IDLE_S = 300.0
 SEND_S = 5.0
 MOST_CONNECTIONS = 64
+"""Of each user: whoever leaves connections open takes no room from others."""
+ACCEPT_AGAIN_S = 1.0
+LOOKED_AT_EVERY_S = 2.0
 _LONGEST_NAME = 200
 _LATEST_UNIX_S = 32_503_680_000.0
 
@@ -88,22 +92,33 @@ def refused_where_it_fails(verb: str, *, looks: bool = False) -> Iterator[None]:
         raise ProtocolError("failed", f"{verb}: {type(problem).__name__}: {problem}") from problem
 
 
-async def serve(listener: anyio.abc.Listener[anyio.abc.SocketStream], verbs: Verbs) -> None:
+async def serve(listener: anyio.abc.SocketListener, verbs: Verbs) -> None:
     """Answer connections until cancelled."""
-    room = anyio.CapacityLimiter(MOST_CONNECTIONS)
+    open_of: Counter[str] = Counter()
 
-    async def connection(stream: anyio.abc.SocketStream) -> None:
+    async def connection(stream: anyio.abc.SocketStream, user: str) -> None:
         async with stream:
-            if room.available_tokens == 0:
+            if open_of[user] >= MOST_CONNECTIONS:
                 return
-            async with room:
-                await _converse(stream, verbs)
+            open_of[user] += 1
+            try:
+                await _converse(stream, verbs, user)
+            finally:
+                open_of[user] -= 1
 
-    await listener.serve(connection)
+    async with anyio.create_task_group() as tasks:
+        while True:
+            try:
+                stream = await listener.accept()
+            except anyio.BrokenResourceError as problem:
+                # The process may have no more files than it has open; those who wait are heard later.
+                logger.warning("A connection could not be taken: %s", problem.__cause__ or problem)
+                await anyio.sleep(ACCEPT_AGAIN_S)
+            else:
+                tasks.start_soon(connection, stream, peer(stream))
 
 
-async def _converse(stream: anyio.abc.SocketStream, verbs: Verbs) -> None:
-    user = peer(stream)
+async def _converse(stream: anyio.abc.SocketStream, verbs: Verbs, user: str) -> None:
     received = BufferedByteReceiveStream(stream)
     while True:
         with anyio.move_on_after(IDLE_S) as idle:
@@ -264,8 +279,34 @@ def _wrong(name: str, found: object, expected: str) -> ProtocolError:
 # Where it is
 
 
+async def serve_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> None:
+    """Listen at a path and answer until cancelled; `ready` is called once somebody may ask.
+
+    Where the socket is removed, or another program's stands in its place, it is made anew. Raises OSError where it
+    cannot be made: with its directory gone it is systemd that makes that, when the service starts.
+    """
+    while True:
+        async with listening(path) as listener, anyio.create_task_group() as tasks:
+            tasks.start_soon(serve, listener, verbs)
+            ready()
+            own = _which(path)
+            while _which(path) == own:
+                await anyio.sleep(LOOKED_AT_EVERY_S)
+            tasks.cancel_scope.cancel()
+        logger.error("%s was taken away, so that nobody could ask: it is made anew", path)
+
+
+def _which(path: Path) -> tuple[int, int] | None:
+    """Return which file there is at a path."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 @asynccontextmanager
-async def listening(path: Path) -> AsyncIterator[anyio.abc.Listener[anyio.abc.SocketStream]]:
+async def listening(path: Path) -> AsyncIterator[anyio.abc.SocketListener]:
     """Listen on the socket; it is never open to more than the service's user and the depot's operators."""
     before = os.umask(0o177)
     try:
@@ -278,7 +319,9 @@ async def listening(path: Path) -> AsyncIterator[anyio.abc.Listener[anyio.abc.So
         except (KeyError, PermissionError) as problem:
             logger.warning("%s is open to %s's user and root only: %s", path, "this service", problem)
         path.chmod(0o660)
+        own = _which(path)
         try:
             yield listener
         finally:
-            path.unlink(missing_ok=True)
+            if _which(path) == own:
+                path.unlink(missing_ok=True)

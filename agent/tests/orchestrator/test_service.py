@@ -698,3 +698,29 @@ def test_while_it_is_stopped_devices_are_asked_directly_and_its_start_waits_for_
     within(10, lambda: orchestrator.status()["ready"])
     with pytest.raises(Locked), buses_locked(orchestrator.directory):
         pass
+
+
+def test_a_second_one_refuses_to_start_and_the_first_goes_on(orchestrator: Orchestrator, charging: Field) -> None:
+    """As root may start one by hand: each would raise what the other has lowered."""
+    orchestrator.start()
+    orchestrator.settle(charging)
+    ended = subprocess.run(orchestrator.command(), env=SINGLE_THREADED, capture_output=True, timeout=START_S, check=False)
+    assert ended.returncode == 1
+    assert "Refused to start: another orchestrator runs" in orchestrator.log()
+    assert orchestrator.status()["ready"]
+
+
+def test_a_socket_that_is_removed_is_made_anew(orchestrator: Orchestrator) -> None:
+    orchestrator.start()
+    orchestrator.socket.unlink()
+
+    def answers() -> bool:
+        try:
+            return bool(orchestrator.status()["ready"])
+        except NoService:
+            return False
+
+    within(30, answers)
+    assert f"{orchestrator.socket} was taken away" in orchestrator.log()
+    assert orchestrator.end() == 0
+    assert not orchestrator.socket.exists()

@@ -6,25 +6,34 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import resource
+import shutil
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from derms_agent import socket_server
 from derms_agent.model import Rank
+from derms_agent.mqtt import side_by_side
 from derms_agent.notify import notify
 from derms_agent.orchestrator.api import ask_of
 from derms_agent.orchestrator.asks import from_json, placed, to_json
 from derms_agent.orchestrator.report import ask_json
 from derms_agent.socket_client import Client, NoService
 from derms_agent.socket_protocol import ProtocolError, answered, decode, encode, refused
-from derms_agent.socket_server import Arguments, Verbs
+from derms_agent.socket_server import MOST_CONNECTIONS, Arguments, Verbs
 
 NOW_UNIX_S = 1_795_000_000.0
 TARGETS = {"site": None, "main": None, "charger-1": None}
@@ -260,6 +269,89 @@ async def test_who_may_not_and_what_is_no_verb_is_refused(verb: object, user: st
         await VERBS.run({"verb": verb}, user)
     assert refusal.value.code == code
     assert words in str(refusal.value)
+
+
+# The server, whoever connects
+
+
+def ask_status(path: Path) -> object:
+    with Client(path, timeout_s=5.0) as client:
+        return client.ask("status")
+
+
+@asynccontextmanager
+async def served(path: Path) -> AsyncIterator[None]:
+    ready = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(socket_server.serve_at, path, VERBS, ready.set)
+        await ready.wait()
+        yield
+        tasks.cancel_scope.cancel()
+
+
+def connected(path: Path) -> socket.socket:
+    one = socket.socket(socket.AF_UNIX)
+    one.settimeout(5)
+    one.connect(str(path))
+    return one
+
+
+@pytest.mark.anyio
+async def test_who_connects_and_says_nothing_takes_no_room_from_another_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = "operator"
+    monkeypatch.setattr(socket_server, "peer", lambda _stream: user)
+    async with served(tmp_path / "s"):
+        idle = [connected(tmp_path / "s") for _ in range(MOST_CONNECTIONS)]
+        beyond = connected(tmp_path / "s")
+        assert await anyio.to_thread.run_sync(beyond.recv, 1) == b""
+        user = "derms-grid-gateway"
+        assert await anyio.to_thread.run_sync(ask_status, tmp_path / "s") == [{}, user]
+        idle.pop().close()
+        await anyio.sleep(0.1)
+        user = "operator"
+        assert await anyio.to_thread.run_sync(ask_status, tmp_path / "s") == [{}, user]
+        for one in (*idle, beyond):
+            one.close()
+
+
+@pytest.mark.anyio
+async def test_with_no_file_left_to_open_those_who_connect_are_heard_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(socket_server, "ACCEPT_AGAIN_S", 0.1)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with served(tmp_path / "s"):
+        with connected(tmp_path / "s") as waits:
+            free = os.dup(waits.fileno())
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, most[1]))
+            try:
+                await anyio.sleep(0.3)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, most)
+            assert "Too many open files" in caplog.text
+            waits.sendall(b'{"v":1,"id":1,"verb":"status"}\n')
+            assert b'"ok":true' in await anyio.to_thread.run_sync(waits.recv, 65536)
+
+
+@pytest.mark.anyio
+async def test_a_socket_whose_directory_is_gone_ends_the_service_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which systemd starts again, and makes its directory."""
+    monkeypatch.setattr(socket_server, "LOOKED_AT_EVERY_S", 0.05)
+    path = tmp_path / "run" / "s"
+    path.parent.mkdir()
+    ready = anyio.Event()
+
+    async def remove() -> None:
+        await ready.wait()
+        shutil.rmtree(path.parent)
+
+    with anyio.fail_after(5), pytest.raises(FileNotFoundError):
+        await side_by_side(remove, partial(socket_server.serve_at, path, VERBS, ready.set))
 
 
 # The client, and what it says of a service that is not there or answers nonsense

@@ -56,13 +56,14 @@ from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, CYCLES, MEMORY, S
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
-from derms_agent.socket_server import Arguments, Verbs, listening, serve
+from derms_agent.socket_server import Arguments, Verbs, serve_at
 
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 ROOT = "root"
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
+RUNS_ALREADY = 1
 _DEMAND_S = 900.0
 _COUNTED_EVERY_S = 0.1
 _MOST_JOBS = 200
@@ -563,8 +564,8 @@ def assemble(configuration: Configuration, paths: tuple[Path, Path]) -> Service:
 # Running
 
 
-async def run_service(service: Service) -> None:
-    """Run until SIGTERM or SIGINT."""
+async def run_service(service: Service) -> int:
+    """Run until SIGTERM or SIGINT; return what to end with."""
     agent = service.configuration.agent
     logger.info(
         "Orchestrator %s of gateway %s, depot %s: %d EVSEs on %d buses",
@@ -575,26 +576,46 @@ async def run_service(service: Service) -> None:
         len(service.engine.buses),
     )
     async with AsyncExitStack() as stack:
-        await _take_buses(stack, agent.state_directory)
+        if not await _take_buses(stack, agent.state_directory, agent.socket):
+            logger.error("Refused to start: another orchestrator runs, which answers at %s", agent.socket)
+            return RUNS_ALREADY
         await _run_with_buses(service)
+    return 0
 
 
-async def _take_buses(stack: AsyncExitStack, state_directory: Path) -> None:
-    """Have the buses, waiting for whoever asks devices directly; not for ever, for nobody controls them meanwhile."""
+async def _take_buses(stack: AsyncExitStack, state_directory: Path, socket: Path) -> bool:
+    """Have the buses, waiting for whoever asks devices directly; not for ever, for nobody controls them meanwhile.
+
+    Return whether control may begin. Not beside another orchestrator: each would raise what the other has lowered.
+    """
     with anyio.move_on_after(BUSES_WITHIN_S):
         while problem := _not_taken(stack, state_directory):
+            if await _listened_at(socket):
+                return False
             logger.warning("%s; waiting for it", problem)
             await anyio.sleep(1.0)
-        return
+        return True
+    if await _listened_at(socket):
+        return False
     logger.error("Another program has had the buses for %g s; control begins beside it", BUSES_WITHIN_S)
+    return True
 
 
-def _not_taken(stack: AsyncExitStack, state_directory: Path) -> Locked | None:
+def _not_taken(stack: AsyncExitStack, state_directory: Path) -> Locked | OSError | None:
     try:
         stack.enter_context(buses_locked(state_directory))
-    except Locked as problem:
+    except (Locked, OSError) as problem:
         return problem
     return None
+
+
+async def _listened_at(socket: Path) -> bool:
+    """Whether a program listens at the socket: one that asks devices directly does not."""
+    try:
+        async with await anyio.connect_unix(socket):
+            return True
+    except OSError:
+        return False
 
 
 async def _run_with_buses(service: Service) -> None:
@@ -610,9 +631,8 @@ async def _run_with_buses(service: Service) -> None:
         with _said("What is asked cannot be kept"):
             await service.save_asks()  # whole, so that the first one that is asked is a line as well
         tasks.start_soon(_broadcast, service)
-        async with listening(agent.socket) as listener:
-            notify("READY=1", f"STATUS=controls {len(service.site.evses)} EVSEs")
-            await serve(listener, service.verbs())
+        controls = f"STATUS=controls {len(service.site.evses)} EVSEs"
+        await serve_at(agent.socket, service.verbs(), partial(notify, "READY=1", controls))
     with _said("What was asked cannot be kept"):
         await service.save_asks(whole=True)
     await service.save_what_moves()
@@ -704,5 +724,4 @@ def run(options: argparse.Namespace) -> int:
         return settings.refusal_status(problem)
     for warning in configuration.warnings:
         logger.warning("%s", warning)
-    anyio.run(run_service, service)
-    return 0
+    return anyio.run(run_service, service)
