@@ -20,6 +20,8 @@ class KeptFiles:
         self.files = [Path(file) for file in files]
         self.kept = kept
         self.link = kept / "current"
+        # Which files were looked at: one that is named there and has no copy was not there.
+        self.names = kept / "files"
         # Copies that are not all there: what has none in a whole set was not there either, and would be removed.
         self.partial = kept.with_name(f".{kept.name}")
 
@@ -29,7 +31,17 @@ class KeptFiles:
 
     def differ(self) -> bool:
         """Tell whether a file is not as its copy."""
-        return any(self._content(path) != self._content(self._copy(path)) for path in self.files)
+        return any(self._content(path) != self._content(self._copy(path)) for path in self._known())
+
+    def _known(self) -> list[Path]:
+        """Return the files of which the copies tell what was there before.
+
+        An older collection kept copies of fewer files, and no list of them: of what it has no copy, it knows nothing.
+        """
+        if self.names.is_file():
+            names = self.names.read_text(encoding="utf-8").splitlines()
+            return [path for path in self.files if str(path) in names]
+        return [path for path in self.files if self._copy(path).is_file()]
 
     @staticmethod
     def _content(path: Path) -> bytes | None:
@@ -53,6 +65,7 @@ class KeptFiles:
             shutil.rmtree(self.partial)
         self.partial.mkdir(mode=0o700)
         (self.partial / self.link.name).symlink_to(current.readlink())
+        (self.partial / self.names.name).write_text("".join(f"{path}\n" for path in self.files), encoding="utf-8")
         for path in self.files:
             if path.is_file():
                 self._duplicate(path, self.partial / str(path).lstrip("/"))
@@ -62,7 +75,8 @@ class KeptFiles:
         """Make the files what the copies are; what had no copy was not there. Return which are as they were."""
         if not self.kept.is_dir():
             return []
-        for path in self.files:
+        known = self._known()
+        for path in known:
             copy = self._copy(path)
             if copy.is_file():
                 beside = path.with_name(f".{path.name}.before")
@@ -70,7 +84,7 @@ class KeptFiles:
                 beside.replace(path)
             elif path.is_file():
                 path.unlink()
-        return [str(path) for path in self.files]
+        return [str(path) for path in known]
 
     def forget(self) -> None:
         """Remove the copies, in one step as far as anybody sees."""

@@ -5,8 +5,8 @@
 the text. Two texts are fixed, for people are told to look for them: `Heartbeat Timeout` and `TLS Handshake Failure`.
 Nothing that a device or a peer sends can begin a line of its own.
 
-The log is for people; nothing depends on it. A full disk or a missing directory stops no control: it is said once on
-standard error, which the journal keeps, and entries are lost until the log can be written again.
+The log is for people; nothing depends on it. A full disk or a missing directory stops no control, at the start neither:
+it is said once on standard error, which the journal keeps, and entries are lost until the log can be written again.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class OneLineFormatter(logging.Formatter):
 class EngineLog(WatchedFileHandler):
     """Appends entries to the log, and follows when it is rotated, moved away or deleted.
 
-    Raises `OSError` where the log cannot be opened at the start.
+    One that cannot be opened is tried again with each entry.
     """
 
     def __init__(self, path: Path) -> None:
         self._problem: str | None = None
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
         self.setFormatter(OneLineFormatter())
 
     def _open(self) -> TextIOWrapper:
@@ -75,13 +75,9 @@ class EngineLog(WatchedFileHandler):
 
 
 def log_to(path: Path) -> None:
-    """Write engine.log besides the journal; without it the journal alone has to do."""
-    if any(isinstance(one, EngineLog) for one in logging.getLogger().handlers):
-        return
-    try:
+    """Write engine.log besides the journal; while it cannot be written the journal alone has to do."""
+    if not any(isinstance(one, EngineLog) for one in logging.getLogger().handlers):
         logging.getLogger().addHandler(EngineLog(path))
-    except OSError as problem:
-        logging.getLogger("derms").warning("%s cannot be written, the journal has all: %s", path, problem)
 
 
 # --- entries ----------------------------------------------------------------------------------------------------------

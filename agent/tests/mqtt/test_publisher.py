@@ -289,3 +289,4 @@ async def test_a_broker_that_speaks_no_tls_1_3_is_not_spoken_to(
             await until(lambda: "protocol version" in caplog.text.lower(), 20.0)
             assert not publisher.connected
         server.kill()
+    assert f"TLS Handshake Failure broker localhost:{port}: " in caplog.text

@@ -20,6 +20,7 @@ from derms_agent.engine_log import (
     OneLineFormatter,
     heartbeat_timeout,
     listen,
+    log_to,
     tls_handshake_failure,
 )
 
@@ -88,6 +89,7 @@ def test_the_file_is_for_its_group_to_read_whatever_the_umask(tmp_path: Path, um
     before = os.umask(umask)
     try:
         log = Log(tmp_path / "engine.log")
+        log.logger.warning("one")
     finally:
         os.umask(before)
     log.out.close()
@@ -152,9 +154,25 @@ def test_a_full_disk_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
         log.out.close()
 
 
-def test_a_log_that_cannot_be_opened_at_the_start_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        EngineLog(tmp_path / "nowhere" / "engine.log")
+def test_a_log_that_cannot_be_opened_at_the_start_is_written_once_it_can(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that was full or read-only as the service started is mended while it runs."""
+    path = tmp_path / "nowhere" / "engine.log"
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        log_to(path)
+        root.warning("one")
+        assert "No such file or directory" in capsys.readouterr().err
+        path.parent.mkdir()
+        root.warning("two")
+        root.warning("three")
+    finally:
+        for added in [one for one in root.handlers if one not in before]:
+            root.removeHandler(added)
+            added.close()
+    assert [line.rpartition(" ")[2] for line in path.read_text(encoding="utf-8").splitlines()] == ["two", "three"]
 
 
 # --- heartbeats -------------------------------------------------------------------------------------------------------

@@ -36,6 +36,12 @@ def test_it_runs_as_its_own_user_in_the_services_slice(root: Any) -> None:
     assert (status["NoNewPrivs"], int(status["CapEff"], 16), int(status["CapBnd"], 16)) == ("1", 0, 0)
 
 
+def test_it_may_open_what_a_depot_of_a_thousand_chargers_takes(root: Any) -> None:
+    limits = root.file(f"/proc/{shown(root, 'MainPID')['MainPID']}/limits").content_string
+    (soft,) = re.findall(r"^Max open files\s+(\d+)", limits, re.MULTILINE)
+    assert int(soft) >= 4096
+
+
 def test_the_slice_bounds_what_all_services_take(root: Any) -> None:
     held = shown(root, "CPUWeight", "CPUQuotaPerSecUSec", "MemoryHigh", "MemoryMax", unit="derms.slice")
     assert float(held.pop("CPUQuotaPerSecUSec").removesuffix("s")) == 1.5

@@ -648,6 +648,26 @@ def test_copies_that_a_run_was_cut_off_with_before_it_changed_anything_go(direct
     assert not (directory / "before").exists()
 
 
+def test_a_file_that_an_older_collection_kept_no_copy_of_stays_where_its_copies_go_back(
+    directory: Path, tmp_path: Path, systemd: Path
+) -> None:
+    """Its run was cut off, and the next one is a newer collection's, which would go back with one more file."""
+    conf, unit = tmp_path / "agent.conf", tmp_path / "derms-grid-gateway.service"
+    for path in (conf, unit):
+        path.write_text("OLD\n", encoding="utf-8")
+    release(directory, OLD)
+    in_service(directory, OLD)
+    release(directory, NEW, ready=False)
+    older = KeptFiles([str(conf)], directory / "before")
+    older.keep(directory / "current")
+    (directory / "before" / "files").unlink(missing_ok=True)
+    conf.write_text("NEW\n", encoding="utf-8")
+    files = [str(conf), str(unit)]
+    install(directory, configuration=files)
+    assert put_in_service(directory, configuration=files)["rolled_back"] == ["agent", str(conf)]
+    assert (conf.read_text(encoding="utf-8"), unit.read_text(encoding="utf-8")) == ("OLD\n", "OLD\n")
+
+
 def test_copies_are_never_seen_in_part(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = tmp_path / "agent.conf"
     conf.write_text("OLD\n", encoding="utf-8")

@@ -30,6 +30,7 @@ import paho.mqtt.client as paho
 from anyio import to_thread
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from derms_agent.engine_log import tls_handshake_failure
 from derms_agent.mqtt import requests, topics
 from derms_agent.mqtt.anew import side_by_side
 from derms_agent.mqtt.outbox import Outbox
@@ -216,7 +217,7 @@ class Publisher:
             except (aiomqtt.MqttError, OSError) as problem:
                 words = str(problem) or type(problem).__name__
                 if words != said:
-                    LOG.warning("no broker at %s:%d: %s", self._host, self._port, words)
+                    self._say_gone(problem, words)
                 said = words
             finally:
                 self.connected = False
@@ -224,6 +225,13 @@ class Publisher:
                 attempt = 0
             await anyio.sleep(retry_s(attempt, random.random()))  # noqa: S311 - no secret
             attempt += 1
+
+    def _say_gone(self, problem: Exception, words: str) -> None:
+        """Say why there is no broker; aiomqtt's exceptions have the connection's own as their context."""
+        if isinstance(problem, ssl.SSLError) or isinstance(problem.__context__, ssl.SSLError):
+            tls_handshake_failure(f"broker {self._host}:{self._port}", words).log(LOG)
+        else:
+            LOG.warning("no broker at %s:%d: %s", self._host, self._port, words)
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[aiomqtt.Client]:
