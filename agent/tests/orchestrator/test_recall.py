@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from derms_agent.control import thermal
 from derms_agent.document_store import Store, boot_id
 from derms_agent.orchestrator import handover, service
 from derms_agent.orchestrator.engine import boottime_s
-from derms_agent.orchestrator.store import ASKS, CYCLES, LINKED_WITHIN_S, MEMORY, SESSIONS
+from derms_agent.orchestrator.store import ASKS, CYCLES, LEDGER, LINKED_WITHIN_S, MEMORY, SESSIONS
 
 VTN = "VTN_URL=https://vtn.example/OpenADR2/Simple/2.0b\n"
 
@@ -124,3 +125,54 @@ def test_a_start_of_the_host_waits_anew_for_a_vtn_that_was_never_reached_and_for
         assert heir.controller.link_lost(boottime_s()) is lost
         assert heir.controller.link_lost(boottime_s() + LINKED_WITHIN_S)
         anyio.run(partial(heir.save_asks, whole=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "damage"),
+    [
+        ("measured", "[1]"),
+        ("measured_reactive", "{}"),
+        ("heard_s", "1e999"),
+        ("heard_s", "1" * 400),
+        ("refreshed_s", '"soon"'),
+        ("watchdog_s", "true"),
+        ("since_s", "{}"),
+    ],
+)
+def test_a_ledger_with_a_damaged_value_is_lost_and_the_service_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, damage: str
+) -> None:
+    """It may be a newer release's, after a roll-back: what ends one start ends each."""
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    first = service.assemble(settings.load(conf, limits), (conf, limits))
+    anyio.run(first.engine.save_ledger)
+    stored = json.loads((tmp_path / LEDGER).read_text(encoding="utf-8"))
+    entry = stored["entries"]["charger-001"]
+    (entry["claims"][0] if key == "since_s" else entry)[key] = "HERE"
+    (tmp_path / LEDGER).write_text(json.dumps(stored).replace('"HERE"', damage), encoding="utf-8")
+
+    second = service.assemble(settings.load(conf, limits), (conf, limits))
+
+    second.controller.cycle(boottime_s())
+    assert "The ledger is lost" in caplog.text
+    assert (tmp_path / f"{LEDGER}.unreadable").exists()
+
+
+@pytest.mark.parametrize("damage", ["1" * 400, "NaN", "Infinity"])
+@pytest.mark.parametrize("key", ["energy_need_wh", "departure_unix_s"])
+def test_sessions_with_a_number_that_is_none_are_lost_and_the_service_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, key: str, damage: str
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    kept = {"started_unix_s": 1.0, "departure_unix_s": None, "energy_need_wh": None, "delivered_wh": 0.0, "vehicle": None}
+    text = json.dumps({"sessions": {"charger-001": {**kept, key: "HERE"}}}).replace('"HERE"', damage)
+    (tmp_path / SESSIONS).write_text(text, encoding="utf-8")
+
+    again = service.assemble(settings.load(conf, limits), (conf, limits))
+
+    anyio.run(again.save_sessions)
+    assert "What was known of sessions is lost" in caplog.text

@@ -940,12 +940,12 @@ def _entry_from(stored: Mapping[str, Any]) -> Entry:
     reactive = stored["measured_reactive"]
     claims = Claims(
         Claim(
-            span=Span(*claim["span"]),
+            span=Span(*map(_number, claim["span"])),
             cause=Cause(claim["cause"]),
-            since_s=claim["since_s"],
+            since_s=_number(claim["since_s"]),
             write=claim["write"],
-            executed_by_s=claim["executed_by_s"],
-            ended_s=claim["ended_s"],
+            executed_by_s=_time(claim["executed_by_s"]),
+            ended_s=_time(claim["ended_s"]),
             acknowledged=claim["acknowledged"],
         )
         for claim in stored["claims"]
@@ -954,17 +954,32 @@ def _entry_from(stored: Mapping[str, Any]) -> Entry:
         raise ValueError("found an EVSE without a claim, expected one at least")
     return Entry(
         claims=claims,
-        heard_s=stored["heard_s"],
-        refreshed_s=stored["refreshed_s"],
-        measured=None if measured is None else (measured[0], measured[1], measured[2]),
-        measured_reactive=(reactive[0], reactive[1], reactive[2]),
-        measured_s=stored["measured_s"],
-        watchdog_s=stored["watchdog_s"],
-        fallback=None if fallback is None else Span(*fallback),
+        heard_s=_time(stored["heard_s"]),
+        refreshed_s=_time(stored["refreshed_s"]),
+        measured=None if measured is None else _three(measured),
+        measured_reactive=_three(reactive),
+        measured_s=_time(stored["measured_s"]),
+        watchdog_s=_time(stored["watchdog_s"]),
+        fallback=None if fallback is None else Span(*map(_number, fallback)),
         phases=None if phases is None else tuple(Phase(phase) for phase in phases),
         overrun=stored["overrun"],
-        unproven_s=stored["unproven_s"],
+        unproven_s=_time(stored["unproven_s"]),
     )
+
+
+def _number(found: object) -> float:
+    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
+        raise ValueError(f"found {found!r}, expected a number")
+    return found
+
+
+def _time(found: object) -> float | None:
+    return None if found is None else _number(found)
+
+
+def _three(found: Sequence[object]) -> PerPhase:
+    first, second, third = map(_number, found)
+    return first, second, third
 
 
 def _adopted(entry: Entry, station: Station, known_age: bool, now_s: float) -> Entry:

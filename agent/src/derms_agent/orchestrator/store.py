@@ -24,6 +24,8 @@ from derms_agent.orchestrator.site import Site
 LEDGER, ASKS, SESSIONS, MEMORY = "ledger.json", "asks.json", "sessions.json", "memory.json"
 CYCLES = "cycles.json"
 JOURNAL, ASKS_JOURNAL = "ledger.journal", "asks.journal"
+UNUSABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+"""What is raised by what cannot be used of what was left: none of it keeps a service from starting."""
 LINKED_WITHIN_S = 900.0
 """How long a gateway that never heard of its VTN waits for it, until it counts as one whose link is lost."""
 JUST_STARTED_S = 600.0
@@ -91,7 +93,7 @@ def adopted(store: Store, site: Site, boot: str, now_s: float) -> tuple[book.Led
             ledger = book.from_json(
                 journal.replayed(document, store.records(JOURNAL)), site.stations.values(), boot, now_s
             )
-        except (OSError, ValueError, TypeError, KeyError) as unusable:
+        except (OSError, *UNUSABLE) as unusable:
             problem = store.put_aside(LEDGER, str(unusable))
         else:
             return ledger, str(document["boot_id"])
@@ -154,7 +156,7 @@ def _recall_asks(controller: Controller, store: Latest, at: Times, *, linked: bo
                 controller.link_until_s = float(link_until_s)
             elif controller.link_stood:
                 controller.link_until_s = at.now_s
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+    except UNUSABLE as unusable:
         problem = store.put_aside(repr(unusable))
     if problem is not None:
         logger.error("What was asked before may be lost: %s", problem)
@@ -193,7 +195,7 @@ def _recall(store: Store, name: str, take: Callable[[dict[str, Any]], None], los
     try:
         if document is not None:
             take(document)
-    except (ValueError, TypeError, KeyError, AttributeError) as unusable:
+    except UNUSABLE as unusable:
         problem = store.put_aside(name, repr(unusable))
     if problem is not None:
         logger.error("%s: %s", lost, problem)
