@@ -7,16 +7,18 @@ import errno
 import logging
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from agent.tests.orchestrator.conftest import VACANT
 
 from derms_agent.control.guard import Purpose, Write
 from derms_agent.control.ledger import Amount
@@ -147,6 +149,7 @@ async def test_the_time_that_the_disk_takes_is_part_of_a_writes_own(
     charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk_s: float, most_s: float | None
 ) -> None:
     """The ledger counts on a write to be executed in time from its issue, or never."""
+    monkeypatch.setattr(engine, "DISK_S", LONG_S)
     async with at_work(charging, tmp_path) as bench:
         append = Store.append
         appended: list[str] = []
@@ -211,6 +214,53 @@ async def test_a_disk_that_takes_nothing_keeps_raises_back_and_no_decrease(
         assert not bench.engine.unkept
     assert caplog.text.count("The ledger cannot be kept") == 1
     assert "The ledger is kept again" in caplog.text
+
+
+async def test_a_disk_that_stalls_delays_no_decrease_and_keeps_raises_back(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it had begun to store ends before anything else is stored."""
+    goes_on = threading.Event()
+    append, save = Store.append, Store.save
+    saved: list[bool] = []
+
+    def stalls(store: Store, name: str, record: Any) -> int:
+        goes_on.wait(LONG_S)
+        return append(store, name, record)
+
+    def saves(store: Store, name: str, document: Any) -> None:
+        saved.append(goes_on.is_set())
+        save(store, name, document)
+
+    async with at_work(charging, tmp_path) as bench:
+        monkeypatch.setattr(Store, "append", stalls)
+        monkeypatch.setattr(Store, "save", saves)
+        bench.shed()
+        await bench.until(lambda: {one.evse for one in bench.field.told} == set(charging.most_a), LONG_S)
+        assert not goes_on.is_set()
+        assert 0 < bench.field.within_s[0] <= engine.SHED_S - engine.DISK_S
+        assert "did not answer" in bench.engine.unkept
+        await anyio.sleep(1.5 * engine.PERIOD_S)
+        assert bench.engine.unkept
+        goes_on.set()
+        await bench.until(lambda: not bench.engine.unkept, LONG_S)
+        assert saved
+        assert all(saved)
+
+
+async def test_a_change_is_seen_to_at_once(charging: Play, tmp_path: Path) -> None:
+    """Not in the next second: the reading says that a vehicle has come, say, or that a frequency has left its band."""
+    async with at_work(charging, tmp_path) as bench:
+        name, reading = next((name, one) for name, one in charging.last.items() if name in bench.chargers)
+        gone = {**reading.values, **VACANT[charging.site.devices[name].profile]}
+        before, began_s = bench.engine.cycles, bench.engine.clock()
+        while bench.engine.cycles == before:  # right after one that came by the clock
+            await anyio.sleep(0.002)
+        before, began_s = bench.engine.cycles, bench.engine.clock()
+        times = {"read_at_s": began_s, "asked_at_s": began_s, "answered_at_s": began_s}
+        bench.engine._published(name)(replace(reading, values=gone, **times))
+        await bench.until(lambda: bench.engine.cycles > before, LONG_S)
+        assert bench.engine.clock() - began_s < 0.7 * engine.PERIOD_S
 
 
 async def test_decreases_are_on_disk_and_leave_one_right_after_the_other(charging: Play, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from derms_agent.document_store import Latest, Store
 from derms_agent.drivers.bus_lock import Locked, buses_locked
 from derms_agent.orchestrator.broadcast import CLIENT_ID, TELEMETRY_S
 from derms_agent.orchestrator.report import stamp
-from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL
+from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, JOURNAL, LEDGER
 from derms_agent.socket_client import Client, NoService
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.twin import Rehearsal
@@ -367,7 +367,10 @@ def test_it_ends_in_order_and_its_successor_drops_no_setpoint(orchestrator: Orch
     orchestrator.ask("session.put", evse="charger-2", energy_need_wh=20_000.0)
     time.sleep(5)
     before, since = charging.send({"status": True}), charging.send({"writes": 0})["next"]
+    ended_unix_s = time.time()
     assert orchestrator.end() == 0
+    assert (orchestrator.directory / LEDGER).stat().st_mtime >= ended_unix_s - 0.01
+    assert (orchestrator.directory / JOURNAL).read_bytes() == b""
     orchestrator.start()
     assert [one["name"] for one in orchestrator.ask("limit.list")] == ["kept"]
     time.sleep(5)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: readings wake it, a cycle decides, the ledger is stored, writes leave, and what became of them comes back.
 
-A disk that takes nothing ends no control: decreases leave all the same, for what is on the disk counts more than they
-leave in force, and nothing is raised until it takes the ledger again.
+A disk that takes nothing, or does not answer, ends no control: decreases leave all the same, for what is on the disk
+counts more than they leave in force, and nothing is raised until it takes the ledger again.
 
 One task works the cycle. Writes that were decided together are handed to their buses one right after the other, and
 then each is seen through in a task of its own, so that no slow device keeps another's decrease waiting. A write that
@@ -14,6 +14,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -49,12 +50,16 @@ CALMEST_S = 0.1
 """Readings alone wake the cycle no more often than this; an ask always does."""
 HOLD_S = 0.5
 """For how long decreases hold the next cycle back while they are under way: it would take the time that they need."""
+DISK_S = 1.0
+"""For how long decreases wait for the disk to have them: flash that wears out stalls for seconds."""
+LAST_DISK_S = 10.0
+"""How long the disk may take for the last ledger, which nothing waits for but the service's end."""
 BREATH_S = 0.001
 """How long a cycle pauses between its long parts: whoever has asked for something meanwhile has a turn."""
 LEASE_S = 10.0
 """For how long a device's heartbeat goes on, and a setpoint is valid, once no cycle renews it."""
 SHED_S = 2.0
-"""How long the write of a setpoint may take, waiting for the bus included."""
+"""How long the write of a setpoint may take, waiting for disk and bus included."""
 INFORMED_S = 4.0
 """How long the first cycle waits for devices and meters to have answered; those that are dead do not hold it up."""
 CHECKPOINT_S = 10.0
@@ -99,6 +104,7 @@ class Engine:
     unkept: str = ""
     """Why the ledger cannot be stored; empty where it can."""
     _stored_s: float = -math.inf
+    _disk: threading.Lock = field(default_factory=threading.Lock)
     _sessions_seen: frozenset[str] = frozenset()
     _plan_wanted: anyio.Event = field(default_factory=anyio.Event)
     _plan_failures: set[type[Exception]] = field(default_factory=set)
@@ -115,7 +121,7 @@ class Engine:
                 await self._work(tasks)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._kept(self.save_ledger)
+                await self._kept(partial(self.save_ledger, LAST_DISK_S))
 
     def wake(self) -> None:
         """Work at once: something was asked."""
@@ -213,15 +219,17 @@ class Engine:
     async def _let_out(self, tasks: anyio.abc.TaskGroup, writes: Sequence[Write], now_s: float) -> None:
         """Store writes that were issued at a time, and then hand them all to their buses."""
         kept = True
+        lowers = any(write.purpose is Purpose.LOWER for write in writes)
+        disk_s = DISK_S if lowers else SHED_S
         if self._stored_s == -math.inf:
-            kept = await self._kept(self.save_ledger)  # which a journal then follows
+            kept = await self._kept(partial(self.save_ledger, disk_s))  # which a journal then follows
         elif writes:
-            record = journal.record(writes, now_s)
-            kept = await self._kept(partial(anyio.to_thread.run_sync, self.store.append, JOURNAL, record))
+            append = partial(self.store.append, JOURNAL, journal.record(writes, now_s))
+            kept = await self._kept(partial(self._on_disk, append, disk_s))
         if not kept:
             writes = self._without_raises(writes)
         if writes:
-            if any(write.purpose is Purpose.LOWER for write in writes):
+            if lowers:
                 self._held_until_s = now_s + HOLD_S
             self._under_way += 1
             # Nothing else has a turn between the first and the last: what comes back meanwhile can wait.
@@ -252,12 +260,31 @@ class Engine:
                 self.controller.proved(write.evse, write.id, unsent, self.clock())
         return tuple(write for write in writes if write.purpose is not Purpose.RAISE)
 
-    async def save_ledger(self) -> None:
-        """Store the ledger; it is on disk when this returns."""
+    async def save_ledger(self, within_s: float = SHED_S) -> None:
+        """Store the ledger; it is on disk when this returns. Raises OSError."""
         now_s = self.clock()
         document = book.to_json(self.controller.state.ledger, self.boot_id, now_s)
-        await anyio.to_thread.run_sync(self._save_ledger, document)
+        await self._on_disk(partial(self._save_ledger, document), within_s)
         self._stored_s = now_s
+
+    async def _on_disk(self, store: Callable[[], object], within_s: float) -> None:
+        """Have something of the ledger stored. Raises OSError, of which TimeoutError is one.
+
+        What takes too long goes on by itself, and until it has ended nothing else is stored: two would mix.
+        """
+
+        def alone() -> None:
+            if not self._disk.acquire(blocking=False):
+                raise TimeoutError("the disk does not answer")
+            try:
+                store()
+            finally:
+                self._disk.release()
+
+        with anyio.move_on_after(within_s):
+            await anyio.to_thread.run_sync(alone, abandon_on_cancel=True)
+            return
+        raise TimeoutError(f"the disk did not answer within {within_s:g} s")
 
     def _save_ledger(self, document: Mapping[str, Any]) -> None:
         self.store.save(LEDGER, document)
