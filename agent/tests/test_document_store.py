@@ -212,7 +212,7 @@ def test_what_was_acknowledged_is_on_the_disk_and_its_name_too(
     kept, synced = stored(tmp_path, 1), []
 
     def name_of(descriptor: int) -> str:
-        return Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+        return Path(f"/proc/self/fd/{descriptor}").readlink().name
 
     monkeypatch.setattr(os, "fsync", lambda one: synced.append((name_of(one), (tmp_path / f".{NAME}.new").exists())))
     monkeypatch.setattr(os, "fdatasync", lambda one: synced.append((name_of(one), False)))

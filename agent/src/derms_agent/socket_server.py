@@ -108,14 +108,18 @@ async def serve(listener: anyio.abc.SocketListener, verbs: Verbs) -> None:
 
     async with anyio.create_task_group() as tasks:
         while True:
-            try:
-                stream = await listener.accept()
-            except anyio.BrokenResourceError as problem:
-                # The process may have no more files than it has open; those who wait are heard later.
-                logger.warning("A connection could not be taken: %s", problem.__cause__ or problem)
-                await anyio.sleep(ACCEPT_AGAIN_S)
-            else:
+            if (stream := await _accepted(listener)) is not None:
                 tasks.start_soon(connection, stream, peer(stream))
+
+
+async def _accepted(listener: anyio.abc.SocketListener) -> anyio.abc.SocketStream | None:
+    """Return the next who connects; after a pause None where the process has no more files to open: they wait."""
+    try:
+        return await listener.accept()
+    except anyio.BrokenResourceError as problem:
+        logger.warning("A connection could not be taken: %s", problem.__cause__ or problem)
+        await anyio.sleep(ACCEPT_AGAIN_S)
+        return None
 
 
 async def _converse(stream: anyio.abc.SocketStream, verbs: Verbs, user: str) -> None:

@@ -176,6 +176,8 @@ def test_an_event_reaches_the_orchestrator_and_survives_both(gateway: Gateway) -
     assert gateway.ask("g.sock", "status")["link_lost"]
     with pytest.raises(ProtocolError, match="found verb"):
         gateway.ask("g.sock", "event.lists")
+    (gateway.directory / "g.sock").unlink()
+    within(10, lambda: gateway.answers("g.sock"))
     gateway.end("grid-gateway", signal.SIGTERM)
     assert "Stopped" in gateway.log()
 

@@ -168,7 +168,13 @@ def test_sessions_with_a_number_that_is_none_are_lost_and_the_service_starts(
     conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
     conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
     limits.write_text("", encoding="utf-8")
-    kept = {"started_unix_s": 1.0, "departure_unix_s": None, "energy_need_wh": None, "delivered_wh": 0.0, "vehicle": None}
+    kept = {
+        "started_unix_s": 1.0,
+        "departure_unix_s": None,
+        "energy_need_wh": None,
+        "delivered_wh": 0.0,
+        "vehicle": None,
+    }
     text = json.dumps({"sessions": {"charger-001": {**kept, key: "HERE"}}}).replace('"HERE"', damage)
     (tmp_path / SESSIONS).write_text(text, encoding="utf-8")
 

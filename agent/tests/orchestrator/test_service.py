@@ -215,6 +215,8 @@ class Orchestrator:
                 self.process = subprocess.Popen(self.command(), env=environment, stderr=output, text=True)
             while not any("READY=1" in one for one in self.notified):
                 self.notified.append(told.recv(4096).decode())
+        # A cycle has fed it, and nothing else does.
+        assert any("WATCHDOG=1" in one for one in self.notified)
         self.notified.clear()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
@@ -707,7 +709,9 @@ def test_a_second_one_refuses_to_start_and_the_first_goes_on(orchestrator: Orche
     """As root may start one by hand: each would raise what the other has lowered."""
     orchestrator.start()
     orchestrator.settle(charging)
-    ended = subprocess.run(orchestrator.command(), env=SINGLE_THREADED, capture_output=True, timeout=START_S, check=False)
+    ended = subprocess.run(
+        orchestrator.command(), env=SINGLE_THREADED, capture_output=True, timeout=START_S, check=False
+    )
     assert ended.returncode == 1
     assert "Refused to start: another orchestrator runs" in orchestrator.log()
     assert orchestrator.status()["ready"]

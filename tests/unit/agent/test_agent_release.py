@@ -648,8 +648,9 @@ def test_copies_that_a_run_was_cut_off_with_before_it_changed_anything_go(direct
     assert not (directory / "before").exists()
 
 
+@pytest.mark.usefixtures("systemd")
 def test_a_file_that_an_older_collection_kept_no_copy_of_stays_where_its_copies_go_back(
-    directory: Path, tmp_path: Path, systemd: Path
+    directory: Path, tmp_path: Path
 ) -> None:
     """Its run was cut off, and the next one is a newer collection's, which would go back with one more file."""
     conf, unit = tmp_path / "agent.conf", tmp_path / "derms-grid-gateway.service"

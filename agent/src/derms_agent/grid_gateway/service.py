@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,7 +40,7 @@ from derms_agent.mqtt import TlsFiles
 from derms_agent.notify import notify
 from derms_agent.settings import AgentConf, Broker, Configuration, Mistake, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError
-from derms_agent.socket_server import Arguments, Verbs, listening, serve
+from derms_agent.socket_server import Arguments, Verbs, serve_at
 
 WATCHDOG_S = 5.0
 LAST_OLD_TLS = "TLSv1.2"
@@ -262,9 +263,7 @@ async def run_service(service: Service, socket: Path) -> None:
             tasks.start_soon(service.mirror.run, str(service.broker), service.broker_tls, outbox, service.ven.shown)
         if service.ven.push_address is not None:
             tasks.start_soon(_receive_pushes, service.ven, service.ven.push_address)
-        async with listening(socket) as listener:
-            notify("READY=1", "STATUS=speaks to the VTN")
-            await serve(listener, service.verbs())
+        await serve_at(socket, service.verbs(), partial(notify, "READY=1", "STATUS=speaks to the VTN"))
     await service.ven.aclose()
     logger.info("Stopped: what the orchestrator was handed stays in force")
 
