@@ -130,6 +130,16 @@ def test_it_does_not_read_the_hosts_own_journal(root: Any) -> None:
     assert not read.stdout
 
 
+def test_it_starts_without_a_place_to_log(root: Any) -> None:
+    """Somebody has cleaned up, or the disk takes nothing: control does not depend on a log."""
+    root.check_output("mv -T /var/log/derms /var/log/derms.away")
+    try:
+        root.check_output(f"systemctl restart {UNIT}")
+        assert shown(root, "ActiveState") == {"ActiveState": "active"}
+    finally:
+        root.check_output(f"mv -T /var/log/derms.away /var/log/derms && systemctl restart {UNIT}")
+
+
 def test_it_logs_where_the_services_do(root: Any) -> None:
     assert shown(root, "LogNamespace") == {"LogNamespace": "derms"}
     journal = root.check_output(f"journalctl --namespace=derms --unit={UNIT} --no-pager --output=cat")
