@@ -253,12 +253,13 @@ async def test_a_change_is_seen_to_at_once(charging: Play, tmp_path: Path) -> No
     async with at_work(charging, tmp_path) as bench:
         name, reading = next((name, one) for name, one in charging.last.items() if name in bench.chargers)
         gone = {**reading.values, **VACANT[charging.site.devices[name].profile]}
-        before, began_s = bench.engine.cycles, bench.engine.clock()
+        before = bench.engine.cycles
         while bench.engine.cycles == before:  # right after one that came by the clock
             await anyio.sleep(0.002)
         before, began_s = bench.engine.cycles, bench.engine.clock()
-        times = {"read_at_s": began_s, "asked_at_s": began_s, "answered_at_s": began_s}
-        bench.engine._published(name)(replace(reading, values=gone, **times))
+        bench.engine._published(name)(
+            replace(reading, values=gone, read_at_s=began_s, asked_at_s=began_s, answered_at_s=began_s)
+        )
         await bench.until(lambda: bench.engine.cycles > before, LONG_S)
         assert bench.engine.clock() - began_s < 0.7 * engine.PERIOD_S
 
