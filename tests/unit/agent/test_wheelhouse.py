@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -277,6 +278,25 @@ def test_what_the_cache_lacks_is_downloaded_and_what_it_holds_is_not(
     assert file_sha256(cached_path(tmp_path, index)) == index.sha256
     monkeypatch.setattr(subprocess, "run", None)
     fetch([index], TARGET, tmp_path)
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.lock_name)
+def test_a_wheel_for_one_python_and_processor_is_had_whatever_this_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: Target
+) -> None:
+    """A control node downloads for a field gateway of another kind."""
+    tag = f"cp{target.python.replace('.', '')}"
+    file = tmp_path / f"only-1.0-{tag}-{tag}-manylinux_2_17_{target.machine}.whl"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, text in (("METADATA", "Metadata-Version: 2.1\nName: only\nVersion: 1.0\n"), ("RECORD", "")):
+            archive.writestr(f"only-1.0.dist-info/{name}", text)
+        archive.writestr("only-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: false\n")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    wheel = Wheel("only", "1.0", file.name, file_sha256(file))
+    fetch([wheel], target, tmp_path / "cache")
+    assert file_sha256(cached_path(tmp_path / "cache", wheel)) == wheel.sha256
 
 
 def test_a_cached_file_that_was_altered_is_downloaded_anew(index: Wheel, tmp_path: Path) -> None:
