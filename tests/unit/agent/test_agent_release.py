@@ -468,6 +468,28 @@ def test_the_release_is_put_in_service_and_the_one_before_is_kept(directory: Pat
     assert install(directory)["drift"] == []
 
 
+def test_at_every_instant_of_the_switch_there_is_a_release_in_service(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut, or a crash of the unit, may come at each."""
+    for version in (OLD, NEW):
+        release(directory, version)
+    in_service(directory, OLD)
+    releases = agent_release.Releases(directory)
+    found: list[str] = []
+    for name in ("unlink", "symlink_to", "replace"):
+        step = getattr(Path, name)
+
+        def seen(path: Path, *given: Any, step: Callable[..., Any] = step, **more: Any) -> Any:
+            done = step(path, *given, **more)
+            found.append(releases.in_service())
+            return done
+
+        monkeypatch.setattr(Path, name, seen)
+    releases.point_to(NEW)
+    assert found == [OLD, NEW]
+
+
 def test_a_release_that_never_was_in_service_is_not_the_one_before(directory: Path, systemd: Path) -> None:
     """Also where it is the newest, such as one that a run built and was cut off with."""
     never = f"0.1.0+h{'4' * 10}.py310"
