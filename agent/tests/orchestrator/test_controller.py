@@ -446,7 +446,7 @@ def test_one_that_a_shed_did_not_reach_is_raised_with_the_others_once_the_shed_i
     before_a = {name: one.limit_a[name] for name in one.deaf}
     one.controller.put(ask(30_000.0))
     outcome = one.step(20)
-    assert [words.split(" ")[0] for words in outcome.faults] == ["charger-003", "charger-004"]
+    assert [words.split(":")[0] for words in outcome.faults] == ["charger-003", "charger-004"]
     one.deaf = set()
     one.step(3)
     assert all(one.limit_a[name] < amperes - 1 for name, amperes in before_a.items())

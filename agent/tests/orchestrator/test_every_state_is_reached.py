@@ -159,9 +159,9 @@ def test_one_that_draws_more_than_its_limit_is_a_fault_and_an_alarm(charging: Pl
     one.controller.put(Ask(id="l", source="less", rank=Rank.OPERATOR, target=BOARD, high_w=4_200.0))
     found = shown(one, 18)
     assert found.state is OperatingState.FAULT
-    assert f"{BOARD} draws more than its limit" in found.reason
+    assert f"{BOARD}: draws more than its limit" in found.reason
     about = {(name, kind): words for name, kind, words in alarms(one)}
-    assert about[BOARD, "overdrawing"].startswith(f"{BOARD} draws more than its limit: ")
+    assert about[BOARD, "overdrawing"].startswith("draws more than its limit: ")
     assert "duty cycle of its control pilot" in about[BOARD, "overdrawing"]
 
 

@@ -214,9 +214,11 @@ def test_discharge_makes_no_headroom_for_vehicles() -> None:
     assert not one.controller.stays_over
 
 
-@pytest.mark.parametrize("soc_percent", [None, 20.0, 12.0])
-def test_nothing_is_given_at_or_below_the_reserve_nor_where_the_charge_is_not_known(soc_percent: float | None) -> None:
-    one = begun(soc_percent=soc_percent)
+@pytest.mark.parametrize(("soc_percent", "reserve_percent"), [(None, 20.0), (20.0, 20.0), (12.0, 20.0), (35.0, 40.0)])
+def test_nothing_is_given_at_or_below_the_reserve_nor_where_the_charge_is_not_known(
+    soc_percent: float | None, reserve_percent: float
+) -> None:
+    one = begun(soc_percent=soc_percent, soc_reserve_percent=reserve_percent)
     one.ask(-10.0)
     one.step(SETTLED_S)
     assert min(one.store_writes_w()) >= 0

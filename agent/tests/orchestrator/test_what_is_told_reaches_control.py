@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is told of sessions, what batteries may give and what a plan says: through the orchestrator to control."""
+"""What is told of sessions and what a plan says: through the orchestrator to control."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from agent.tests.orchestrator.conftest import new_controller
 
 from derms_agent.control.plan import Plan
-from derms_agent.model import LimitQuantity, Rank
+from derms_agent.model import Rank
 from derms_agent.orchestrator import planning
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Told
@@ -84,34 +84,6 @@ def test_without_a_plan_the_vehicle_that_can_least_wait_charges(play: MakePlay) 
     told_of(one, [YARD[6]], 4.0, 40_000.0)
     one.step(30)
     assert [name for name in YARD if one.limit_a[name] > 0] == [YARD[6]]
-
-
-def low_w(one: Play, name: str) -> float:
-    outcome = one.step()
-    return outcome.bounds[name, LimitQuantity.ACTIVE_POWER, None].low
-
-
-@pytest.mark.parametrize(
-    ("soc_percent", "age_s", "reserve_percent", "gives"),
-    [
-        (60.0, 0.0, 20.0, True),
-        (35.0, 0.0, 20.0, True),
-        (35.0, 0.0, 40.0, False),
-        (20.0, 0.0, 20.0, False),
-        (60.0, 70.0, 20.0, False),
-        (None, 0.0, 20.0, False),
-    ],
-)
-def test_no_battery_may_give_at_or_below_the_depots_reserve_nor_where_its_charge_is_unknown_or_old(
-    charging: Play, soc_percent: float | None, age_s: float, reserve_percent: float, gives: bool
-) -> None:
-    one, name = charging, YARD[2]
-    controller = one.controller
-    controller.policy = replace(controller.policy, soc_reserve_percent=reserve_percent)
-    controller.sessions[name] = replace(controller.sessions[name], discharge_w=5_000.0)
-    if soc_percent is not None:
-        controller.tell(name, Told(soc_percent=soc_percent, soc_read_at_s=one.now_s - age_s))
-    assert (low_w(one, name) < 0) is gives
 
 
 def test_the_next_vehicle_is_not_taken_for_one_that_takes_as_little_as_the_last(charging: Play) -> None:
