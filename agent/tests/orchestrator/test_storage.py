@@ -226,6 +226,24 @@ def test_nothing_is_given_at_or_below_the_reserve_nor_where_the_charge_is_not_kn
     assert found["setpoint_a"] == 0
 
 
+@pytest.mark.parametrize("target", ["store", "site"])
+@pytest.mark.parametrize(
+    ("soc_percent", "state"), [(60.0, "shedding"), (20.0, "resource_constraints"), (None, "resource_constraints")]
+)
+def test_a_depot_whose_storage_cannot_give_what_is_asked_without_harm_says_so(
+    soc_percent: float | None, state: str, target: str
+) -> None:
+    one = begun(soc_percent=soc_percent)
+    one.ask(-10.0, target=target)
+    one.step(SETTLED_S)
+    found = one.seen()
+    assert found["state"] == state
+    assert found["reason"].startswith("asked" if state == "shedding" else "the fleet can give 0.0 kW of ")
+    one.controller.forget("asked")
+    one.step()
+    assert one.seen()["state"] != "resource_constraints"
+
+
 def test_nothing_is_taken_where_it_is_full_or_its_charge_is_not_known() -> None:
     for soc_percent in (None, 100.0):
         assert max(begun(soc_percent=soc_percent).store_writes_w()) == 0.0

@@ -7,18 +7,18 @@ Plain JSON; W, A, s; times are wall-clock, RFC 3339, UTC. Its fields are in docs
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, TypeAlias
 
 from derms_agent import __version__
-from derms_agent.control import guard, state
+from derms_agent.control import guard, limits, state
 from derms_agent.control.cycle import Outcome, Why
 from derms_agent.control.ledger import Span
 from derms_agent.control.obedience import Following, advice
-from derms_agent.model import Evse, Limit, Phase, Quality, Rank
+from derms_agent.model import Evse, Limit, LimitQuantity, Phase, Quality, Rank
 from derms_agent.orchestrator import asks as wishes
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Controller
@@ -94,7 +94,7 @@ def operating(controller: Controller, outcome: Outcome, now_s: float) -> state.S
         + tuple(f"{name} does not answer" for name in outcome.fallback if name in controller.sessions),
         out_of_sync=_out_of_sync(controller, now_s),
         fallback=_fallback(controller, outcome, now_s),
-        constrained=_constrained(controller),
+        constrained=_constrained(controller) or state.constrained(_givers(controller, outcome)),
         shedding=tuple(
             ask.source
             for ask in controller.asks.values()
@@ -118,7 +118,7 @@ def _fallback(controller: Controller, outcome: Outcome, now_s: float) -> str | N
 
 
 def _constrained(controller: Controller) -> str | None:
-    """Return why temperatures and charges leave less than the vehicles that are there could take."""
+    """Return why temperatures leave less than the vehicles that are there could take."""
     found = []
     for name in controller.visited():
         bound = controller.cooled(name)
@@ -126,6 +126,23 @@ def _constrained(controller: Controller) -> str | None:
             wanted_w = controller.rated_w(name)
             found.append(state.Resource(name=name, wanted_w=wanted_w, bound=bound))
     return state.constrained(found)
+
+
+def _givers(controller: Controller, outcome: Outcome) -> Iterator[state.Resource]:
+    """Yield what is asked of those that may give back, and what their charge and temperatures leave of that.
+
+    What is asked of one is what its bound was clipped from; of what is asked of the site each has its share.
+    """
+    most_w = {name: session.discharge_w for name, session in controller.sessions.items() if session.discharge_w > 0}
+    site = outcome.bounds.get((limits.SITE, LimitQuantity.ACTIVE_POWER, None))
+    of_site = 0.0 if site is None else min(site.high, 0.0)
+    for name, gives_w in most_w.items():
+        bound = outcome.bounds[name, LimitQuantity.ACTIVE_POWER, None]
+        asked = [clip.high for clip in bound.clipped if clip.winner_rank is Rank.THERMAL_AND_SOC]
+        wanted_w = min([*asked, of_site * gives_w / sum(most_w.values())])
+        harmed = bound.low_by is not None and bound.low_by.rank is Rank.THERMAL_AND_SOC
+        left = limits.Bound(bound.low if harmed else -gives_w, math.inf, bound.low_by)
+        yield state.Resource(name=name, wanted_w=max(wanted_w, -gives_w), bound=left)
 
 
 def _holding(controller: Controller, outcome: Outcome, now_s: float) -> tuple[Limit, ...]:
