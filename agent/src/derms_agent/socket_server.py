@@ -291,10 +291,10 @@ async def serve_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> Non
     """
     while True:
         async with listening(path) as listener, anyio.create_task_group() as tasks:
+            own = _which(path)  # before anybody knows of it
             tasks.start_soon(serve, listener, verbs)
             ready()
-            own = _which(path)
-            while _which(path) == own:
+            while own is not None and _which(path) == own:
                 await anyio.sleep(LOOKED_AT_EVERY_S)
             tasks.cancel_scope.cancel()
         logger.error("%s was taken away, so that nobody could ask: it is made anew", path)
