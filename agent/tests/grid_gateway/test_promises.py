@@ -25,7 +25,7 @@ from agent.tests.grid_gateway.scripted_vtn import (
     sent,
 )
 from agent.tests.grid_gateway.test_ven import RULES, Depot, within
-from agent.tests.grid_gateway.vtn_messages import eiresponse, event, interval, payload, signal
+from agent.tests.grid_gateway.vtn_messages import distribute, eiresponse, event, interval, payload, signal
 
 from derms_agent.document_store import Store
 from derms_agent.grid_gateway import iso8601, reports
@@ -37,7 +37,7 @@ from derms_agent.grid_gateway.reports import Buffer
 from derms_agent.grid_gateway.signals import Rules
 from derms_agent.grid_gateway.terms import Terms
 from derms_agent.grid_gateway.transport import Endpoint, Kind, Transport, Trouble
-from derms_agent.grid_gateway.ven import Identity, Registration, Ven
+from derms_agent.grid_gateway.ven import Identity, Refused, Registration, Ven
 
 pytestmark = pytest.mark.anyio
 NOW = 1_800_000_000.0
@@ -372,6 +372,26 @@ async def test_a_depot_that_leaves_is_held_to_nothing_that_nobody_can_take_back(
 
 
 # A VTN of which a part fails
+
+
+async def test_a_list_that_says_an_error_changes_nothing(play: Play, caplog: pytest.LogCaptureFixture) -> None:
+    await play.until(20)
+    await play.take(an_event("e1", 1, 0, 3600))
+    before = play.ven.state
+    error = distribute(vtn_id=VTN_ID, response=eiresponse(500)).decode()
+    for kind in ("oadrPoll", "oadrRequestEvent"):
+        play.vtn.script[kind] = [error]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(play.ven._converse)
+        await within(2, lambda: not play.vtn.script["oadrRequestEvent"])
+        tasks.cancel_scope.cancel()
+    with pytest.raises(Refused, match="500"):
+        await play.ven._drain(VEN_ID)
+
+    assert play.ven.state == before
+    assert play.held_to() == [("e1", 60_000.0)]
+    assert "The VTN refuses: 500" in caplog.text
+
 
 
 FAILS = (Kind.HTTP, Kind.BODY, Kind.TIMEOUT)

@@ -15,7 +15,7 @@ import anyio
 import pytest
 from agent.tests.grid_gateway.conftest import Authority, LabVtn, endpoint_of, free_port
 from agent.tests.grid_gateway.test_ven import Depot, Field, registered, within
-from agent.tests.grid_gateway.vtn_messages import distribute, event, interval, payload, signal
+from agent.tests.grid_gateway.vtn_messages import distribute, eiresponse, event, interval, payload, signal
 from aiohttp import web
 
 from derms_agent.grid_gateway import iso8601, push
@@ -73,6 +73,23 @@ async def test_an_event_is_obeyed_within_half_a_second(field_: Field) -> None:
     # The VTN is asked for events now and then, and never polled.
     assert field_.vtn.seen("polls") == 0
     assert "EiEvent" in field_.vtn.seen("requests")
+
+
+async def test_a_list_that_says_an_error_changes_nothing(field_: Field, caplog: pytest.LogCaptureFixture) -> None:
+    async with pushed_to(field_) as sender:
+        event_id = field_.add([1], event_id="e1")
+        field_.ven.wake()
+        await within(5, lambda: field_.depot.high_w() == [60_000.0])
+        field_.vtn.do("mode", mode="stall")  # no list of its own undoes what the push does
+        answer = parse(await sender.post("EiEvent", distribute(vtn_id="00123", response=eiresponse(500))))
+        await anyio.sleep(0.5)
+        held = field_.ven.state.events["00123", event_id]
+        assert field_.depot.high_w() == [60_000.0]
+        assert held.ended_unix_s is None
+
+    assert isinstance(answer, Response)
+    assert answer.code == 454
+    assert "changes nothing: found responseCode 500 (no reason is given), expected 200" in caplog.text
 
 
 async def test_a_vtn_may_ask_for_another_registration(field_: Field) -> None:

@@ -29,6 +29,7 @@ from derms_agent.grid_gateway.incoming import (
     Malformed,
     Message,
     RequestReregistration,
+    Response,
 )
 from derms_agent.grid_gateway.transport import PATH, Endpoint, Trouble, fingerprint_fits
 from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
@@ -130,6 +131,8 @@ class Receiver:
 
     async def _answered(self, message: Message) -> web.StreamResponse:
         if isinstance(message, DistributeEvent):
+            if message.response is not None and not message.response.ok:
+                return self._no_list(message.response)
             # Its own answer may take its time: the VTN hears at once that the events have arrived.
             self._tasks.start_soon(self._take_events, message)
             return self._said(Code.OK, "OK", message.request_id)
@@ -139,6 +142,13 @@ class Receiver:
         if reply is None:
             return self._said(Code.NOT_ALLOWED, f"{type(message).__name__} is nothing for a VEN")
         return web.Response(body=self._ven.signed(reply[1]), content_type=messages.CONTENT_TYPE)
+
+    def _no_list(self, found: Response) -> web.Response:
+        """Refuse an error of the VTN's: what an empty list lacks would be cancelled. It is asked for its events."""
+        words = f"found responseCode {found.code} ({found.description or 'no reason is given'}), expected 200"
+        logger.warning("An oadrDistributeEvent that was pushed changes nothing: %s", words)
+        self._ven.wake()
+        return self._said(Code.INVALID_DATA, words)
 
     async def _take_events(self, message: DistributeEvent) -> None:
         try:
