@@ -130,6 +130,7 @@ def answered(received: Received) -> list[tuple[str, int, int, Opt]]:
         (dispatch(0.5, "x-loadControlCapacity", None, "LOAD_CONTROL"), 100_000.0),
         (dispatch(1, "x-loadControlLevelOffset", None, "LOAD_CONTROL"), 60_000.0),
         (dispatch(-20, "x-loadControlPercentOffset", None, "LOAD_CONTROL"), 80_000.0),
+        (dispatch(-100, "x-loadControlPercentOffset", None, "LOAD_CONTROL"), 0.0),
         (dispatch(15, "x-loadControlSetpoint", KW, "LOAD_CONTROL"), 15_000.0),
     ],
 )
@@ -152,6 +153,7 @@ def test_what_a_signal_bounds(signal: Signal, high_w: float | None) -> None:
         (dispatch(-0.5, "multiplier", None), Code.INVALID_DATA),
         (dispatch(50, "x-loadControlCapacity", None, "LOAD_CONTROL"), Code.INVALID_DATA),
         (dispatch(-0.5, "x-loadControlCapacity", None, "LOAD_CONTROL"), Code.INVALID_DATA),
+        (dispatch(-100.5, "x-loadControlPercentOffset", None, "LOAD_CONTROL"), Code.INVALID_DATA),
         (dispatch(40, name="BID_LOAD"), Code.SIGNAL_NOT_SUPPORTED),
         (dispatch(40, "price", None, "BID_PRICE"), Code.SIGNAL_NOT_SUPPORTED),
         (dispatch(40, name="CHARGE_STATE"), Code.SIGNAL_NOT_SUPPORTED),

@@ -138,10 +138,11 @@ def _of_the_site(signal: Signal, rules: Rules) -> bool:
 def _refused_shares(signal: Signal) -> Refusal | None:
     # 1.0 is all of a capacity: who means 50 by 50 % would be given all there is.
     highest = 1.0 if signal.type == "x-loadControlCapacity" else math.inf
-    lowest = -math.inf if signal.type == "x-loadControlPercentOffset" else 0.0
+    # 100 % less is nothing: there is no more of a baseline to take away.
+    lowest = -100.0 if signal.type == "x-loadControlPercentOffset" else 0.0
     for interval in signal.intervals:
         if not lowest <= interval.value <= highest:
-            expected = "at least 0" if highest == math.inf else "0 to 1"
+            expected = f"at least {lowest:g}" if highest == math.inf else "0 to 1"
             why = f"{signal.name} {signal.type}: found {interval.value:g}, expected {expected}"
             return Refusal(Code.INVALID_DATA, why)
     return None
