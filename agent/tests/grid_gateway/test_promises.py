@@ -393,7 +393,6 @@ async def test_a_list_that_says_an_error_changes_nothing(play: Play, caplog: pyt
     assert "The VTN refuses: 500" in caplog.text
 
 
-
 FAILS = (Kind.HTTP, Kind.BODY, Kind.TIMEOUT)
 
 
@@ -445,6 +444,25 @@ async def test_no_event_waits_for_a_report_that_the_vtn_takes_its_time_over(play
         play.ven.wake()
         await within(2, lambda: play.held_to() == [("e1", 60_000.0)])
         tasks.cancel_scope.cancel()
+
+
+# The link
+
+
+@pytest.mark.parametrize("poll_h", [1, 9, 25, 24 * 30])
+async def test_the_link_stands_for_three_polls_and_no_longer_however_seldom_these_are(play: Play, poll_h: int) -> None:
+    poll_s = poll_h * 3600.0
+    assert play.ven.registration is not None
+    play.ven.registration = replace(play.ven.registration, poll_s=poll_s)
+    stands_until_s = 0.0
+    while play.now_s <= 3 * poll_s + 2 * 86400.0:
+        await play.ven._tick()
+        if play.depot.link_s:
+            stands_until_s = play.now_s + play.depot.link_s.pop()
+            assert stands_until_s <= play.now_s + 86400.0
+        assert (play.now_s < stands_until_s) == (play.now_s < 3 * poll_s)
+        play.now_s += 600.0
+    assert stands_until_s == pytest.approx(3 * poll_s)
 
 
 # The clock

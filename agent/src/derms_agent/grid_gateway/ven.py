@@ -69,6 +69,8 @@ POLL_S = 10.0
 """How often a VTN is polled that does not say."""
 SILENT_INTERVALS = 3.0
 """Without a valid answer for so many polls the link counts as lost."""
+LONGEST_LINK_S, LINK_AGAIN_S = 86400.0, 3600.0
+"""For how long at the most the orchestrator is told that the link stands, and how often, also between answers."""
 LONGEST_PAUSE_S = 10.0
 HORIZON_S = 48 * 3600.0
 """How far ahead the orchestrator is handed what to do, in case this process is gone by then."""
@@ -171,6 +173,7 @@ class Ven:
     _report: Mapping[str, Any] | None = None
     _status_s: float = -math.inf
     _link_s: float = -math.inf
+    _linked_s: float = -math.inf
     _drawn: deque[tuple[float, float]] = field(default_factory=deque)
     _free_s: float = 0.0
     _ticked_s: float | None = None
@@ -980,9 +983,11 @@ class Ven:
         """Tell the orchestrator that the link stands, and look at what the depot draws."""
         valid_for_s = SILENT_INTERVALS * self.poll_s - (now_s - self.heard_s)
         try:
-            if self.registration is not None and valid_for_s > 0 and self.heard_s >= self._link_s + self.poll_s / 2:
-                await self.control.link(min(86400.0, valid_for_s))
-                self._link_s = self.heard_s
+            # A VTN may want to be polled less often than once in the longest time that can be told.
+            due = self.heard_s >= self._link_s + self.poll_s / 2 or now_s >= self._linked_s + LINK_AGAIN_S
+            if self.registration is not None and valid_for_s > 0 and due:
+                await self.control.link(min(LONGEST_LINK_S, valid_for_s))
+                self._link_s, self._linked_s = self.heard_s, now_s
             if now_s - self._status_s >= STATUS_EVERY_S:
                 self._status_s = now_s
                 handed = dict(self.handed)
