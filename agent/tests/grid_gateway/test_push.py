@@ -92,6 +92,25 @@ async def test_a_list_that_says_an_error_changes_nothing(field_: Field, caplog: 
     assert "changes nothing: found responseCode 500 (no reason is given), expected 200" in caplog.text
 
 
+async def test_a_vtn_that_pushes_fast_and_takes_no_answers_is_told_to_come_again(field_: Field) -> None:
+    waiting = field_.ven.transport._lock.statistics
+
+    async def push_on(sender: Transport) -> None:
+        for _ in range(10 * push.MOST_AT_WORK):
+            await sender.post("EiEvent", an_event(field_))
+            assert waiting().tasks_waiting <= push.MOST_AT_WORK + 1  # and the conversation
+
+    async with pushed_to(field_) as sender:
+        field_.vtn.do("mode", mode="stall")
+        with pytest.raises(Trouble, match="503"):
+            await push_on(sender)
+        await within(5, lambda: field_.depot.high_w() == [60_000.0])
+        field_.vtn.do("mode", mode="")
+        # Each that waits ends by its time, and then there is room again.
+        await within(20, lambda: waiting().tasks_waiting == 0)
+        await sender.post("EiEvent", an_event(field_))
+
+
 async def test_a_vtn_may_ask_for_another_registration(field_: Field) -> None:
     async with pushed_to(field_) as sender:
         await sender.post(

@@ -36,6 +36,8 @@ from derms_agent.grid_gateway.ven import NotRegistered, Refused, Ven
 
 SERVICES = ("EiEvent", "EiReport", "EiRegisterParty", "EiOpt")
 READ_S = 10.0
+MOST_AT_WORK = 8
+"""So many lists of events are taken and answered at a time; the VTN is told to come again with any more."""
 
 logger = logging.getLogger("derms.grid_gateway")
 
@@ -100,6 +102,7 @@ class Receiver:
 
     def __init__(self, ven: Ven, tasks: anyio.abc.TaskGroup, path: str = PATH) -> None:
         self._ven, self._tasks = ven, tasks
+        self._at_work = 0
         self.application = web.Application(client_max_size=MOST_BYTES)
         self.application.add_routes([web.post(f"{path}/{service}", self._received) for service in SERVICES])
 
@@ -133,6 +136,10 @@ class Receiver:
         if isinstance(message, DistributeEvent):
             if message.response is not None and not message.response.ok:
                 return self._no_list(message.response)
+            if self._at_work >= MOST_AT_WORK:
+                self._ven.wake()  # what this one brings comes with the next list, if not before
+                return web.Response(status=503, text=f"{self._at_work} lists of events are at work: come again")
+            self._at_work += 1
             # Its own answer may take its time: the VTN hears at once that the events have arrived.
             self._tasks.start_soon(self._take_events, message)
             return self._said(Code.OK, "OK", message.request_id)
@@ -157,6 +164,8 @@ class Receiver:
             # The next session asks for all events, and answers them then.
             logger.warning("Events that were pushed are not answered yet: %s", why)
             self._ven.wake()
+        finally:
+            self._at_work -= 1
 
     def _said(self, code: Code, words: str, request_id: str = "") -> web.Response:
         known = self._ven.registration
