@@ -9,6 +9,10 @@ import pytest
 from agent.tests.grid_gateway.scripted_vtn import VTN_ID
 from agent.tests.grid_gateway.test_promises import Play, an_event
 
+from derms_agent.grid_gateway.control_link import ControlLink, Honour, NotReady
+from derms_agent.grid_gateway.events import Bound
+from derms_agent.socket_protocol import ProtocolError
+
 pytestmark = pytest.mark.anyio
 DAY_S = 86400
 
@@ -52,6 +56,62 @@ async def test_what_was_promised_stands_over_a_restart_in_which_a_charger_is_sil
     await play.ven._answer_late()
     assert play.vtn.messages("oadrCreatedEvent") == []
     assert {one.key[1] for one in play.depot.bounds.values()} == {"e1"}
+
+
+@pytest.mark.parametrize(("least_w", "opt"), [(70_000.0, "optOut"), (0.0, "optIn")])
+async def test_what_control_cannot_judge_yet_is_obeyed_and_asked_again_and_keeps_no_other_waiting(
+    play: Play, least_w: float, opt: str
+) -> None:
+    await play.until(20)
+    put, ready = play.depot.put, False
+
+    async def judged(bound: Bound) -> Honour:
+        honour = await put(bound)
+        if not ready and bound.key[1] == "deep":
+            raise NotReady("not all devices were heard")
+        return honour
+
+    play.depot.put = judged  # type: ignore[method-assign]
+    listed = an_event("deep", 1, 0, 600), an_event("later", 1, 1200, 600)
+    assert await play.take(*listed) == {"deep": (469, "optOut"), "later": (200, "optIn")}
+    await play.until(30)
+    await play.ven._answer_late()
+    assert play.vtn.messages("oadrCreatedEvent") == []
+    assert play.held_to() == [("deep", 60_000.0)]
+    assert len(play.depot.bounds) == 2
+
+    ready, play.depot.least_w = True, least_w
+    await play.until(40)
+    await play.ven._answer_late()
+    (answer,) = play.vtn.messages("oadrCreatedEvent")
+    assert ">deep<" in answer
+    assert opt in answer
+    assert bool(play.held_to()) == (opt == "optIn")
+
+
+async def test_what_the_orchestrator_says_of_that_is_told_from_its_silence() -> None:
+    class Early:
+        def ask(self, verb: str, **_arguments: object) -> object:
+            raise ProtocolError("not ready", f"{verb}: ask again")
+
+    link = ControlLink(Path("/nonexistent"))
+    link._orders._client = Early()  # type: ignore[assignment]
+    with pytest.raises(NotReady, match="ask again"):
+        await link.put(
+            Bound(name="b", key=("v", "e"), target="site", high_w=1, start_unix_s=0, end_unix_s=9, source="")
+        )
+
+
+async def test_what_control_cannot_judge_yet_is_let_go_where_it_is_cancelled(play: Play) -> None:
+    async def never(bound: Bound) -> Honour:
+        play.depot.bounds[bound.name] = bound
+        raise NotReady("not all devices were heard")
+
+    play.depot.put = never  # type: ignore[method-assign]
+    await play.take(an_event("deep", 1, 0, 600))
+    assert play.held_to() == [("deep", 60_000.0)]
+    await play.take()
+    assert play.depot.bounds == {}
 
 
 async def test_what_is_days_ahead_is_asked_about_when_it_is_nearer(play: Play) -> None:

@@ -15,9 +15,11 @@ import pytest
 from agent.tests.orchestrator.conftest import DEMO
 
 from derms_agent import settings
+from derms_agent.document_store import Latest, Store
 from derms_agent.mqtt import Kind, Outbox, Publisher, Request, Topic, anew
 from derms_agent.orchestrator import service
 from derms_agent.orchestrator.broadcast import _OF_EVSE, _STATE_OF_EVSE, CLIENT_ID, Broadcast, Verb
+from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.socket_server import Arguments
 
@@ -189,6 +191,29 @@ async def test_nobody_but_root_takes_back_a_limit_that_another_has_put(tmp_path:
     assert await remove({"name": "event"}, "derms-grid-gateway") == {"name": "event"}
     assert await remove({"name": "second"}, "root") == {"name": "second"}
     assert not control.controller.asks
+
+
+async def test_the_grid_is_not_told_for_good_what_cannot_be_honoured_before_devices_were_heard(tmp_path: Path) -> None:
+    control = assembled(tmp_path)
+    began_s = control.engine.began_s
+    low = {"high_w": 1_000.0, "duration_s": 60}
+
+    async def can(name: str, after_s: float, **more: Any) -> object:
+        control.engine.clock = lambda: began_s + after_s
+        found = await control.limit_put({"name": name, **low, **more}, "derms-grid-gateway")
+        assert isinstance(found, dict)
+        return found["can_honour"]
+
+    with pytest.raises(ProtocolError, match=r"stored and obeyed, .*\d+ EVSEs take no orders") as refusal:
+        await can("event", 5.0, rank="grid")
+    assert refusal.value.code == "not ready"
+    stored, _ = Latest(Store(tmp_path), ASKS, ASKS_JOURNAL).load()
+    assert [one["id"] for one in (stored or {})["asks"]] == ["event"]
+    # Nobody has promised anything of the others; what can be honoured by the worst case can be.
+    assert await can("night", 5.0) is False
+    assert await can("mild", 5.0, rank="grid", high_w=1e8) is True
+    # One that is dead keeps nobody waiting for longer.
+    assert await can("event", service.HEARD_WITHIN_S, rank="grid") is False
 
 
 async def test_a_limit_that_is_over_keeps_its_name_from_nobody(tmp_path: Path) -> None:

@@ -30,6 +30,10 @@ class NotTaken(NoControl):
     """The orchestrator answers, and cannot make anything of this one ask: the others are well."""
 
 
+class NotReady(NoControl):
+    """The orchestrator obeys this one ask, and cannot say yet whether it can in full: the others are well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Honour:
     """Whether the depot can obey, and why no better."""
@@ -42,7 +46,7 @@ class Control(Protocol):
     """Whoever controls the depot. Every method raises NoControl."""
 
     async def put(self, bound: Bound) -> Honour:
-        """Have a bound obeyed; it is on the disk there when this returns."""
+        """Have a bound obeyed; it is on the disk there when this returns. Raises NotReady."""
 
     async def remove(self, name: str) -> None:
         """Have a bound forgotten; one that is not there is no trouble."""
@@ -74,7 +78,7 @@ class ControlLink:
         self._orders, self._looks = _Connection(path), _Connection(path)
 
     async def put(self, bound: Bound) -> Honour:
-        """Have a bound obeyed. Raises NoControl."""
+        """Have a bound obeyed. Raises NoControl, NotReady among them."""
         arguments: dict[str, Any] = {
             "name": bound.name,
             "source": bound.source,
@@ -136,7 +140,7 @@ class _Connection:
             self._close()
             raise NoControl(str(problem)) from problem
         except ProtocolError as refusal:
-            kind = NotTaken if refusal.code == "argument" else NoControl
+            kind = {"argument": NotTaken, "not ready": NotReady}.get(refusal.code, NoControl)
             raise kind(f"{verb}: {refusal.code}: {refusal}") from refusal
 
     def _connected(self) -> Client:

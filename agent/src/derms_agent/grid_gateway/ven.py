@@ -30,7 +30,7 @@ import anyio
 from derms_agent.document_store import Store
 from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
 from derms_agent.grid_gateway import events, messages, progress, reports, terms, tls_trouble, transport
-from derms_agent.grid_gateway.control_link import Control, NoControl, changes
+from derms_agent.grid_gateway.control_link import Control, NoControl, NotReady, changes
 from derms_agent.grid_gateway.event_store import EventStore
 from derms_agent.grid_gateway.events import Bound, Key, Received, State
 from derms_agent.grid_gateway.incoming import (
@@ -849,11 +849,20 @@ class Ven:
             self._sync_s = -math.inf
 
     async def _handed_over(self) -> bool:
-        """Put and remove; return whether that was all, or an event was opted out of, so that more is to be removed."""
+        """Put and remove; return whether that was all, or an event was opted out of, so that more is to be removed.
+
+        Raises NoControl; where that is NotReady, all else is done.
+        """
         now_unix_s = self.wall()
         fresh, gone = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
+        waits: NotReady | None = None
         for bound in fresh:
-            honour = await self.control.put(bound)
+            try:
+                honour = await self.control.put(bound)
+            except NotReady as why:
+                # The others do not wait; it is asked again with the next tick, and is there to be removed.
+                waits, self.handed[bound.name] = why, _unknown(bound.name)
+                continue
             self._goes_on(progress.EVENTS)
             self.handed[bound.name] = bound
             # A price obliges to nothing: what of it cannot be done the VTN need not know.
@@ -870,6 +879,8 @@ class Ven:
             self._goes_on(progress.EVENTS)
             del self.handed[name]
         self.handed = {name: bound for name, bound in self.handed.items() if bound.end_unix_s > now_unix_s}
+        if waits is not None:
+            raise waits
         # What was promised stands, whoever is silent just when its bound is put again. The next tick stores it: where
         # there is none, the depot is asked once more.
         self.state = events.promised(self.state, now_unix_s + HORIZON_S)

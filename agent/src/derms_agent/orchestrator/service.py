@@ -39,7 +39,7 @@ from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.modbus import ModbusBus
 from derms_agent.drivers.modbus_device import Pace
 from derms_agent.engine_log import Heartbeats, listen, log_to
-from derms_agent.model import Device, OperatingState
+from derms_agent.model import Device, OperatingState, Rank
 from derms_agent.mqtt import Outbox, Publisher, TlsFiles, begun_anew
 from derms_agent.notify import notify
 from derms_agent.orchestrator import asks, batteries
@@ -64,6 +64,8 @@ ROOT = "root"
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
 RUNS_ALREADY = 1
+HEARD_WITHIN_S = 20.0
+"""How long after a start the grid is not told for good what cannot be honoured, while a device was not heard yet."""
 _DEMAND_S = 900.0
 _COUNTED_EVERY_S = 0.1
 _MOST_JOBS = 200
@@ -258,6 +260,10 @@ class Service:
             await self.save_asks()
         logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
         self._happened("limit put", **ask_json(ask, now_s))
+        early = ask.rank is Rank.GRID and now_s - self.engine.began_s < HEARD_WITHIN_S
+        if not honour.can and early and not self.controller.informed():
+            words = "it is stored and obeyed, and not all devices were heard since the start: ask again"
+            raise ProtocolError("not ready", f"{words} ({honour.why})")
         return {
             "name": ask.id,
             "can_honour": honour.can,
