@@ -28,7 +28,7 @@ from derms_agent.orchestrator import engine, planning
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Controller, Told
 from derms_agent.orchestrator.engine import Engine
-from derms_agent.orchestrator.store import JOURNAL
+from derms_agent.orchestrator.store import JOURNAL, LEDGER
 from derms_agent.profiles.profile import Profile
 
 if TYPE_CHECKING:
@@ -246,6 +246,33 @@ async def test_a_disk_that_stalls_delays_no_decrease_and_keeps_raises_back(
         await bench.until(lambda: not bench.engine.unkept, LONG_S)
         assert saved
         assert all(saved)
+
+
+async def test_a_disk_that_stalls_amid_a_refresh_delays_the_next_decrease_by_no_more(
+    charging: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with at_work(charging, tmp_path) as bench:
+        monkeypatch.setattr(Store, "append", lambda *_: time.sleep(3 * engine.DISK_S))
+        refresh = Write(901, next(iter(charging.most_a)), Amount(6.0), Purpose.REFRESH)
+        began_s = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            await bench.engine._let_out(tasks, [refresh], bench.engine.clock())
+            assert time.monotonic() - began_s < 1.5 * engine.DISK_S
+
+
+async def test_the_last_ledger_is_stored_behind_what_is_being_stored(charging: Play, tmp_path: Path) -> None:
+    """On a slow disk there is something nearly always, and a cancelled cycle leaves it to end by itself."""
+    async with at_work(charging, tmp_path) as bench:
+        works = bench.engine
+    works.devices = {}
+    works._disk.acquire()
+    threading.Timer(3 * SHORT_S, works._disk.release).start()
+    stored = tmp_path / LEDGER
+    stored.unlink(missing_ok=True)
+    with anyio.move_on_after(SHORT_S):
+        await works.run()
+    assert stored.exists()
+    assert not works.unkept
 
 
 async def test_a_change_is_seen_to_at_once(charging: Play, tmp_path: Path) -> None:

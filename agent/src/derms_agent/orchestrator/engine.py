@@ -51,7 +51,7 @@ CALMEST_S = 0.1
 HOLD_S = 0.5
 """For how long decreases hold the next cycle back while they are under way: it would take the time that they need."""
 DISK_S = 1.0
-"""For how long decreases wait for the disk to have them: flash that wears out stalls for seconds."""
+"""For how long a cycle, and so whatever decreases come, waits for the disk: flash that wears out stalls for seconds."""
 LAST_DISK_S = 10.0
 """How long the disk may take for the last ledger, which nothing waits for but the service's end."""
 BREATH_S = 0.001
@@ -121,7 +121,7 @@ class Engine:
                 await self._work(tasks)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._kept(partial(self.save_ledger, LAST_DISK_S))
+                await self._kept(partial(self.save_ledger, LAST_DISK_S, LAST_DISK_S))
 
     def wake(self) -> None:
         """Work at once: something was asked."""
@@ -220,12 +220,11 @@ class Engine:
         """Store writes that were issued at a time, and then hand them all to their buses."""
         kept = True
         lowers = any(write.purpose is Purpose.LOWER for write in writes)
-        disk_s = DISK_S if lowers else SHED_S
         if self._stored_s == -math.inf:
-            kept = await self._kept(partial(self.save_ledger, disk_s))  # which a journal then follows
+            kept = await self._kept(partial(self.save_ledger, DISK_S))  # which a journal then follows
         elif writes:
             append = partial(self.store.append, JOURNAL, journal.record(writes, now_s))
-            kept = await self._kept(partial(self._on_disk, append, disk_s))
+            kept = await self._kept(partial(self._on_disk, append, DISK_S))
         if not kept:
             writes = self._without_raises(writes)
         if writes:
@@ -235,7 +234,7 @@ class Engine:
             # Nothing else has a turn between the first and the last: what comes back meanwhile can wait.
             # From its issue on a write has so long to be sent, and the disk's time is part of that.
             left_s = SHED_S - (self.clock() - now_s)
-            tasks.start_soon(self._finish, [(write, *self._begun(write, left_s)) for write in writes])
+            tasks.start_soon(self._finish, [(write, *self._begun(write, left_s)) for write in writes], max(left_s, 0.0))
 
     async def _kept(self, store: Callable[[], Awaitable[object]]) -> bool:
         """Store something of the ledger; return whether it is on the disk. Why it is not is said once."""
@@ -260,21 +259,22 @@ class Engine:
                 self.controller.proved(write.evse, write.id, unsent, self.clock())
         return tuple(write for write in writes if write.purpose is not Purpose.RAISE)
 
-    async def save_ledger(self, within_s: float = SHED_S) -> None:
+    async def save_ledger(self, within_s: float = DISK_S, behind_s: float = 0.0) -> None:
         """Store the ledger; it is on disk when this returns. Raises OSError."""
         now_s = self.clock()
         document = book.to_json(self.controller.state.ledger, self.boot_id, now_s)
-        await self._on_disk(partial(self._save_ledger, document), within_s)
+        await self._on_disk(partial(self._save_ledger, document), within_s, behind_s)
         self._stored_s = now_s
 
-    async def _on_disk(self, store: Callable[[], object], within_s: float) -> None:
+    async def _on_disk(self, store: Callable[[], object], within_s: float, behind_s: float = 0.0) -> None:
         """Have something of the ledger stored. Raises OSError, of which TimeoutError is one.
 
-        What takes too long goes on by itself, and until it has ended nothing else is stored: two would mix.
+        What takes too long goes on by itself, and until it has ended nothing else is stored: two would mix. `behind_s`
+        is how long to wait for that.
         """
 
         def alone() -> None:
-            if not self._disk.acquire(blocking=False):
+            if not self._disk.acquire(timeout=behind_s):
                 raise TimeoutError("the disk does not answer")
             try:
                 store()
@@ -308,9 +308,9 @@ class Engine:
         )
         return device, device.begin(setpoint, within_s)
 
-    async def _finish(self, begun: Sequence[tuple[Write, ModbusDevice | None, Begun | None]]) -> None:
+    async def _finish(self, begun: Sequence[tuple[Write, ModbusDevice | None, Begun | None]], within_s: float) -> None:
         """See writes through that were begun together, each in a task of its own; what has no answer then has none."""
-        with anyio.move_on_after(SHED_S):
+        with anyio.move_on_after(within_s):
             async with anyio.create_task_group() as tasks:
                 for write, device, change in begun:
                     tasks.start_soon(self._prove, write, device, change)
