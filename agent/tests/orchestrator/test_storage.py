@@ -18,7 +18,7 @@ from derms_agent import depot as depots
 from derms_agent.control import demand, droop, guard
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import State
-from derms_agent.control.guard import Write
+from derms_agent.control.guard import Purpose, Write
 from derms_agent.model import DeviceKind, Evse, Proof, ProofKind, Rank, Value, Vehicle
 from derms_agent.orchestrator import handover
 from derms_agent.orchestrator.asks import Ask
@@ -188,6 +188,19 @@ def test_it_gives_what_the_grid_or_the_operator_asks_and_no_more_than_it_may() -
     one.controller.forget("asked")
     one.step(5)
     assert one.storage_w() >= 0
+
+
+def test_what_turns_round_goes_to_nothing_first_which_waits_for_no_disk() -> None:
+    """A raise leaves only once a successor would know of it; where the disk is full, a charge would not end else."""
+    one = begun()
+    assert one.storage_w() > 10_000
+    one.ask(-10.0)
+    writes = [write for _ in range(5) for write in one.step().writes if write.evse == "store"]
+    assert [(write.purpose, write.amount.active_a) for write in writes[:1]] == [(Purpose.LOWER, 0.0)]
+    assert [write.purpose for write in writes if write.amount.active_a < 0] == [Purpose.RAISE]
+    one.controller.forget("asked")
+    writes = [write for _ in range(5) for write in one.step().writes if write.evse == "store"]
+    assert [(write.purpose, write.amount.active_a) for write in writes[:1]] == [(Purpose.LOWER, 0.0)]
 
 
 def test_what_a_site_is_to_feed_in_is_asked_of_storage_with_the_base_load_on_top() -> None:

@@ -535,8 +535,10 @@ class _Admitting:
         if told is None and self._waits(-math.inf, entry):
             self._hold(place, told, target)
             return None
-        if self.reliable[place] and not target.is_near(base):
+        turns_round = told is not None and told.active_a * target.active_a < 0
+        if self.reliable[place] and not target.is_near(base) and not turns_round:
             return _Raise(place, base, target)
+        # What turns round goes to nothing first: that is a decrease, which waits for no disk.
         self._write_base(place, base)
         self._hold(place, base, target)
         return None
