@@ -89,6 +89,52 @@ async def test_what_control_cannot_judge_yet_is_obeyed_and_asked_again_and_keeps
     assert bool(play.held_to()) == (opt == "optIn")
 
 
+@pytest.mark.parametrize("beside", [False, True])
+async def test_what_was_promised_stands_while_control_cannot_judge_it_after_a_restart(play: Play, beside: bool) -> None:
+    await play.until(20)
+    e1, e2 = an_event("e1", 1, 0, 600), an_event("e2", 1, 1200, 600)
+    assert await play.take(e1) == {"e1": (200, "optIn")}
+    await play.until(30)
+    put, early = play.depot.put, [True]
+
+    async def judged(bound: Bound) -> Honour:
+        honour = await put(bound)
+        if early:
+            raise NotReady("not all devices were heard")
+        return honour
+
+    play.depot.put = judged  # type: ignore[method-assign]
+    play.renew()
+    await play.until(40)
+    listed = [e1, e2] if beside else [e1]
+    assert await play.take(*listed) == {"e1": (200, "optIn"), **({"e2": (469, "optOut")} if beside else {})}
+    assert (play.ven.control_trouble is None) is not beside
+    early.clear()
+    await play.until(50)
+    assert all(play.ven.handed[name] == bound for name, bound in play.depot.bounds.items())
+    await play.ven._answer_late()
+    assert len(play.vtn.messages("oadrCreatedEvent")) == beside
+
+
+async def test_what_control_cannot_judge_yet_counts_as_in_force_and_makes_no_baseline(play: Play) -> None:
+    await play.until(20)
+    put = play.depot.put
+
+    async def never(bound: Bound) -> Honour:
+        await put(bound)
+        raise NotReady("not all devices were heard")
+
+    play.depot.put = never  # type: ignore[method-assign]
+    await play.take(an_event("deep", 1, 0, 600))
+    play.depot.power_w = 60_000.0
+    await play.until(100)
+    assert [one.key[1] for one in play.ven._in_force()] == ["deep"]
+    assert play.ven._baseline() == 80_000.0
+    assert [one["event"] for one in play.ven.shown()["bounds"]] == ["deep"]
+    await play.until(700)
+    assert play.ven.handed == {}
+
+
 async def test_what_the_orchestrator_says_of_that_is_told_from_its_silence() -> None:
     class Early:
         def ask(self, verb: str, **_arguments: object) -> object:

@@ -826,7 +826,10 @@ class Ven:
             self.control_trouble = str(why)
             now_unix_s = self.wall()
             fresh, _ = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
-            self._unanswered |= {bound.key for bound in fresh}
+            stands = isinstance(why, NotReady)  # what was promised, and is obeyed
+            self._unanswered |= {
+                bound.key for bound in fresh if not (stands and self.state.events[bound.key].promised)
+            }
             return
         if self.control_trouble is not None:
             logger.info("The orchestrator is told of events again")
@@ -860,8 +863,10 @@ class Ven:
             try:
                 honour = await self.control.put(bound)
             except NotReady as why:
-                # The others do not wait; it is asked again with the next tick, and is there to be removed.
-                waits, self.handed[bound.name] = why, _unknown(bound.name)
+                # It is obeyed, and asked again with the next tick. Neither the others wait for that, nor what stands.
+                self.handed[bound.name] = replace(bound, source=_ASKED_AGAIN)
+                if not self.state.events[bound.key].promised:
+                    waits = why
                 continue
             self._goes_on(progress.EVENTS)
             self.handed[bound.name] = bound
@@ -1305,6 +1310,8 @@ class Cancelled(Exception):
 
 _ENDED = "The VTN has ended the registration: registering anew after a while"
 _NO_KEY: Key = ("", "")
+_ASKED_AGAIN = "asked again"
+"""The source of a bound that is obeyed and asked about once more: whatever is wanted differs from it."""
 
 
 def _unknown(name: str) -> Bound:
