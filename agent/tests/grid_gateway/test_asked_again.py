@@ -160,6 +160,40 @@ async def test_what_control_cannot_judge_yet_is_let_go_where_it_is_cancelled(pla
     assert play.depot.bounds == {}
 
 
+async def test_a_full_disk_of_the_orchestrators_keeps_no_event_from_holding_and_none_that_is_cancelled_in_force(
+    play: Play,
+) -> None:
+    old = an_event("old", 1, 0, 600)
+    assert await play.take(old) == {"old": (200, "optIn")}
+    put, remove, full = play.depot.put, play.depot.remove, [True]
+
+    async def put_unstored(bound: Bound) -> Honour:
+        honour = await put(bound)
+        if full:
+            raise NotReady("limit.put: not stored")
+        return honour
+
+    async def removed_unstored(name: str) -> None:
+        await remove(name)
+        if full:
+            raise NotReady("limit.remove: not stored")
+
+    play.depot.put, play.depot.remove = put_unstored, removed_unstored  # type: ignore[method-assign]
+    assert await play.take(old, an_event("a", 2, 600, 600), an_event("b", 3, 1200, 600)) == {
+        "old": (200, "optIn"),
+        "a": (469, "optOut"),
+        "b": (469, "optOut"),
+    }
+    assert {one.key[1] for one in play.depot.bounds.values()} == {"old", "a", "b"}
+    listed = an_event("a", 2, 600, 600), an_event("c", 3, 1800, 600)
+    assert await play.take(*listed) == {"a": (469, "optOut"), "c": (469, "optOut")}
+    assert {one.key[1] for one in play.depot.bounds.values()} == {"a", "c"}
+    full.clear()
+    await play.until(10)
+    assert play.ven.control_trouble is None
+    assert await play.take(*listed) == {"a": (200, "optIn"), "c": (200, "optIn")}
+
+
 async def test_what_is_days_ahead_is_asked_about_when_it_is_nearer(play: Play) -> None:
     await play.until(20)
     assert await play.take(an_event("e1", 1, 3 * DAY_S, 3600)) == {"e1": (200, "optIn")}

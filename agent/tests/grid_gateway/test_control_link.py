@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from derms_agent.grid_gateway.control_link import ControlLink, Honour, NoControl
+from derms_agent.grid_gateway.control_link import ControlLink, Honour, NoControl, NotReady
 from derms_agent.grid_gateway.events import Bound
 from derms_agent.model import Rank
 from derms_agent.socket_protocol import ProtocolError
@@ -94,7 +94,7 @@ async def test_one_that_was_restarted_is_told_at_once_and_one_that_is_away_is_sa
         assert (await link.put(BOUND)).can
 
 
-async def test_what_it_can_make_nothing_of_is_no_promise_and_any_other_refusal_is_no_control(
+async def test_what_it_can_make_nothing_of_is_no_promise_what_it_cannot_store_none_yet_and_all_else_no_control(
     orchestrator: Orchestrator,
 ) -> None:
     link = ControlLink(orchestrator.path)
@@ -106,5 +106,9 @@ async def test_what_it_can_make_nothing_of_is_no_promise_and_any_other_refusal_i
         await link.remove("openadr-1")
         orchestrator.refusal = ProtocolError("not stored", "no space left")
         for asked in (link.put(BOUND), link.remove("openadr-1")):
-            with pytest.raises(NoControl, match="no space left"):
+            with pytest.raises(NotReady, match="no space left"):
                 await asked
+        orchestrator.refusal = ProtocolError("failed", "it broke")
+        with pytest.raises(NoControl, match="it broke") as failed:
+            await link.put(BOUND)
+        assert not isinstance(failed.value, NotReady)

@@ -31,7 +31,10 @@ class NotTaken(NoControl):
 
 
 class NotReady(NoControl):
-    """The orchestrator obeys this one ask, and cannot say yet whether it can in full: the others are well."""
+    """The orchestrator obeys this one ask, and cannot promise it yet: the others do not wait.
+
+    Whether it can in full it knows once its devices were heard; or its disk is full, and a successor would not know.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Control(Protocol):
         """Have a bound obeyed; it is on the disk there when this returns. Raises NotReady."""
 
     async def remove(self, name: str) -> None:
-        """Have a bound forgotten; one that is not there is no trouble."""
+        """Have a bound forgotten; one that is not there is no trouble. Raises NotReady."""
 
     async def link(self, valid_for_s: float) -> None:
         """Say that the grid's link stands, for so long."""
@@ -98,7 +101,7 @@ class ControlLink:
         return Honour(bool(answer["can_honour"]), str(answer["why"]))
 
     async def remove(self, name: str) -> None:
-        """Have a bound forgotten. Raises NoControl."""
+        """Have a bound forgotten. Raises NoControl, NotReady among them."""
         with contextlib.suppress(NotTaken):
             await self._orders.ask("limit.remove", name=name)
 
@@ -140,7 +143,7 @@ class _Connection:
             self._close()
             raise NoControl(str(problem)) from problem
         except ProtocolError as refusal:
-            kind = {"argument": NotTaken, "not ready": NotReady}.get(refusal.code, NoControl)
+            kind = {"argument": NotTaken, "not ready": NotReady, "not stored": NotReady}.get(refusal.code, NoControl)
             raise kind(f"{verb}: {refusal.code}: {refusal}") from refusal
 
     def _connected(self) -> Client:

@@ -868,7 +868,8 @@ class Ven:
                 if not self.state.events[bound.key].promised:
                     waits = why
                 continue
-            self._goes_on(progress.EVENTS)
+            finally:
+                self._goes_on(progress.EVENTS)
             self.handed[bound.name] = bound
             # A price obliges to nothing: what of it cannot be done the VTN need not know.
             if honour.can or bound.rank is not Rank.GRID or bound.end_unix_s <= self.wall() + _ENDING_S:
@@ -880,8 +881,13 @@ class Ven:
                 self._doubted.add(bound.key)
                 logger.warning("OpenADR event %s could not be honoured now: %s", bound.key[1], honour.why)
         for name in gone:
-            await self.control.remove(name)
-            self._goes_on(progress.EVENTS)
+            try:
+                await self.control.remove(name)
+            except NotReady as why:
+                waits = why
+                continue
+            finally:
+                self._goes_on(progress.EVENTS)
             del self.handed[name]
         self.handed = {name: bound for name, bound in self.handed.items() if bound.end_unix_s > now_unix_s}
         if waits is not None:
