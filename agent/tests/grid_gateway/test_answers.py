@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from agent.tests.grid_gateway.test_promises import Play, an_event, play
+from agent.tests.grid_gateway.test_promises import OURS, Play, an_event, play
 from agent.tests.grid_gateway.vtn_messages import distribute
 
 from derms_agent.grid_gateway.incoming import parse
@@ -62,3 +64,45 @@ async def test_what_is_over_two_days_ahead_is_answered_at_once_and_handed_over_n
     await play.until(play.now_s + 10)
     assert play.depot.high_w() == [60_000.0]
     assert play.held_to() == []
+
+
+DEEP_ALONE = replace(OURS, levels={3: OURS.levels[3]})
+"""The rules of a depot file that has a level 1 no longer."""
+
+
+async def test_what_is_opted_out_of_is_said_also_while_nothing_can_be_promised(play: Play) -> None:
+    listed = an_event("mild", 1, 0, 3600), an_event("deep", 3, 3600, 60)
+    assert await play.take(listed[0]) == {"mild": (200, "optIn")}
+    play.depot.down = True
+    assert await play.take(*listed) == {"mild": (200, "optIn"), "deep": (469, "optOut")}
+    play.ven.rules = DEEP_ALONE
+    await play.until(10)
+    for _again in range(2):
+        await play.ven._answer_late()
+        (answer,) = play.vtn.messages("oadrCreatedEvent")
+        assert ">mild<" in answer
+        assert "optOut" in answer
+    play.depot.down = False
+    await play.until(20)
+    await play.ven._answer_late()
+    _, answer = play.vtn.messages("oadrCreatedEvent")
+    assert ">deep<" in answer
+    assert "optIn" in answer
+
+
+async def test_what_is_opted_out_of_while_the_vtn_takes_another_answer_is_said_after_that(play: Play) -> None:
+    play.depot.down = True
+    await play.take(an_event("mild", 1, 0, 3600))
+    play.depot.down = False
+    await play.until(10)
+
+    async def before(_kind: str) -> None:
+        play.ven.rules = DEEP_ALONE
+        await play.ven._tick()
+
+    play.way.before = before
+    for _again in range(3):
+        await play.ven._answer_late()
+    said_in, said_out = play.vtn.messages("oadrCreatedEvent")
+    assert "optIn" in said_in
+    assert "optOut" in said_out

@@ -747,8 +747,8 @@ class Ven:
             await self._hand_over()
             self._log_events(before, self.state, now_unix_s)
             answers = tuple(self._answer_now(one, message.vtn_id, received) for one in received.responses)
-            if self._no_promise is None:
-                self._unanswered -= {(message.vtn_id, answer.event_id) for answer in answers}
+            answered = {(message.vtn_id, answer.event_id) for answer in answers}
+            self._unanswered -= {key for key in answered if not self._promise_waits(key)}
             return answers
 
     def _differing(self, before: State) -> set[Key]:
@@ -775,6 +775,11 @@ class Ven:
         if self.unkept is not None:
             return f"the event cannot be kept: {self.unkept}"
         return None if self.control_trouble is None else f"the depot's control does not answer: {self.control_trouble}"
+
+    def _promise_waits(self, key: Key) -> bool:
+        """Whether the depot takes part in an event, and the VTN cannot be promised that now."""
+        held = self.state.events.get(key)
+        return self._no_promise is not None and held is not None and held.refusal is None
 
     async def _let_go_of_others(self, vtn_id: str | None) -> None:
         """Have the events of all other VTNs end: the one that the VEN is registered with has said what it wants."""
@@ -925,10 +930,10 @@ class Ven:
 
     async def _answer_late(self) -> None:
         """Tell the VTN of events that the depot now sees otherwise than it said."""
-        if self._no_promise is not None:
-            return
         for key in self._unanswered - events.unpromised(self.state, self.wall() + HORIZON_S):
             held = self.state.events.get(key)
+            if self._promise_waits(key):
+                continue
             ours = key[0] == self._known().vtn_id
             if held is not None and ours and held.event.response_required and held.end_unix_s > self.wall():
                 opt = Opt.IN if held.refusal is None else Opt.OUT
@@ -941,7 +946,8 @@ class Ven:
                 )
                 if not await self._reply("EiEvent", messages.created_event("", self._known().ven_id, (answer,))):
                     return
-            self._unanswered.discard(key)
+            if self.state.events.get(key) is held:  # else it was judged anew while the VTN took the answer
+                self._unanswered.discard(key)
 
     # Time
 
