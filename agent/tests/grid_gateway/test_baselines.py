@@ -11,7 +11,7 @@ from agent.tests.grid_gateway.scripted_vtn import VTN_ID
 from agent.tests.grid_gateway.test_promises import Play, an_event
 from agent.tests.grid_gateway.vtn_messages import interval, signal
 
-from derms_agent.grid_gateway.control_link import NoControl
+from derms_agent.grid_gateway.control_link import NoControl, NotReady
 from derms_agent.grid_gateway.reports import power_w
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +74,18 @@ async def test_an_event_that_needs_no_baseline_asks_for_none(play: Play) -> None
 
     play.depot.status = not_asked  # type: ignore[method-assign]
     assert await play.take(an_event("mild", 1, 0, 3600)) == {"mild": (200, "optIn")}
+
+
+async def test_what_the_site_draws_is_known_also_where_the_link_cannot_be_stored(play: Play) -> None:
+    async def not_stored(_valid_for_s: float) -> None:
+        raise NotReady("grid.link: not stored")
+
+    play.depot.link = not_stored  # type: ignore[method-assign]
+    await play.until(20)
+    assert power_w(play.ven._report) == play.ven._baseline() == 80_000.0
+    play.depot.down = True
+    await play.until(30)
+    assert play.ven._report is None
 
 
 @pytest.mark.parametrize(

@@ -1010,12 +1010,13 @@ class Ven:
     async def _look_at_depot(self, now_s: float) -> None:
         """Tell the orchestrator that the link stands, and look at what the depot draws."""
         valid_for_s = SILENT_INTERVALS * self.poll_s - (now_s - self.heard_s)
-        try:
-            # A VTN may want to be polled less often than once in the longest time that can be told.
-            due = self.heard_s >= self._link_s + self.poll_s / 2 or now_s >= self._linked_s + LINK_AGAIN_S
-            if self.registration is not None and valid_for_s > 0 and due:
+        # A VTN may want to be polled less often than once in the longest time that can be told.
+        due = self.heard_s >= self._link_s + self.poll_s / 2 or now_s >= self._linked_s + LINK_AGAIN_S
+        if self.registration is not None and valid_for_s > 0 and due:
+            with contextlib.suppress(NoControl):  # it may be unable to store that, and yet say what the depot draws
                 await self.control.link(min(LONGEST_LINK_S, valid_for_s))
                 self._link_s, self._linked_s = self.heard_s, now_s
+        try:
             if now_s - self._status_s >= STATUS_EVERY_S:
                 self._status_s = now_s
                 handed = dict(self.handed)
