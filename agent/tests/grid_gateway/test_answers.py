@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
+import anyio
 import pytest
-from agent.tests.grid_gateway.test_promises import OURS, Play, an_event, play
+from agent.tests.grid_gateway.scripted_vtn import sent
+from agent.tests.grid_gateway.test_promises import NOW, OURS, Play, an_event, play
+from agent.tests.grid_gateway.test_ven import within
 from agent.tests.grid_gateway.vtn_messages import distribute
 
+from derms_agent.grid_gateway import reports
 from derms_agent.grid_gateway.incoming import parse
+from derms_agent.grid_gateway.transport import Kind, Trouble
 
 __all__ = ["play"]
 pytestmark = pytest.mark.anyio
@@ -106,3 +112,44 @@ async def test_what_is_opted_out_of_while_the_vtn_takes_another_answer_is_said_a
     said_in, said_out = play.vtn.messages("oadrCreatedEvent")
     assert "optIn" in said_in
     assert "optOut" in said_out
+
+
+async def test_a_late_answer_does_not_wait_for_a_poll_that_may_be_a_day_away_and_polls_nothing(play: Play) -> None:
+    play.ven.clock, play.ven.wall = time.monotonic, lambda: NOW
+    assert play.ven.registration is not None
+    play.ven.registration = replace(play.ven.registration, poll_s=86400.0)
+    play.ven.heard_s = time.monotonic()
+    play.ven._offered = reports.data_points(play.ven.offers)  # else the VTN is told of them first
+    failed: list[str] = []
+
+    async def fail(kind: str) -> None:
+        failed.append(kind)
+        raise Trouble(Kind.HTTP, "500")
+
+    listed = sent(an_event("mild", 1, 0, 3600), an_event("deep", 3, 3600, 60))
+    play.vtn.standing["oadrRequestEvent"] = listed
+    play.depot.down = True
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(play.ven._converse)
+        await within(5, lambda: play.ven._between_polls)
+        asked = len(play.vtn.asked)
+        play.depot.down = False
+        await play.ven._tick()
+        await within(5, lambda: len(play.vtn.asked) == asked + 2)
+        assert all("optIn" in answer for answer in play.vtn.messages("oadrCreatedEvent", asked))
+
+        play.way.before, play.ven.rules = fail, DEEP_ALONE
+        for _again in range(3):
+            await play.ven._tick()
+            await anyio.sleep(0.05)
+        assert failed == ["oadrCreatedEvent"]  # and again with the next poll
+        play.way.before, play.ven.rules = None, replace(OURS, levels={})
+        for _again in range(3):
+            await play.ven._tick()
+            await anyio.sleep(0.05)
+        assert [kind for kind, _ in play.vtn.asked[asked:]] == ["oadrCreatedEvent"] * 4
+        assert all("optOut" in answer for answer in play.vtn.messages("oadrCreatedEvent", asked + 2))
+        assert play.vtn.count("oadrPoll") == 1
+        play.ven.wake()
+        await within(5, lambda: play.vtn.count("oadrPoll") == 2)
+        tasks.cancel_scope.cancel()

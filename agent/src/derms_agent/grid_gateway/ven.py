@@ -180,6 +180,9 @@ class Ven:
     _provisional_w: float | None = None
     _provisional_s: float = -math.inf
     _unanswered: set[Key] = field(default_factory=set)
+    _noticed: set[Key] = field(default_factory=set)
+    _late: bool = False
+    _between_polls: bool = False
     _doubted: set[Key] = field(default_factory=set)
     _judged_by: Rules | None = None
     _sync_s: float = -math.inf
@@ -389,6 +392,7 @@ class Ven:
 
     def wake(self) -> None:
         """Have the VTN asked at once."""
+        self._late = False  # that comes with it
         self._woken.set()
 
     async def aclose(self) -> None:
@@ -478,7 +482,7 @@ class Ven:
                 if self._offered != reports.data_points(self.offers):  # the VTN failed at them
                     await self._offer_reports()
                 self._sync_s = await self._sync(ven_id)
-            await self._pause(self.poll_s - (self.clock() - began_s))
+            await self._pause_to_poll(began_s + self.poll_s)
 
     async def _sync(self, ven_id: str) -> float:
         """Ask for all events, and return when to do so again: soon where the VTN fails at it, and polls have to do."""
@@ -508,6 +512,28 @@ class Ven:
         if woken:
             self._woken = anyio.Event()
         return woken
+
+    async def _pause_to_poll(self, at_s: float) -> None:
+        """Wait for the next poll, or until somebody wants one. Answers that become due do not wait, and poll nothing."""
+        while True:
+            while self._late:
+                await self._answer_late()
+            self._between_polls = True
+            try:
+                woken = await self._pause(at_s - self.clock())
+            finally:
+                self._between_polls = False
+            if not (woken and self._late):
+                return
+
+    def _notice_late(self) -> None:
+        """Have the conversation send what has become due of answers; what the VTN fails at waits for the next poll."""
+        due = self._due()
+        if due - self._noticed and not self._woken.is_set():
+            self._late = True
+            if self._between_polls:
+                self._woken.set()
+        self._noticed = due
 
     async def _stay_away(self) -> None:
         """Ask the VTN nothing, as it wants it, until somebody else wants it asked: its silence is no trouble."""
@@ -832,9 +858,7 @@ class Ven:
             now_unix_s = self.wall()
             fresh, _ = changes(self.handed, self._wanted(now_unix_s), now_unix_s)
             stands = isinstance(why, NotReady)  # what was promised, and is obeyed
-            self._unanswered |= {
-                bound.key for bound in fresh if not (stands and self.state.events[bound.key].promised)
-            }
+            self._unanswered |= {bound.key for bound in fresh if not (stands and self.state.events[bound.key].promised)}
             return
         if self.control_trouble is not None:
             logger.info("The orchestrator is told of events again")
@@ -928,11 +952,19 @@ class Ven:
             if name.startswith(OPENADR) and not lost:
                 self.handed[name] = _unknown(name)
 
+    def _due(self) -> set[Key]:
+        """Return the events that the VTN is to be told of anew, as far as it can be told now."""
+        if not self._unanswered:
+            return set()
+        unasked = events.unpromised(self.state, self.wall() + HORIZON_S)
+        return {key for key in self._unanswered - unasked if not self._promise_waits(key)}
+
     async def _answer_late(self) -> None:
         """Tell the VTN of events that the depot now sees otherwise than it said."""
-        for key in self._unanswered - events.unpromised(self.state, self.wall() + HORIZON_S):
+        self._late = False
+        for key in self._due():
             held = self.state.events.get(key)
-            if self._promise_waits(key):
+            if self._promise_waits(key):  # by now
                 continue
             ours = key[0] == self._known().vtn_id
             if held is not None and ours and held.event.response_required and held.end_unix_s > self.wall():
@@ -946,8 +978,10 @@ class Ven:
                 )
                 if not await self._reply("EiEvent", messages.created_event("", self._known().ven_id, (answer,))):
                     return
-            if self.state.events.get(key) is held:  # else it was judged anew while the VTN took the answer
+            if self.state.events.get(key) is held:
                 self._unanswered.discard(key)
+            else:
+                self._late = True  # it was judged anew while the VTN took the answer
 
     # Time
 
@@ -972,6 +1006,7 @@ class Ven:
 
     async def _tick(self) -> None:
         now_s = self.clock()
+        self._noticed &= self._unanswered
         self._listen(now_s)
         if self._ticked_s is not None and not self._in_force():
             self._free_s += now_s - self._ticked_s
@@ -991,6 +1026,7 @@ class Ven:
             self.state = events.frozen(self.state, self.wall(), self._baseline())
             kept = self._keep()
             await self._hand_over()
+            self._notice_late()
             if kept:
                 self._events.shorten(self.state)
 
