@@ -514,7 +514,7 @@ class Ven:
         return woken
 
     async def _pause_to_poll(self, at_s: float) -> None:
-        """Wait for the next poll, or until somebody wants one. Answers that become due do not wait, and poll nothing."""
+        """Wait for the next poll, or until somebody wants one. Answers that become due neither wait nor poll."""
         while True:
             while self._late:
                 await self._answer_late()
