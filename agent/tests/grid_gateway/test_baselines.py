@@ -77,8 +77,8 @@ async def test_an_event_that_needs_no_baseline_asks_for_none(play: Play) -> None
 
 
 async def test_what_the_site_draws_is_known_also_where_the_link_cannot_be_stored(play: Play) -> None:
-    async def not_stored(_valid_for_s: float) -> None:
-        raise NotReady("grid.link: not stored")
+    async def not_stored(valid_for_s: float) -> None:
+        raise NotReady(f"grid.link: not stored ({valid_for_s})")
 
     play.depot.link = not_stored  # type: ignore[method-assign]
     await play.until(20)
