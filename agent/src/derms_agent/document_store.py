@@ -107,32 +107,37 @@ class Latest:
     """A document that is stored often, and that somebody waits for: a line of a journal each time, now and then whole.
 
     To replace a file takes three times as long as to add a line to one. Whole, it has a `series` of its own, which the
-    lines after it repeat: what belongs to an earlier one, or to nobody, counts for nothing. So it does not matter
-    between which two steps a process ends, nor that another release wrote the file meanwhile.
+    lines after it repeat: what belongs to an earlier one counts for nothing, nor does any beside a file that has none;
+    where there is no file, the last line counts. So it does not matter between which two steps a process ends, nor that
+    another release wrote the file meanwhile. A journal with a damaged line stays until all is stored whole: until then
+    what was read beside that line is nowhere else.
     """
 
     def __init__(self, store: Store, name: str, journal: str, most_bytes: int = 1 << 20) -> None:
         self._store, self._name, self._journal, self._most_bytes = store, name, journal, most_bytes
         self._series: str | None = None  # None: the next is stored whole
         self._bytes = 0
+        self._flaw = ""  # why the journal is to be put aside once all is stored
 
     def load(self) -> tuple[Any, str | None]:
         """Return the document and None, or the latest that can be read and why there may have been a later one."""
         document, problem = self._store.load(self._name)
         series = document.get("series") if isinstance(document, dict) else None
         try:
-            lines, flaw = self._store.lines(self._journal), ""
+            lines, self._flaw = self._store.lines(self._journal), ""
         except OSError as unreadable:
-            lines, flaw = [], str(unreadable)
+            lines, self._flaw = [], str(unreadable)
         for line in reversed(lines):
             record = _decoded(line)
             if record is None:
-                flaw = "found a line that is no document"
-            elif problem is not None or (series is not None and record.get("series") == series):
+                self._flaw = "found a line that is no document"
+            elif document is None or (series is not None and record.get("series") == series):
                 document = record
                 break
-        if flaw:
-            problem = "; ".join(filter(None, (problem, self._store.put_aside(self._journal, flaw))))
+        if self._flaw:
+            path = self._store.directory / self._journal
+            said = f"{path}: {self._flaw}; it becomes {path.name}.unreadable once all is stored anew"
+            problem = said if problem is None else f"{problem}; {said}"
         return document, problem
 
     def put_aside(self, why: str) -> str:
@@ -147,6 +152,9 @@ class Latest:
         if series is None or whole or self._bytes >= self._most_bytes:
             series = uuid.uuid4().hex
             self._store.save(self._name, {**document, "series": series})
+            if self._flaw:
+                self._store.put_aside(self._journal, self._flaw)
+                self._flaw = ""
             self._store.begin(self._journal)
             self._bytes = 0
         else:
