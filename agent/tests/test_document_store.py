@@ -155,16 +155,6 @@ def test_beside_what_is_damaged_there_is_the_rest_wherever_the_process_ends(
         assert value in ({9} if acknowledged else {2, 9})
 
 
-def test_of_a_file_that_cannot_be_read_the_journal_has_a_later_one_and_both_are_told(tmp_path: Path) -> None:
-    stored(tmp_path, 3)
-    (tmp_path / NAME).write_bytes(b"{")
-    value, problem = value_of(tmp_path)
-
-    assert value == 2
-    assert problem is not None
-    assert f"{NAME}.unreadable" in problem
-
-
 def test_a_journal_is_worth_nothing_beside_a_file_that_another_release_wrote(tmp_path: Path) -> None:
     stored(tmp_path, 3)
     Store(tmp_path).save(NAME, {"value": 7})
@@ -197,14 +187,34 @@ def test_the_journal_does_not_grow_for_ever(tmp_path: Path) -> None:
     assert value_of(tmp_path) == (199, None)
 
 
-def test_where_neither_can_be_used_both_are_kept_and_it_begins_anew(tmp_path: Path) -> None:
-    kept = stored(tmp_path, 3)
-    said = kept.put_aside("found no asks")
-    assert "found no asks" in said
-    assert value_of(tmp_path) == (None, None)
+@pytest.mark.parametrize("content", [b"{", b"[]"])
+def test_beside_a_file_that_holds_no_document_the_journal_does(tmp_path: Path, content: bytes) -> None:
+    stored(tmp_path, 3)
+    (tmp_path / NAME).write_bytes(content)
+    value, problem = value_of(tmp_path)
 
-    kept.save({"value": 9})
-    assert value_of(tmp_path) == (9, None)
+    assert value == 2
+    assert problem is not None
+    assert f"{NAME}.unreadable" in problem
+    assert (tmp_path / f"{NAME}.unreadable").read_bytes() == content
+
+
+def test_of_what_can_be_used_in_part_a_copy_is_kept_and_a_full_disk_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored(tmp_path, 3)
+    store = Store(tmp_path)
+    assert f"{NAME}: why; a copy is kept as {NAME}.unreadable" in store.keep_copy(NAME, {"value": 2}, "why")
+    assert json.loads((tmp_path / f"{NAME}.unreadable").read_bytes()) == {"value": 2}
+    assert value_of(tmp_path) == (2, None)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Store, "save", full)
+    assert store.keep_copy(NAME, {"value": 2}, "why").endswith(
+        "no copy is kept, for none can be stored: No space left on device"
+    )
 
 
 def test_after_a_disk_that_failed_it_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,18 @@ class Store:
             return f"{path}: {why}; it stays, for it cannot be renamed: {problem}"
         return f"{path}: {why}; kept as {kept.name}"
 
+    def keep_copy(self, name: str, document: Mapping[str, Any], why: str) -> str:
+        """Keep a copy of a document that can be used but in part, and return what to tell a person.
+
+        Where the disk does not even do that, whoever reads goes on with that part all the same.
+        """
+        kept = f"{name}.unreadable"
+        try:
+            self.save(kept, document)
+        except OSError as problem:
+            return f"{self.directory / name}: {why}; no copy is kept, for none can be stored: {problem}"
+        return f"{self.directory / name}: {why}; a copy is kept as {kept}"
+
     def save(self, name: str, document: Mapping[str, Any]) -> None:
         """Replace a document; it is on the disk when this returns. Raises OSError."""
         path = self.directory / name
@@ -119,10 +131,12 @@ class Latest:
         self._bytes = 0
         self._flaw = ""  # why the journal is to be put aside once all is stored
 
-    def load(self) -> tuple[Any, str | None]:
+    def load(self) -> tuple[dict[str, Any] | None, str | None]:
         """Return the document and None, or the latest that can be read and why there may have been a later one."""
         document, problem = self._store.load(self._name)
-        series = document.get("series") if isinstance(document, dict) else None
+        if document is not None and not isinstance(document, dict):
+            document, problem = None, self._store.put_aside(self._name, "found no document")
+        series = None if document is None else document.get("series")
         try:
             lines, self._flaw = self._store.lines(self._journal), ""
         except OSError as unreadable:
@@ -139,12 +153,6 @@ class Latest:
             said = f"{path}: {self._flaw}; it becomes {path.name}.unreadable once all is stored anew"
             problem = said if problem is None else f"{problem}; {said}"
         return document, problem
-
-    def put_aside(self, why: str) -> str:
-        """Keep what cannot be used under other names, and return what to tell a person."""
-        self._series = None
-        self._store.put_aside(self._journal, why)
-        return self._store.put_aside(self._name, why)
 
     def save(self, document: Mapping[str, Any], *, whole: bool = False) -> None:
         """Store a document, as a file of its own where `whole`; it is on the disk when this returns. Raises OSError."""

@@ -56,6 +56,51 @@ def test_what_a_vtn_has_asked_for_is_nothing_without_one(
     assert {*controller.asks} == left
 
 
+ASK = {"source": "s", "rank": "operator", "target": "site", "high_w": 9e3, "start_unix_s": 1.0, "put_by": "g"}
+
+
+@pytest.mark.parametrize(
+    ("broken", "boot"), [(5, None), ({"id": "no more"}, "another"), ({**ASK, "id": "rank", "rank": "king"}, None)]
+)
+def test_an_ask_that_cannot_be_used_takes_no_other_with_it_nor_the_link(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: object, boot: str | None
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n{VTN}", encoding="utf-8")
+    limits.write_text("DEFAULT_LIMIT_KW=20\n", encoding="utf-8")
+    left = {
+        "boot_id": boot or boot_id(),
+        "asks": [{**ASK, "id": "night"}, broken, {**ASK, "id": "day"}],
+        "link_until_s": boottime_s() - 1.0,
+    }
+    Store(tmp_path).save(ASKS, left)
+    for _ in range(2):  # a service that ends before it stores anything finds the same
+        caplog.clear()
+        controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
+        assert {*controller.asks} == {"night", "day"}
+        assert controller.link_lost(boottime_s())
+        assert "is lost: " in caplog.text
+        assert json.loads((tmp_path / f"{ASKS}.unreadable").read_bytes()) == left
+
+
+@pytest.mark.parametrize("until_s", ["soon", "nan"])
+def test_a_link_that_cannot_be_used_takes_no_ask_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, until_s: object
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n{VTN}", encoding="utf-8")
+    limits.write_text("DEFAULT_LIMIT_KW=20\n", encoding="utf-8")
+    Store(tmp_path).save(ASKS, {"boot_id": boot_id(), "asks": [{**ASK, "id": "night"}], "link_until_s": until_s})
+
+    controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
+
+    assert {*controller.asks} == {"night"}
+    assert not controller.link_lost(boottime_s())
+    assert controller.link_lost(boottime_s() + LINKED_WITHIN_S)
+    assert "until when the grid's link stands is lost" in caplog.text
+    assert f"a copy is kept as {ASKS}.unreadable" in caplog.text
+
+
 def test_what_temperatures_left_is_taken_up_after_a_start_of_the_host(tmp_path: Path) -> None:
     conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
     conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")

@@ -10,7 +10,8 @@ What a process stores, and how its successor takes that up, stands here; when, t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from derms_agent.control import journal
@@ -20,6 +21,7 @@ from derms_agent.model import OPENADR
 from derms_agent.orchestrator import asks, batteries, handover
 from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.site import Site
+from derms_agent.socket_protocol import shown
 
 LEDGER, ASKS, SESSIONS, MEMORY = "ledger.json", "asks.json", "sessions.json", "memory.json"
 CYCLES = "cycles.json"
@@ -110,7 +112,7 @@ def recall(
 
     `ledgers_boot`: as `adopted` has it; `linked`: there is a VTN.
     """
-    _recall_asks(controller, asks_store, at, linked=linked)
+    _recall_asks(controller, store, asks_store, at, linked=linked)
     _recall_sessions(controller, store, at)
     _recall_memory(controller, store)
     _recall_cycles(controller, store)
@@ -131,7 +133,7 @@ def _rebooted(store: Store, ledgers_boot: str | None, boot: str, now_s: float) -
     return boot not in boots if boots else ledgers_boot is not None and now_s < JUST_STARTED_S
 
 
-def _recall_asks(controller: Controller, store: Latest, at: Times, *, linked: bool) -> None:
+def _recall_asks(controller: Controller, store: Store, asks_store: Latest, at: Times, *, linked: bool) -> None:
     """Take up what was asked, and until when the grid's link stands, where there is one still (`linked`).
 
     Without a VTN nobody renews the link any more, and the default limit would hold for good; so would an event of its
@@ -140,26 +142,51 @@ def _recall_asks(controller: Controller, store: Latest, at: Times, *, linked: bo
     """
     if linked:
         controller.link_until_s = at.now_s + LINKED_WITHIN_S
-    document, problem = store.load()
-    try:
-        for stored in (document or {}).get("asks", ()):
-            ask = asks.from_json(stored)
-            if document["boot_id"] != controller.boot_id:
-                ask = asks.placed(ask, at.now_s, at.unix_s)
-            if not ask.over(at.now_s) and (linked or not ask.id.startswith(OPENADR)):
-                controller.put(ask)
-        link_until_s = (document or {}).get("link_until_s")
-        if linked and link_until_s is not None:
-            # Who stored a link without it may have had one.
-            controller.link_stood = bool(document.get("link_stood", True))
-            if document["boot_id"] == controller.boot_id:
-                controller.link_until_s = float(link_until_s)
-            elif controller.link_stood:
-                controller.link_until_s = at.now_s
-    except UNUSABLE as unusable:
-        problem = store.put_aside(repr(unusable))
+    document, problem = asks_store.load()
     if problem is not None:
         logger.error("What was asked before may be lost: %s", problem)
+    if document is None:
+        return
+    same_boot = document.get("boot_id") == controller.boot_id
+    unusable: list[str] = []
+    for stored in _usable(document.get("asks", []), unusable):
+        ask = stored if same_boot else asks.placed(stored, at.now_s, at.unix_s)
+        if not ask.over(at.now_s) and (linked or not ask.id.startswith(OPENADR)):
+            controller.put(ask)
+    if linked:
+        try:
+            _recall_link(controller, document, at, same_boot=same_boot)
+        except UNUSABLE as why:
+            unusable.append(f"until when the grid's link stands is lost: {why!r}")
+    for words in unusable:
+        logger.error("Of what was asked before, %s", words)
+    if unusable:
+        logger.error("%s", store.keep_copy(ASKS, document, "not all of it can be used"))
+
+
+def _usable(stored: Any, unusable: list[str]) -> Iterator[asks.Ask]:
+    """Yield the asks that can be used, and say of each other why it cannot."""
+    for one in stored if isinstance(stored, list) else [stored]:
+        try:
+            ask = asks.from_json(one)
+        except UNUSABLE as why:  # noqa: PERF203 - each by itself: one that cannot be used takes no other with it
+            unusable.append(f"the ask {shown(one)} is lost: {why!r}")
+        else:
+            yield ask
+
+
+def _recall_link(controller: Controller, document: Mapping[str, Any], at: Times, *, same_boot: bool) -> None:
+    link_until_s = document.get("link_until_s")
+    if link_until_s is None:
+        return
+    # Who stored a link without it may have had one.
+    controller.link_stood = bool(document.get("link_stood", True))
+    if same_boot:
+        if not math.isfinite(until_s := float(link_until_s)):
+            raise ValueError(f"found {link_until_s!r}, expected s")
+        controller.link_until_s = until_s
+    elif controller.link_stood:
+        controller.link_until_s = at.now_s
 
 
 def _recall_sessions(controller: Controller, store: Store, at: Times) -> None:

@@ -56,6 +56,11 @@ class Disk(Store):
         """Raise ValueError: what was stored whole can be used."""
         raise ValueError(f"found {name} unusable: {why}, expected what a predecessor stored to be taken up")
 
+    def keep_copy(self, name: str, document: Mapping[str, Any], why: str) -> str:
+        """Raise ValueError, likewise."""
+        del document
+        return self.put_aside(name, why)
+
     def save(self, name: str, document: Mapping[str, Any]) -> None:
         """Replace a document."""
         self._files[name] = [_encoded(document)]
