@@ -329,6 +329,7 @@ def test_an_ask_comes_back_from_json_as_it_was(
 ) -> None:
     if rank.name.lower() not in {"grid", "operator", "price"}:
         return
+    low_w, high_w = min(low_w, high_w), max(low_w, high_w)
     ask = placed(
         Ask(id="a", source="b", rank=rank, low_w=low_w, high_w=high_w, start_unix_s=start, end_unix_s=end), 9.0, 1e9
     )
@@ -360,6 +361,28 @@ def test_an_ask_that_lacks_something_is_no_ask(lacks: str) -> None:
     del stored[lacks]
     with pytest.raises(KeyError):
         from_json(stored)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"low_w": 6.0},
+        {"high_w": "nan"},
+        {"low_w": "-inf"},
+        {"high_w": math.inf},
+        {"baseline_w": "nan"},
+        {"start_s": math.nan},
+        {"end_unix_s": 253_402_300_800.0},
+        {"start_unix_s": -62_135_596_801.0},
+        {"start_unix_s": 1e18},
+    ],
+)
+def test_an_ask_that_control_or_the_report_would_stumble_over_is_no_ask(broken: dict[str, object]) -> None:
+    stored = {"id": "a", "source": "b", "rank": "grid", "target": "site", "high_w": 5.0, "put_by": "root"}
+    assert from_json({**stored, "low_w": 5.0, "start_unix_s": -62_135_596_800.0, "end_unix_s": 253_402_300_799.0})
+    (name,) = broken
+    with pytest.raises(ValueError, match=f"^{name}: found .*, expected "):
+        from_json({**stored, **broken})
 
 
 finite = st.floats(-1e6, 1e6)

@@ -16,6 +16,8 @@ from derms_agent.control import limits
 from derms_agent.model import Limit, Rank
 
 _NUMBERS = ("low_w", "high_w", "start_unix_s", "end_unix_s", "start_s", "end_s", "baseline_w")
+_FIRST_UNIX_S, _LAST_UNIX_S = -62_135_596_800.0, 253_402_300_799.0
+"""The years that a time can be shown of."""
 RANKS: Mapping[str, Rank] = {"grid": Rank.GRID, "operator": Rank.OPERATOR, "price": Rank.PRICE}
 
 
@@ -86,9 +88,18 @@ def to_json(ask: Ask) -> dict[str, Any]:
 
 
 def from_json(stored: Mapping[str, Any]) -> Ask:
-    """Return what `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+    """Return what `to_json` gave. Raises ValueError, TypeError, KeyError or OverflowError for anything else.
+
+    What control or the report would stumble over in each cycle is refused here: a service that ends because of it would
+    start with it again.
+    """
     numbers = {name: float(stored[name]) for name in _NUMBERS if name in stored}
-    return Ask(
+    for name, value in numbers.items():
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: found {value}, expected a finite number")
+        if name.endswith("_unix_s") and not _FIRST_UNIX_S <= value <= _LAST_UNIX_S:
+            raise ValueError(f"{name}: found {value:g}, expected a time in the years 1 to 9999")
+    ask = Ask(
         id=str(stored["id"]),
         source=str(stored["source"]),
         rank=RANKS[stored["rank"]],
@@ -96,3 +107,6 @@ def from_json(stored: Mapping[str, Any]) -> Ask:
         put_by=str(stored["put_by"]),
         **numbers,
     )
+    if ask.low_w > ask.high_w:
+        raise ValueError(f"low_w: found {ask.low_w:g}, expected at most high_w, {ask.high_w:g}")
+    return ask
