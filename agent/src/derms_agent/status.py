@@ -307,7 +307,7 @@ def _evse(one: Mapping[str, Any]) -> Sequence[str]:
     return (
         one["name"],
         silent or (one["state"] or ("vehicle" if one["vehicle"] else "no vehicle")),
-        "" if measured is None else f"{max(measured):.1f} A",
+        "" if measured is None else f"{max(measured, key=abs):.1f} A",
         _amperes(one["setpoint_a"]),
         _amperes(one["counted_a"]),
         "" if one["delivered_wh"] is None else f"{one['delivered_wh'] / 1000:.1f} kWh",

@@ -196,6 +196,18 @@ def test_who_does_not_answer_is_shown_as_silent(charging: Play, silent_s: float 
     assert row.split()[1] == word
 
 
+@pytest.mark.parametrize(
+    ("measured_a", "shown"), [([-20.0, 0.0, 0.0], "-20.0 A"), ([0.0, 16.0, -1.0], "16.0 A"), ([0.0] * 3, "0.0 A")]
+)
+def test_what_is_drawn_or_given_back_on_one_phase_is_shown_with_its_sign(
+    charging: Play, measured_a: list[float], shown: str
+) -> None:
+    found = reported(charging, charging.step())
+    found["evses"] = [{**found["evses"][0], "state": "charging", "measured_a": measured_a}]
+    row = next(line for line in status.screen(found) if line.startswith("charger-001"))
+    assert " ".join(row.split()[2:4]) == shown
+
+
 # The verbs' exit status
 
 

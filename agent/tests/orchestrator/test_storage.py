@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derms_agent import depot as depots
+from derms_agent import status
 from derms_agent.control import demand, droop, guard
 from derms_agent.control import ledger as book
 from derms_agent.control.cycle import State
@@ -201,6 +202,19 @@ def test_what_turns_round_goes_to_nothing_first_which_waits_for_no_disk() -> Non
     one.controller.forget("asked")
     writes = [write for _ in range(5) for write in one.step().writes if write.evse == "store"]
     assert [(write.purpose, write.amount.active_a) for write in writes[:1]] == [(Purpose.LOWER, 0.0)]
+
+
+@pytest.mark.parametrize(("high_kw", "low_kw"), [(-10.0, -1e6), (10.0, 10.0)])
+def test_what_the_ledger_counts_of_it_is_shown_with_its_sign(high_kw: float, low_kw: float) -> None:
+    one = begun()
+    one.ask(high_kw, low_kw)
+    one.step(SETTLED_S)
+    found = one.seen()
+    shown = {evse["name"]: evse for evse in found["evses"]}
+    assert shown["store"]["counted_a"] == pytest.approx(high_kw * 1000 / 692.82, abs=0.2)
+    assert shown["charger-1"]["counted_a"] >= 0
+    (row,) = (line for line in status.screen(found) if line.startswith("store "))
+    assert f"{shown['store']['counted_a']:.1f} A" in row
 
 
 def test_what_a_site_is_to_feed_in_is_asked_of_storage_with_the_base_load_on_top() -> None:

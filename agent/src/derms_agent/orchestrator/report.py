@@ -327,7 +327,7 @@ def _evse(  # noqa: PLR0917 - what `report` has worked out for all
         "measured_a": None if currents is None else [_round(current) for current in currents],
         "setpoint_a": None if math.isnan(why.told_a) else _round(why.told_a, 2),
         "wanted_a": _round(why.wanted_a, 2),
-        "counted_a": _round(max(span.high for span in spans[evse.name]), 2),
+        "counted_a": _round(_counted_a(evse, spans[evse.name]), 2),
         "why": why.words,
         "limited_by": [limit.source for limit in why.limits if binds(limit)][:3],
         "following": outcome.state.obedience[evse.name].state.value,
@@ -339,6 +339,13 @@ def _evse(  # noqa: PLR0917 - what `report` has worked out for all
         else round(session.departure_at_s - now_s),
         "need_wh": None if session is None else session.energy_need_wh,
     }
+
+
+def _counted_a(evse: Evse, spans: tuple[Span, Span, Span]) -> float:
+    """Return the most that the ledger counts on a conductor, in A: drawn, or by storage given back (below 0)."""
+    most_a = max(span.high for span in spans)
+    least_a = min(span.low for span in spans) if evse.stationary else 0.0
+    return max(most_a, least_a, key=abs)
 
 
 def explanation(controller: Controller, outcome: Outcome, evse: str, now_s: float) -> dict[str, Any]:
