@@ -273,6 +273,7 @@ def test_vehicles_charge_under_the_limit_and_come_down_when_asked(orchestrator: 
     (listed,) = orchestrator.ask("limit.list")
     assert {name: listed[name] for name in half} == half
     stored, _ = Latest(Store(orchestrator.directory), ASKS, ASKS_JOURNAL).load()
+    assert stored is not None
     assert [one["id"] for one in stored["asks"]] == ["half"]
     within(FOLLOW_S, lambda: charging.drawn_w() <= SITE_W / 2 + SLACK_W)
     assert orchestrator.status()["state"] == "shedding"
