@@ -219,15 +219,15 @@ MUTANTS = (
     Mutant(
         "event forgotten at a restart",
         "orchestrator/store.py",
-        "            if not ask.over(at.now_s) and (linked",
-        "            if ask.over(at.now_s) and (linked",
+        "        if not ask.over(at.now_s) and (linked",
+        "        if ask.over(at.now_s) and (linked",
         found_by=169,
     ),
     Mutant(
         "event's times taken by the clock before the host's start",
         "orchestrator/store.py",
-        '            if document["boot_id"] != controller.boot_id:\n                ask = asks.placed',
-        '            if document["boot_id"] == controller.boot_id:\n                ask = asks.placed',
+        "        ask = stored if same_boot else asks.placed",
+        "        ask = stored if not same_boot else asks.placed",
         found_by=169,
     ),
     Mutant(
