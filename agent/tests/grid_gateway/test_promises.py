@@ -380,17 +380,29 @@ async def test_a_list_that_says_an_error_changes_nothing(play: Play, caplog: pyt
     before = play.ven.state
     error = distribute(vtn_id=VTN_ID, response=eiresponse(500)).decode()
     for kind in ("oadrPoll", "oadrRequestEvent"):
-        play.vtn.script[kind] = [error]
+        play.vtn.standing[kind] = error
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(play.ven._converse)
-        await within(2, lambda: not play.vtn.script["oadrRequestEvent"])
+        await within(2, lambda: play.vtn.count("oadrPoll"))
         tasks.cancel_scope.cancel()
     with pytest.raises(Refused, match="500"):
         await play.ven._drain(VEN_ID)
 
     assert play.ven.state == before
     assert play.held_to() == [("e1", 60_000.0)]
+    assert "The VTN gives no list of events: 500" in caplog.text
     assert "The VTN refuses: 500" in caplog.text
+
+
+async def test_a_vtn_that_says_at_the_list_of_events_that_it_does_not_know_the_ven_is_registered_with(
+    play: Play,
+) -> None:
+    unknown = payload(f"<oadr:oadrResponse>{eiresponse(463)}</oadr:oadrResponse>")
+    play.vtn.script["oadrRequestEvent"] = [unknown]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(play.ven._converse)
+        await within(2, lambda: play.vtn.count("oadrCreatePartyRegistration") and play.vtn.count("oadrPoll"))
+        tasks.cancel_scope.cancel()
 
 
 FAILS = (Kind.HTTP, Kind.BODY, Kind.TIMEOUT)
@@ -401,7 +413,7 @@ FAILS = (Kind.HTTP, Kind.BODY, Kind.TIMEOUT)
     [
         *(("oadrRegisterReport", how) for how in (*FAILS, 463, 459)),
         *(("oadrQueryRegistration", how) for how in (*FAILS, 463, 459)),
-        *(("oadrRequestEvent", how) for how in FAILS),
+        *(("oadrRequestEvent", how) for how in (*FAILS, 459)),
     ],
 )
 async def test_events_come_whatever_else_of_a_vtn_fails(play: Play, failing: str, how: Kind | int) -> None:

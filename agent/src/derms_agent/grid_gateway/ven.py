@@ -496,11 +496,17 @@ class Ven:
             # openleadr's VTN fails so where it does not know the VEN; the answer to a poll then says it.
             if trouble.kind not in _SERVICE_FAILS:
                 raise
-            self._say(f"The VTN gives no list of events: {trouble}")
-            return self.clock() + SYNC_AGAIN_POLLS * self.poll_s
+            return self._no_list(str(trouble))
+        except Refused as why:
+            return self._no_list(str(why))
         await self._take(message)
         self._listed = True  # an oadrResponse as well: there are VTNs that answer so where they have none
         return self.clock() + SYNC_EVERY_S
+
+    def _no_list(self, why: str) -> float:
+        """Say that the VTN fails at the list of events, and return when to ask for it again."""
+        self._say(f"The VTN gives no list of events: {why}")
+        return self.clock() + SYNC_AGAIN_POLLS * self.poll_s
 
     async def _pause(self, seconds: float) -> bool:
         """Wait for so long; return whether somebody wants the VTN asked before that."""
