@@ -122,17 +122,37 @@ async def test_a_vtn_may_ask_for_another_registration(field_: Field) -> None:
     assert field_.vtn.seen("registrations")[1]["asked"] == "ven-0"
 
 
+ENDED = payload(
+    "<oadr:oadrCancelPartyRegistration><pyld:requestID>r</pyld:requestID><ei:registrationID>reg-1</ei:registrationID>"
+    "<ei:venID>ven-0</ei:venID></oadr:oadrCancelPartyRegistration>"
+).encode()
+
+
+async def test_no_push_ends_the_time_for_which_a_vtn_is_to_be_left_alone(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with pushed_to(field_) as sender:
+        listed = an_event(field_)
+        await sender.post("EiRegisterParty", ENDED)
+        await within(5, lambda: "ended the registration" in (field_.ven.trouble or ""))
+        until_s = field_.ven._away_until_s
+        await sender.post("EiEvent", distribute(vtn_id="00123", response=eiresponse(500)))
+        await sender.post("EiEvent", listed)
+        await sender.post("EiRegisterParty", ENDED)
+        with monkeypatch.context() as patched, pytest.raises(Trouble, match="503"):
+            patched.setattr(push, "MOST_AT_WORK", 0)
+            await sender.post("EiEvent", listed)
+        await anyio.sleep(1.0)
+        assert field_.ven._away_until_s == until_s
+        assert len(field_.vtn.seen("registrations")) == 1
+        assert field_.ven.registration is None
+
+
 async def test_a_vtn_that_ends_the_registration_by_a_push_is_left_alone_as_well(field_: Field) -> None:
     async with pushed_to(field_) as sender:
         await sender.post("EiEvent", an_event(field_))
         await within(5, lambda: field_.depot.high_w() == [60_000.0])
-        answer = await sender.post(
-            "EiRegisterParty",
-            payload(
-                "<oadr:oadrCancelPartyRegistration><pyld:requestID>r</pyld:requestID><ei:registrationID>reg-1"
-                "</ei:registrationID><ei:venID>ven-0</ei:venID></oadr:oadrCancelPartyRegistration>"
-            ).encode(),
-        )
+        answer = await sender.post("EiRegisterParty", ENDED)
         assert b"oadrCanceledPartyRegistration" in answer
         assert field_.ven.registration is None
         await within(5, lambda: "ended the registration" in (field_.ven.trouble or ""))
@@ -181,7 +201,9 @@ async def test_nobody_else_gets_in(field_: Field, stranger: Authority) -> None:
     assert not field_.depot.bounds
 
 
-async def test_what_is_pushed_is_verified_and_its_answer_signed(field_: Field) -> None:
+async def test_what_is_pushed_is_verified_and_its_answer_signed(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours = field_.ven.signatures = Signatures(field_.ven.transport.endpoint)
     async with pushed_to(field_) as sender:
         theirs = Signatures(sender.endpoint)
@@ -190,6 +212,9 @@ async def test_what_is_pushed_is_verified_and_its_answer_signed(field_: Field) -
         for body in (an_event(field_), signed.replace(b">e1<", b">e2<")):
             with pytest.raises(Trouble, match=r"400.*signature"):
                 await sender.post("EiEvent", body)
+        with monkeypatch.context() as patched, pytest.raises(Trouble, match="503"):
+            patched.setattr(push, "MOST_AT_WORK", 0)
+            await sender.post("EiEvent", signed)
         theirs.required = True
         answer = theirs.read(await sender.post("EiEvent", signed))
         with pytest.raises(Trouble, match=r"400.*taken before"):

@@ -38,6 +38,7 @@ SERVICES = ("EiEvent", "EiReport", "EiRegisterParty", "EiOpt")
 READ_S = 10.0
 MOST_AT_WORK = 8
 """So many lists of events are taken and answered at a time; the VTN is told to come again with any more."""
+_LIST = b"oadrDistributeEvent"
 
 logger = logging.getLogger("derms.grid_gateway")
 
@@ -114,6 +115,10 @@ class Receiver:
         try:
             with anyio.fail_after(READ_S):
                 body = await request.read()
+            # Before it is read: a signed message is taken once, and this one is to come again as it is.
+            if self._at_work >= MOST_AT_WORK and _LIST in body:
+                self._ven.wake_registered()  # what it brings comes with the next list, if not before
+                return web.Response(status=503, text=f"{self._at_work} lists of events are at work: come again")
             message = self._ven.read(body)
             return await self._answered(message)
         except TimeoutError:
@@ -136,9 +141,6 @@ class Receiver:
         if isinstance(message, DistributeEvent):
             if message.response is not None and not message.response.ok:
                 return self._no_list(message.response)
-            if self._at_work >= MOST_AT_WORK:
-                self._ven.wake()  # what this one brings comes with the next list, if not before
-                return web.Response(status=503, text=f"{self._at_work} lists of events are at work: come again")
             self._at_work += 1
             # Its own answer may take its time: the VTN hears at once that the events have arrived.
             self._tasks.start_soon(self._take_events, message)
@@ -154,7 +156,7 @@ class Receiver:
         """Refuse an error of the VTN's: what an empty list lacks would be cancelled. It is asked for its events."""
         words = f"found responseCode {found.code} ({found.description or 'no reason is given'}), expected 200"
         logger.warning("An oadrDistributeEvent that was pushed changes nothing: %s", words)
-        self._ven.wake()
+        self._ven.wake_registered()
         return self._said(Code.INVALID_DATA, words)
 
     async def _take_events(self, message: DistributeEvent) -> None:
@@ -163,7 +165,7 @@ class Receiver:
         except (Trouble, NotRegistered, Refused, messages.Unsendable, OSError) as why:
             # The next session asks for all events, and answers them then.
             logger.warning("Events that were pushed are not answered yet: %s", why)
-            self._ven.wake()
+            self._ven.wake_registered()
         finally:
             self._at_work -= 1
 

@@ -384,6 +384,8 @@ class Ven:
 
     def register_anew(self, *, cancelled: bool) -> None:
         """Do what the VTN has asked for by a push: begin the next session with a registration, or leave it alone."""
+        if cancelled and self.registration is None:
+            return  # it has ended that already, and is left alone since
         if cancelled:
             self._end_registration()
         else:
@@ -394,6 +396,11 @@ class Ven:
         """Have the VTN asked at once."""
         self._late = False  # that comes with it
         self._woken.set()
+
+    def wake_registered(self) -> None:
+        """Have the VTN asked at once, for something that it sent: not while it is left alone, as it wanted it."""
+        if self.registration is not None:
+            self.wake()
 
     async def aclose(self) -> None:
         """Close what is open; `run` has been cancelled."""
