@@ -69,7 +69,12 @@ class KeptFiles:
         for path in self.files:
             if path.is_file():
                 self._duplicate(path, self.partial / str(path).lstrip("/"))
+        # After a power cut all of it is there, or nothing: a list that is empty would say that no file was looked at.
+        _settle(self.partial / self.names.name)
+        for directory, _directories, _files in os.walk(self.partial):
+            _settle(Path(directory))
         self.partial.rename(self.kept)
+        _settle(self.kept.parent)
 
     def put_back(self) -> list[str]:
         """Make the files what the copies are; what had no copy was not there. Return which are as they were."""
@@ -101,7 +106,15 @@ class KeptFiles:
         place.unlink(missing_ok=True)
         os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         shutil.copy2(path, place)
-        with place.open("rb") as stream:
-            os.fsync(stream.fileno())
+        _settle(place)
         status = path.stat()
         os.chown(place, status.st_uid, status.st_gid)
+
+
+def _settle(path: Path) -> None:
+    """Have a file's content, or a directory's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

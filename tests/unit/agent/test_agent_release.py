@@ -691,6 +691,26 @@ def test_a_file_that_an_older_collection_kept_no_copy_of_stays_where_its_copies_
     assert (conf.read_text(encoding="utf-8"), unit.read_text(encoding="utf-8")) == ("OLD\n", "OLD\n")
 
 
+def test_copies_and_the_list_of_them_are_on_the_disk_before_they_are_seen(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf = tmp_path / "agent.conf"
+    conf.write_text("OLD\n", encoding="utf-8")
+    release(directory, OLD)
+    in_service(directory, OLD)
+    synced: list[tuple[str, bool]] = []
+
+    def seen(descriptor: int) -> None:
+        synced.append((str(Path(f"/proc/self/fd/{descriptor}").readlink()), (directory / "before").is_dir()))
+
+    monkeypatch.setattr(os, "fsync", seen)
+    KeptFiles([str(conf)], directory / "before").keep(directory / "current")
+    copy = directory / ".before" / str(conf).lstrip("/")
+    for path in (directory / ".before" / "files", copy, copy.parent, directory / ".before"):
+        assert (str(path), False) in synced
+    assert synced[-1] == (str(directory), True)
+
+
 def test_copies_are_never_seen_in_part(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     conf = tmp_path / "agent.conf"
     conf.write_text("OLD\n", encoding="utf-8")
