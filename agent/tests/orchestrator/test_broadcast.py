@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from derms_agent.document_store import Latest, Store
 from derms_agent.mqtt import Kind, Outbox, Publisher, Request, Topic, anew
 from derms_agent.orchestrator import service
 from derms_agent.orchestrator.broadcast import _OF_EVSE, _STATE_OF_EVSE, CLIENT_ID, Broadcast, Verb
+from derms_agent.orchestrator.engine import Engine
 from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.socket_server import Arguments
@@ -195,7 +197,7 @@ async def test_nobody_but_root_takes_back_a_limit_that_another_has_put(tmp_path:
 
 async def test_the_grid_is_not_told_for_good_what_cannot_be_honoured_before_devices_were_heard(tmp_path: Path) -> None:
     control = assembled(tmp_path)
-    began_s = control.engine.began_s
+    began_s = control.opened_s = control.engine.began_s + 19.0  # others had the buses before
     low = {"high_w": 1_000.0, "duration_s": 60}
 
     async def can(name: str, after_s: float, **more: Any) -> object:
@@ -214,6 +216,30 @@ async def test_the_grid_is_not_told_for_good_what_cannot_be_honoured_before_devi
     assert await can("mild", 5.0, rank="grid", high_w=1e8) is True
     # One that is dead keeps nobody waiting for longer.
     assert await can("event", service.HEARD_WITHIN_S, rank="grid") is False
+
+
+async def test_the_time_for_devices_to_be_heard_begins_when_somebody_may_ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = assembled(tmp_path)
+    began_s = control.engine.began_s
+    opened: list[float] = []
+
+    async def first_cycle(engine: Engine) -> None:
+        engine.first_cycle.set()
+        engine.clock = lambda: began_s + 19.0
+
+    async def serve_at(*_given: object) -> None:
+        opened.append(control.opened_s)
+        tasks.cancel_scope.cancel()
+
+    monkeypatch.setattr(Engine, "run", first_cycle)
+    monkeypatch.setattr(service, "serve_at", serve_at)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(service._run_with_buses, control)
+    gc.unfreeze()
+    gc.enable()
+    assert opened == [began_s + 19.0]
 
 
 async def test_a_limit_that_is_over_keeps_its_name_from_nobody(tmp_path: Path) -> None:

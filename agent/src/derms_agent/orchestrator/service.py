@@ -65,7 +65,10 @@ BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
 RUNS_ALREADY = 1
 HEARD_WITHIN_S = 20.0
-"""How long after a start the grid is not told for good what cannot be honoured, while a device was not heard yet."""
+"""For so long the grid is not told for good what cannot be honoured, while a device was not heard yet.
+
+It is counted from when the socket is opened: before that nobody could ask, and the buses may have been waited for.
+"""
 _DEMAND_S = 900.0
 _COUNTED_EVERY_S = 0.1
 _MOST_JOBS = 200
@@ -116,7 +119,10 @@ def policy_of(configuration: Configuration, known: Site) -> Policy:
 
 @dataclass(slots=True, eq=False)
 class Service:
-    """Everything that runs, for one configuration."""
+    """Everything that runs, for one configuration.
+
+    `opened_s` is when it could first be asked, on the engine's clock.
+    """
 
     configuration: Configuration
     paths: tuple[Path, Path]
@@ -128,6 +134,7 @@ class Service:
     alarms: Alarms = field(default_factory=Alarms)
     leds: Leds | None = None
     broadcast: Broadcast | None = None
+    opened_s: float = math.inf
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
     _state: OperatingState | None = None
     _report: dict[str, Any] | None = None
@@ -260,7 +267,7 @@ class Service:
             await self.save_asks()
         logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
         self._happened("limit put", **ask_json(ask, now_s))
-        early = ask.rank is Rank.GRID and now_s - self.engine.began_s < HEARD_WITHIN_S
+        early = ask.rank is Rank.GRID and now_s - self.opened_s < HEARD_WITHIN_S
         if not honour.can and early and not self.controller.informed():
             words = "it is stored and obeyed, and not all devices were heard since the start: ask again"
             raise ProtocolError("not ready", f"{words} ({honour.why})")
@@ -638,6 +645,7 @@ async def _run_with_buses(service: Service) -> None:
             await service.save_asks()  # whole, so that the first one that is asked is a line as well
         tasks.start_soon(_broadcast, service)
         controls = f"STATUS=controls {len(service.site.evses)} EVSEs"
+        service.opened_s = service.engine.clock()
         await serve_at(agent.socket, service.verbs(), partial(notify, "READY=1", controls))
     with _said("What was asked cannot be kept"):
         await service.save_asks(whole=True)
