@@ -36,6 +36,8 @@ MOST_CONNECTIONS = 64
 """Of each user: whoever leaves connections open takes no room from others."""
 ACCEPT_AGAIN_S = 1.0
 LOOKED_AT_EVERY_S = 2.0
+RUNS_ALREADY = 1
+"""What a service ends with that refuses to start beside another, which answers at its socket."""
 _LONGEST_NAME = 200
 _LATEST_UNIX_S = 32_503_680_000.0
 
@@ -281,6 +283,15 @@ def _wrong(name: str, found: object, expected: str) -> ProtocolError:
 
 
 # Where it is
+
+
+async def listened_at(path: Path) -> bool:
+    """Whether a program listens at the socket."""
+    try:
+        async with await anyio.connect_unix(path):
+            return True
+    except OSError:
+        return False
 
 
 async def serve_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import argparse
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from agent.tests.grid_gateway.vtn_messages import distribute, event, interval, s
 
 from derms_agent import settings
 from derms_agent.grid_gateway import iso8601, tls_trouble
+from derms_agent.grid_gateway import service as service_module
 from derms_agent.grid_gateway.incoming import DistributeEvent, Malformed, Response, parse
 from derms_agent.grid_gateway.messages import created_event
 from derms_agent.grid_gateway.service import Service, assemble, run_service
@@ -218,3 +221,23 @@ async def test_whoever_is_not_named_may_look_and_change_nothing(assembled: Assem
             await verbs.run({"verb": verb}, "stranger")
         assert caught.value.code == "not allowed"
     assert await verbs.run({"verb": "event.list"}, "stranger") == []
+
+
+def test_a_second_one_refuses_to_start_before_it_touches_anything(
+    assembled: Assembled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def touched(_configuration: object) -> Service:
+        raise AssertionError
+
+    path = tmp_path / "g.sock"
+    assembled(1, GRID_SOCKET=path, ENGINE_LOG=tmp_path / "engine.log")
+    monkeypatch.setattr(service_module, "assemble", touched)
+    options = argparse.Namespace(agent_conf=tmp_path / "0" / "agent.conf", limits_conf=tmp_path / "0" / "limits.conf")
+    with socket.socket(socket.AF_UNIX) as first:
+        first.bind(str(path))
+        first.listen()
+        assert service_module.run(options) == 1
+    assert "Refused to start: another grid gateway runs" in (tmp_path / "engine.log").read_text(encoding="utf-8")
+    # A socket that nobody listens at is what one that was killed has left.
+    with pytest.raises(AssertionError):
+        service_module.run(options)

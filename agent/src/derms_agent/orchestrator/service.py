@@ -56,14 +56,13 @@ from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, CYCLES, MEMORY, S
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
-from derms_agent.socket_server import Arguments, Verbs, serve_at
+from derms_agent.socket_server import RUNS_ALREADY, Arguments, Verbs, listened_at, serve_at
 
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
 ROOT = "root"
 BUSES_WITHIN_S = 15.0
 """How long whoever asks devices directly may keep the buses, before control begins all the same."""
-RUNS_ALREADY = 1
 HEARD_WITHIN_S = 20.0
 """For so long the grid is not told for good what cannot be honoured, while a device was not heard yet.
 
@@ -603,12 +602,12 @@ async def _take_buses(stack: AsyncExitStack, state_directory: Path, socket: Path
     """
     with anyio.move_on_after(BUSES_WITHIN_S):
         while problem := _not_taken(stack, state_directory):
-            if await _listened_at(socket):
+            if await listened_at(socket):  # where one that asks devices directly does not answer
                 return False
             logger.warning("%s; waiting for it", problem)
             await anyio.sleep(1.0)
         return True
-    if await _listened_at(socket):
+    if await listened_at(socket):
         return False
     logger.error("Another program has had the buses for %g s; control begins beside it", BUSES_WITHIN_S)
     return True
@@ -620,15 +619,6 @@ def _not_taken(stack: AsyncExitStack, state_directory: Path) -> Locked | OSError
     except (Locked, OSError) as problem:
         return problem
     return None
-
-
-async def _listened_at(socket: Path) -> bool:
-    """Whether a program listens at the socket: one that asks devices directly does not."""
-    try:
-        async with await anyio.connect_unix(socket):
-            return True
-    except OSError:
-        return False
 
 
 async def _run_with_buses(service: Service) -> None:
