@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
 import ssl
 import time
@@ -19,7 +20,7 @@ from agent.tests.grid_gateway.scripted_vtn import NOTHING_NEW
 from agent.tests.grid_gateway.test_push import vtn_of
 from agent.tests.grid_gateway.test_refusals import DEPOT
 from agent.tests.grid_gateway.test_transport import asyncio_peer, context
-from agent.tests.grid_gateway.test_ven import Depot
+from agent.tests.grid_gateway.test_ven import Depot, within
 from agent.tests.grid_gateway.vtn_messages import distribute, event, interval, signal
 
 from derms_agent import settings
@@ -221,6 +222,27 @@ async def test_whoever_is_not_named_may_look_and_change_nothing(assembled: Assem
             await verbs.run({"verb": verb}, "stranger")
         assert caught.value.code == "not allowed"
     assert await verbs.run({"verb": "event.list"}, "stranger") == []
+
+
+async def test_a_port_that_cannot_be_listened_at_is_said_once_and_tried_again(
+    assembled: Assembled, authority: Authority, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(service_module, "LISTEN_AGAIN_S", 0.05)
+    ven = assembled(1).ven
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service_module._receive_pushes, ven, f"https://localhost:{port}")
+            await anyio.sleep(0.5)
+            assert caplog.text.count(f"The VTN cannot send to port {port}, and is asked for events") == 1
+            taken.close()
+            await within(5, lambda: f"The VTN may send to port {port}" in caplog.text)
+            sender = Transport(vtn_of(authority, port))
+            with pytest.raises(Trouble, match="400"):
+                await sender.post("EiEvent", b"<a/>")
+            await sender.aclose()
+            tasks.cancel_scope.cancel()
 
 
 def test_a_second_one_refuses_to_start_before_it_touches_anything(

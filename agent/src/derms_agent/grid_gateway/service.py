@@ -43,6 +43,8 @@ from derms_agent.socket_protocol import VERSION, ProtocolError
 from derms_agent.socket_server import RUNS_ALREADY, Arguments, Verbs, listened_at, serve_at
 
 WATCHDOG_S = 5.0
+LISTEN_AGAIN_S = 60.0
+"""How long after it could not listen for what the VTN sends the gateway tries again."""
 LAST_OLD_TLS = "TLSv1.2"
 
 logger = logging.getLogger("derms.grid_gateway")
@@ -269,13 +271,25 @@ async def run_service(service: Service, socket: Path) -> None:
 
 
 async def _receive_pushes(ven: Ven, address: str) -> None:
-    """Listen for what the VTN sends, on the port of the address that it was told."""
+    """Listen for what the VTN sends, on the port of the address that it was told.
+
+    Where that cannot be done it is said once, and tried again: the VTN is asked for events meanwhile.
+    """
     parts = urlsplit(address)
+    port = parts.port or 443
+    said = ""
     async with anyio.create_task_group() as tasks:
         receiver = push.Receiver(ven, tasks, parts.path.rstrip("/") or PATH)
-        async with push.listening(receiver, ven.transport.endpoint, None, parts.port or 443) as port:
-            logger.info("The VTN may send to port %d", port)
-            await anyio.sleep_forever()
+        while True:
+            try:
+                async with push.listening(receiver, ven.transport.endpoint, None, port):
+                    logger.info("The VTN may send to port %d", port)
+                    await anyio.sleep_forever()
+            except (OSError, ValueError) as problem:
+                if str(problem) != said:
+                    logger.error("The VTN cannot send to port %d, and is asked for events: %s", port, problem)
+                said = str(problem)
+            await anyio.sleep(LISTEN_AGAIN_S)
 
 
 async def _feed_watchdog(ven: Ven) -> None:
