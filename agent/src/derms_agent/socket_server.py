@@ -27,7 +27,7 @@ import anyio.abc
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from derms_agent.profiles.profile import nearest
-from derms_agent.socket_protocol import MOST_BYTES, ProtocolError, answered, decode, encode, refused, shown
+from derms_agent.socket_protocol import MOST_BYTES, VERSION, ProtocolError, answered, decode, encode, refused, shown
 
 OPERATORS = "derms-operators"
 IDLE_S = 300.0
@@ -36,6 +36,7 @@ MOST_CONNECTIONS = 64
 """Of each user: whoever leaves connections open takes no room from others."""
 ACCEPT_AGAIN_S = 1.0
 LOOKED_AT_EVERY_S = 2.0
+ANSWERS_WITHIN_S = 2.0
 RUNS_ALREADY = 1
 """What a service ends with that refuses to start beside another, which answers at its socket."""
 _LONGEST_NAME = 200
@@ -285,13 +286,22 @@ def _wrong(name: str, found: object, expected: str) -> ProtocolError:
 # Where it is
 
 
-async def listened_at(path: Path) -> bool:
-    """Whether a program listens at the socket."""
-    try:
-        async with await anyio.connect_unix(path):
-            return True
-    except OSError:
-        return False
+async def answers_at(path: Path) -> bool:
+    """Whether a program is alive at the socket.
+
+    One that hangs, in a disk that has stalled say, takes connections and answers nothing: it keeps nobody out.
+    """
+    with anyio.move_on_after(ANSWERS_WITHIN_S):
+        try:
+            async with await anyio.connect_unix(path) as stream:
+                await stream.send(encode({"v": VERSION, "id": 1, "verb": "version"}))
+                await stream.receive()
+        except OSError:
+            return False
+        except (anyio.EndOfStream, anyio.BrokenResourceError):
+            return True  # it has no room for one more, and says so
+        return True
+    return False
 
 
 async def serve_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> None:

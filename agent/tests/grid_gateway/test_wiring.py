@@ -7,6 +7,7 @@ import argparse
 import logging
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -258,7 +259,15 @@ def test_a_second_one_refuses_to_start_before_it_touches_anything(
     with socket.socket(socket.AF_UNIX) as first:
         first.bind(str(path))
         first.listen()
+
+        # One that is alive answers, or closes a connection that it has no room for.
+        def turn_away() -> None:
+            first.accept()[0].close()
+
+        answering = threading.Thread(target=turn_away)
+        answering.start()
         assert service_module.run(options) == 1
+        answering.join()
     assert "Refused to start: another grid gateway runs" in (tmp_path / "engine.log").read_text(encoding="utf-8")
     # A socket that nobody listens at is what one that was killed has left.
     with pytest.raises(AssertionError):

@@ -424,3 +424,19 @@ def test_systemd_is_told_where_it_listens(tmp_path: Path, monkeypatch: pytest.Mo
             monkeypatch.setenv("NOTIFY_SOCKET", address)
             assert notify("READY=1", "STATUS=controls 4 EVSEs")
             assert heard.recv(4096) == b"READY=1\nSTATUS=controls 4 EVSEs"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("answers", [True, False])
+async def test_one_that_hangs_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool) -> None:
+    """It takes connections, as far as those who connect can tell, for as long as its last thread waits for a disk."""
+    monkeypatch.setattr(socket_server, "ANSWERS_WITHIN_S", 0.2)
+    path = tmp_path / "o.sock"
+    assert not await socket_server.answers_at(path)
+    if answers:
+        async with served(path):
+            assert await socket_server.answers_at(path)
+            await anyio.sleep(0.1)
+    else:
+        async with await anyio.create_unix_listener(path):
+            assert not await socket_server.answers_at(path)

@@ -40,7 +40,7 @@ from derms_agent.mqtt import TlsFiles
 from derms_agent.notify import notify
 from derms_agent.settings import AgentConf, Broker, Configuration, Mistake, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError
-from derms_agent.socket_server import RUNS_ALREADY, Arguments, Verbs, listened_at, serve_at
+from derms_agent.socket_server import RUNS_ALREADY, Arguments, Verbs, answers_at, serve_at
 
 WATCHDOG_S = 5.0
 LISTEN_AGAIN_S = 60.0
@@ -325,7 +325,7 @@ def run(options: argparse.Namespace) -> int:
         configuration = settings.load(options.agent_conf, options.limits_conf)
         log_to(configuration.agent.engine_log)
         # Before anything is touched: two would write to the same record of events.
-        if anyio.run(listened_at, configuration.agent.grid_socket):
+        if anyio.run(answers_at, configuration.agent.grid_socket):
             logger.error(
                 "Refused to start: another grid gateway runs, which answers at %s", configuration.agent.grid_socket
             )

@@ -56,7 +56,7 @@ from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL, CYCLES, MEMORY, S
 from derms_agent.profiles.point import Table
 from derms_agent.settings import Configuration, Mistakes
 from derms_agent.socket_protocol import VERSION, ProtocolError, shown
-from derms_agent.socket_server import RUNS_ALREADY, Arguments, Verbs, listened_at, serve_at
+from derms_agent.socket_server import RUNS_ALREADY, Arguments, Verbs, answers_at, serve_at
 
 HEARTBEAT_S = 5.0
 """A device that has not answered for so long is logged with `Heartbeat Timeout`."""
@@ -602,12 +602,12 @@ async def _take_buses(stack: AsyncExitStack, state_directory: Path, socket: Path
     """
     with anyio.move_on_after(BUSES_WITHIN_S):
         while problem := _not_taken(stack, state_directory):
-            if await listened_at(socket):  # where one that asks devices directly does not answer
+            if await answers_at(socket):  # where one that asks devices directly does not answer
                 return False
             logger.warning("%s; waiting for it", problem)
             await anyio.sleep(1.0)
         return True
-    if await listened_at(socket):
+    if await answers_at(socket):
         return False
     logger.error("Another program has had the buses for %g s; control begins beside it", BUSES_WITHIN_S)
     return True
