@@ -102,6 +102,10 @@ class Tree:
         return password_file
 
 
+NO_PROCESS = 999_999_999
+"""More than any system's pid_max."""
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Tree:
     path = tmp_path / "tree"
@@ -230,13 +234,18 @@ def test_artefacts_are_for_their_owner_and_the_last_ten_are_kept(tree: Tree) -> 
     tree.role(NO_CHANGE)
     state = tree.path / ".deploy"
     for number in range(12):
-        old = state / "artifacts" / f"2026-01-01T00-00-{number:02}-1"
+        old = state / "artifacts" / f"2026-01-01T00-00-{number:02}-{NO_PROCESS}"
         old.mkdir(parents=True)
         os.utime(old, (number, number))
+    # One that goes on, of another inventory say, is left what it writes, however many have begun since.
+    goes_on = state / "artifacts" / f"2026-01-01T00-00-00-{os.getpid()}"
+    goes_on.mkdir()
+    os.utime(goes_on, (0, 0))
     state.chmod(0o755)
     assert tree.deploy().returncode == 0
-    assert len(list((state / "artifacts").iterdir())) == 10
-    assert (state / "artifacts" / "2026-01-01T00-00-11-1").exists()
+    assert goes_on.exists()
+    assert len(list((state / "artifacts").iterdir())) == 10 + 1
+    assert (state / "artifacts" / f"2026-01-01T00-00-11-{NO_PROCESS}").exists()
     mode_of = {path: stat.S_IMODE(path.lstat().st_mode) for path in [state, state / "artifacts", tree.artefacts]}
     assert set(mode_of.values()) == {0o700}, mode_of
     assert {path.name for path in tree.artefacts.iterdir()} == {"drift.json", "output.log", "rc", "status"}
