@@ -221,7 +221,7 @@ class Engine:
         kept = True
         lowers = any(write.purpose is Purpose.LOWER for write in writes)
         if self._stored_s == -math.inf:
-            kept = await self._kept(partial(self.save_ledger, DISK_S))  # which a journal then follows
+            kept = await self._kept(self.save_ledger)  # which a journal then follows
         elif writes:
             append = partial(self.store.append, JOURNAL, journal.record(writes, now_s))
             kept = await self._kept(partial(self._on_disk, append, DISK_S))
