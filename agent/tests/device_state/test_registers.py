@@ -31,6 +31,7 @@ pytestmark = pytest.mark.anyio
 DEMO = Path(__file__).parents[3] / "inventories/demo/depot.yml"
 GW = "gw.example:502"
 ILLEGAL_ADDRESS, DEVICE_FAILURE = 2, 4
+FOLLOW_S = 12.0
 QUICK = {"verify_s": 0.05, "timeout_s": 0.1}
 
 
@@ -79,6 +80,7 @@ class Memory:
     takes_s: float = 0.0
     before: Callable[[Request], None] = lambda _request: None
     requests: list[Request] = field(default_factory=list)
+    writes_wait_s: list[float] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
 
@@ -146,6 +148,7 @@ class Memory:
     ) -> None:
         assert priority is Priority.CONFIGURATION
         assert deadline_s > 0
+        self.writes_wait_s.append(deadline_s)
         await self._answer(Request(unit_id, table, address, len(values), tuple(values), function))
 
 
@@ -630,6 +633,19 @@ async def test_nothing_is_begun_after_the_deadline() -> None:
     assert found[-1] is Status.UNKNOWN
     assert "the deadline of 0.1 s has passed" in results[-1].detail
     assert len(bus.writes) == found.count(Status.CHANGED), "none was written that is not told"
+
+
+async def test_a_write_waits_until_whoever_charges_has_followed_an_agent_that_has_just_begun() -> None:
+    """Reads, limits, 12 s for vehicles, and as long again: an agent refuses what it cannot let leave by then."""
+    bus = Memory()
+    bus.put(100, 0)
+    (result,) = await applied(declare(arguments(register(value=1))), bus)
+    assert result.status is Status.CHANGED
+    assert min(bus.writes_wait_s) >= 2 * FOLLOW_S
+    bus.writes_wait_s.clear()
+    (result,) = await applied(declare(arguments(register(value=2), deadline_s=5.0)), bus)
+    assert result.status is Status.CHANGED
+    assert max(bus.writes_wait_s) <= 5.0, "never longer than what all of them have"
 
 
 # Reading

@@ -22,6 +22,12 @@ from derms_agent.model import Value
 from derms_agent.profiles.point import OutOfRange, Table
 from derms_agent.profiles.profile import nearest
 
+LEDGER_S = 30.0
+"""What a write may wait at the least: an agent lets a fallback rise only once no circuit could be over with it.
+
+One that has just begun counts every charger at its rating until it was told less, and until whoever charges has
+followed, 12 s later (`derms_agent.control.ledger.Station.follow_s`).
+"""
 VERIFY_READS = 12
 """Reads within the time in which a setting has to show."""
 ABSENT_CODES = frozenset({1, 2, 3})
@@ -96,9 +102,9 @@ class _Change:
 class Settings:
     """The settings of one device, at the bus's lowest priority.
 
-    `deadline_s` is what one transaction may take, waiting behind everything else on its bus included; a setting that
-    does not show what was written is read again for `verify_s`. `unverified` are those that are not read back after a
-    write, unless it is in doubt.
+    `deadline_s` is what one transaction may take, waiting behind everything else on its bus included, and a write
+    `LEDGER_S` at the least; a setting that does not show what was written is read again for `verify_s`. `unverified`
+    are those that are not read back after a write, unless it is in doubt.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class Settings:
         self._alike = alike
         self._unverified = unverified
         self._deadline_s = deadline_s
+        self._write_s = max(deadline_s, LEDGER_S)
         self._verify_s = verify_s
         self._registers = registers
         self._profile = unit.profile
@@ -213,7 +220,7 @@ class Settings:
         doubt: BusError | None = None
         try:
             write = await self._current(change)
-            await self._unit.write(write, priority=Priority.CONFIGURATION, deadline_s=self._deadline_s)
+            await self._unit.write(write, priority=Priority.CONFIGURATION, deadline_s=self._write_s)
         except BusError as failure:
             if failure.may_have_happened:
                 doubt = failure

@@ -32,7 +32,7 @@ from derms_agent.drivers.errors import (
 )
 from derms_agent.drivers.interface import Priority
 from derms_agent.drivers.reads import Span, plan_reads
-from derms_agent.drivers.settings import Outcome
+from derms_agent.drivers.settings import LEDGER_S, Outcome
 from derms_agent.drivers.sunspec import FoundMap, NotSunSpec, SunSpecMap, discover
 from derms_agent.drivers.unit import Unit
 from derms_agent.drivers.writes import Write
@@ -313,7 +313,8 @@ class _Device:
     async def _sent(self, write: Write, so: str) -> BusError | None:
         """Send a write once; return why nobody knows whether it arrived. Raises _Stopped where it did not."""
         try:
-            await self._unit.write(write, priority=Priority.CONFIGURATION, deadline_s=self._pace.deadline_s)
+            deadline_s = max(self._pace.deadline_s, LEDGER_S)
+            await self._unit.write(write, priority=Priority.CONFIGURATION, deadline_s=deadline_s)
         except BusError as failure:
             if failure.may_have_happened:
                 return failure
