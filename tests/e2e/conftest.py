@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 CANNOT_RUN = 3
 HOSTS = (sys.executable, "-m", "tests.hosts")
 LONGEST_RUN_S = 600
-LONGEST_FIRST = ("test_dry_runs_amid_bans.py", "test_bad_input.py", "test_upgrade.py")
+LONGEST_FIRST = ("test_dry_runs_amid_bans.py", "test_demo.py", "test_bad_input.py", "test_upgrade.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
