@@ -8,13 +8,14 @@ A file that cannot be read is put aside under another name and said to be lost; 
 from __future__ import annotations
 
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from derms_agent import finite_json
 
 
 class Store:
@@ -27,7 +28,7 @@ class Store:
         """Return a document and None, or None and why there is none; a new store has none and no reason."""
         path = self.directory / name
         try:
-            return _document(path.read_bytes()), None
+            return finite_json.loads(path.read_bytes()), None
         except FileNotFoundError:
             return None, None
         except (OSError, ValueError) as problem:
@@ -97,7 +98,7 @@ class Store:
         :raises OSError: it cannot be read
         :raises ValueError: a line is no JSON
         """
-        return [_document(line) for line in self.lines(name)]
+        return [finite_json.loads(line) for line in self.lines(name)]
 
     def lines(self, name: str) -> list[bytes]:
         """Return the lines of a journal, one for each record. Raises OSError.
@@ -173,30 +174,10 @@ class Latest:
 def _decoded(line: bytes) -> dict[str, Any] | None:
     """Return the document that a line holds; None where it holds none."""
     try:
-        found = _document(line)
+        found = finite_json.loads(line)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _document(content: bytes) -> Any:
-    """Return what is stored. Raises ValueError for what none of ours is, a number that is not finite among it."""
-    try:
-        return json.loads(content, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
-    except RecursionError as problem:
-        raise ValueError("found JSON that is nested too deeply") from problem
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"found the number {text}, expected a finite one")
-    return value
-
-
-def _whole(text: str) -> int:
-    _finite(text)
-    return int(text)
 
 
 def _encoded(document: Mapping[str, Any]) -> bytes:

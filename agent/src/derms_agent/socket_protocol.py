@@ -8,10 +8,11 @@ false, "error": {"code": …, "message": …}}`. Answers come in the order of th
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Mapping
 from typing import Any
+
+from derms_agent import finite_json
 
 VERSION = 1
 MOST_BYTES = 1 << 20
@@ -36,11 +37,9 @@ def encode(message: Mapping[str, Any]) -> bytes:
 def decode(line: bytes) -> dict[str, Any]:
     """Return the message of a line, in which every number is finite. Raises ProtocolError."""
     try:
-        message = json.loads(line, parse_float=_finite, parse_constant=_finite)
+        message = finite_json.loads(line)
     except ValueError as problem:
         raise ProtocolError("malformed", f"found no JSON: {problem}") from problem
-    except RecursionError as problem:
-        raise ProtocolError("malformed", "found JSON that is nested too deeply") from problem
     if not isinstance(message, dict):
         raise ProtocolError("malformed", "found no JSON object, expected one a line")
     if message.get("v") != VERSION:
@@ -48,13 +47,6 @@ def decode(line: bytes) -> dict[str, Any]:
     if not isinstance(message.get("id"), str | int | float | None):
         raise ProtocolError("malformed", f"id: found {shown(message['id'])}, expected a number or a text")
     return message
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text} is not finite")
-    return value
 
 
 def shown(found: object) -> str:
