@@ -15,6 +15,7 @@ from derms_agent.grid_gateway.control_link import NoControl, NotReady
 from derms_agent.grid_gateway.reports import power_w
 
 pytestmark = pytest.mark.anyio
+PART = {"state": "normal", "site": {"power_w": None, "metered": True, "evse_power_w": 30_000.0}}
 HALF = signal([interval(0.5, "PT3600S")], name="LOAD_DISPATCH", kind="multiplier")
 
 
@@ -93,11 +94,33 @@ async def test_what_the_site_draws_is_known_also_where_the_link_cannot_be_stored
     [
         ({"power_w": 5.0, "evse_power_w": 0.0}, [{"power_w": None}], 5.0),
         ({"power_w": None, "evse_power_w": 0.0}, [{"power_w": None}], None),
-        ({"power_w": None, "evse_power_w": 7.0}, [{"power_w": 7.0}, {"power_w": None}], 7.0),
+        ({"power_w": None, "evse_power_w": 7.0}, [{"power_w": 7.0}], 7.0),
+        ({"power_w": None, "evse_power_w": 7.0}, [{"power_w": 7.0}, {"power_w": None}], None),
+        ({"power_w": None, "evse_power_w": 7.0}, [{"power_w": 7.0}, {"power_w": None, "silent_s": 900.0}], None),
+        ({"power_w": None, "evse_power_w": 7.0}, [{"power_w": 7.0}, {"power_w": None, "silent_s": 901.0}], 7.0),
+        ({"power_w": None, "evse_power_w": 0.0}, [{"power_w": None, "silent_s": 901.0}], None),
+        ({"power_w": None, "metered": True, "evse_power_w": 7.0}, [{"power_w": 7.0}], None),
+        ({"power_w": 9.0, "metered": True, "evse_power_w": 7.0}, [{"power_w": 7.0}, {"power_w": None}], 9.0),
         ({"power_w": None, "evse_power_w": None}, [], None),
     ],
 )
-def test_the_sum_of_evses_of_which_none_answers_is_no_power(
+def test_what_is_known_but_in_part_is_no_power(
     site: dict[str, Any], evses: list[dict[str, Any]], drawn_w: float | None
 ) -> None:
     assert power_w({"site": site, "evses": evses}) == drawn_w
+
+
+async def test_a_meter_that_falls_silent_takes_no_part_of_a_baseline_with_it(play: Play) -> None:
+    """The EVSEs' sum, which lacks the base load, is another quantity: mixed in, it would prove a shed that was none."""
+    status = play.depot.status
+
+    async def stale() -> dict[str, Any]:
+        return {**PART, "asks": (await status())["asks"]}
+
+    await play.until(300)
+    play.depot.status = stale  # type: ignore[method-assign]
+    await play.until(600)
+    assert play.ven._baseline() == 80_000.0
+    await play.until(1300)  # without an event; what was known is too long ago
+    assert play.ven._baseline() is None
+    assert await play.take(an_event("half", 2, 0, 3600, signals=HALF)) == {"half": (469, "optOut")}

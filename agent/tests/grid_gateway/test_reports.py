@@ -146,3 +146,9 @@ def test_a_report_that_is_begun_again_after_a_restart_ends_when_it_would_have() 
     later = reports.begun(replace(request, start_unix_s=NOW + 60), 100.0, NOW)
     assert (later.start_s, later.end_s) == (160.0, 3760.0)
     assert reports.begun(replace(request, duration_s=0.0), 100.0, NOW).end_s == math.inf
+
+
+def test_what_is_known_in_part_and_is_over_a_bound_already_is_said_to_be_over() -> None:
+    status = {**report(evse("a", "row", 40_000.0), evse("b", "row", None)), "site": {"evse_power_w": 40_000.0}}
+    assert overridden(status, bound("site", 39_000.0)) == {"site-status", "R-all"}
+    assert overridden(status, bound("site", 41_000.0)) == set()

@@ -82,6 +82,24 @@ def test_the_report_of_a_depot_at_work(charging: Play) -> None:
     assert {alarm.about for alarm in ended} >= {"fast-1/1", "fast-1/2"}
 
 
+def test_whether_the_power_of_the_site_comes_from_a_meter_does_not_change_when_that_is_stale(play: MakePlay) -> None:
+    one = play()
+    assert reported(one, one.cycle())["site"]["metered"] is True
+    one.step(3)
+    one.silent = {"grid"}
+    site = reported(one, one.step(20))["site"]
+    assert (site["power_w"], site["metered"]) == (None, True)
+
+
+def test_a_meter_that_shows_currents_alone_is_none_of_power(play: MakePlay) -> None:
+    one = play()
+    one.silent = {"grid"}
+    one.step(3)
+    one.take("grid", {f"current_l{line}": 20.0 for line in (1, 2, 3)}, one.now_s)
+    site = reported(one, one.step())["site"]
+    assert (site["power_w"], site["metered"]) == (None, False)
+
+
 def test_the_state_says_what_holds_the_depot(charging: Play, play: MakePlay) -> None:
     idle = play()
     idle.step(30)

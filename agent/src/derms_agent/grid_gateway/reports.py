@@ -30,6 +30,8 @@ LEAST_S, MOST_S = 1.0, 86400.0
 NO_VALUE = "No Quality - No Value"
 SITE_POWER, EVSE_POWER, SITE_STATUS = "site-power", "evse-power", "site-status"
 
+BASELINE_S = 900.0
+"""How far back a baseline goes."""
 DISOBEYED_W = 500.0
 """So much more than a bound may be drawn before it counts as not obeyed."""
 _DISTRUSTED = frozenset({"overdrawing", "recovering"})
@@ -134,7 +136,21 @@ def sent(schedule: Schedule, now_s: float) -> Schedule:
 
 
 def power_w(status: Mapping[str, Any] | None) -> float | None:
-    """Return what the site draws: by its meter, or else what its EVSEs say together; None: that is not known.
+    """Return what the site draws: by its meter, or where it has none, what its EVSEs say together.
+
+    None: that is not known, or but in part: its meter is stale, or an EVSE has just fallen silent. One that has been
+    silent for longer than a baseline goes back is no part of one, and none of what is held against it.
+    """
+    site: Mapping[str, Any] = {} if status is None else status.get("site") or {}
+    evses = () if status is None else status.get("evses") or ()
+    whole = not site.get("metered") and not any(
+        one.get("power_w") is None and (one.get("silent_s") or 0.0) <= BASELINE_S for one in evses
+    )
+    return least_power_w(status) if whole or site.get("power_w") is not None else None
+
+
+def least_power_w(status: Mapping[str, Any] | None) -> float | None:
+    """Return what the site draws at the least: by its meter, or else what its EVSEs say together; None: who knows.
 
     The orchestrator adds up those that answer: where none does yet, as after its start, that 0 says nothing.
     """
@@ -162,7 +178,7 @@ def points(
             status,
             held,
             SITE,
-            power_w(status),
+            least_power_w(status),
             online=online,
             distrusted=_distrusted(_evses(status, SITE)),
         )
@@ -176,7 +192,7 @@ def points(
             status,
             held,
             place,
-            power_w(status) if place == SITE else sum(drawn_w),
+            least_power_w(status) if place == SITE else sum(drawn_w),
             online=any(one.get("power_w") is not None or one.get("measured_a") is not None for one in evses),
             distrusted=_distrusted(evses),
         )

@@ -56,7 +56,7 @@ from derms_agent.grid_gateway.incoming import (
 )
 from derms_agent.grid_gateway.messages import EventResponse, Opt, Report, ReportInterval
 from derms_agent.grid_gateway.progress import Progress
-from derms_agent.grid_gateway.reports import Buffer, Schedule
+from derms_agent.grid_gateway.reports import BASELINE_S, Buffer, Schedule
 from derms_agent.grid_gateway.signals import Away, Rules
 from derms_agent.grid_gateway.signatures import Signatures
 from derms_agent.grid_gateway.terms import Terms
@@ -76,7 +76,6 @@ HORIZON_S = 48 * 3600.0
 """How far ahead the orchestrator is handed what to do, in case this process is gone by then."""
 TICK_S = 0.5
 STATUS_EVERY_S = 5.0
-BASELINE_S = 900.0
 MOST_DRAINED = 50
 SYNC_EVERY_S = 3600.0
 SYNC_AGAIN_POLLS = 10
@@ -944,7 +943,7 @@ class Ven:
         code = Code.OK
         if self._baseline() is None and key in events.baseless(self.state, self.rules, now_unix_s):
             # That is no choice: it is judged again as soon as it is known.
-            why, code = f"the baseline is not known, for nobody says what the site draws: {why}", Code.DEPLOYMENT_ERROR
+            why, code = f"the baseline is not known, for nobody says what all of it draws: {why}", Code.DEPLOYMENT_ERROR
         logger.warning("OpenADR event %s cannot be honoured: opted out: %s", key[1], why)
         self.state = events.opted_out(self.state, key, why, code)
         self._unanswered.add(key)

@@ -1054,6 +1054,11 @@ class Controller:
         sample = self._meters.get(circuit)
         return None if sample is None or now_s - sample.asked_s > METER_FRESH_S else sample
 
+    def metered(self, circuit: str) -> bool:
+        """Whether a circuit's power comes from a meter: it has one, and that has not shown currents alone."""
+        shown = self._shown.get(circuit)
+        return circuit in self.site.meters and (not shown or any(one.active_w is not None for one in shown))
+
     def watts_per_a(self, evse: str) -> float:
         """Return how many W an EVSE draws at 1 A per conductor."""
         return float(self.site.network.watts_per_a[self.site.network.place[evse]])

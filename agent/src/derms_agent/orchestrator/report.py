@@ -271,6 +271,7 @@ def _site(controller: Controller, outcome: Outcome, spans: Intervals, now_s: flo
     )
     return {
         "power_w": _round(measured_w),
+        "metered": controller.metered(site.root.name),
         "evse_power_w": _round(evse_w),
         "evse_limit_w": _round(high_w),
         "limit_by": by,
