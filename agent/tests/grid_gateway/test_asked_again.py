@@ -9,7 +9,7 @@ import pytest
 from agent.tests.grid_gateway.scripted_vtn import VTN_ID
 from agent.tests.grid_gateway.test_promises import Play, an_event
 
-from derms_agent.grid_gateway.control_link import ControlLink, Honour, NotReady
+from derms_agent.grid_gateway.control_link import ControlLink, Honour, NoControl, NotJudged, NotReady
 from derms_agent.grid_gateway.events import Bound
 from derms_agent.socket_protocol import ProtocolError
 
@@ -89,6 +89,66 @@ async def test_what_control_cannot_judge_yet_is_obeyed_and_asked_again_and_keeps
     assert bool(play.held_to()) == (opt == "optIn")
 
 
+async def test_what_control_cannot_judge_yet_is_put_again_once_it_can_and_no_sooner(play: Play) -> None:
+    put, status, informed = play.depot.put, play.depot.status, [False]
+
+    async def judged(bound: Bound) -> Honour:
+        honour = await put(bound)
+        if not informed[0]:
+            raise NotJudged("not all devices were heard")
+        return honour
+
+    async def told() -> dict[str, object]:
+        return {**await status(), "informed": informed[0]}
+
+    play.depot.put, play.depot.status = judged, told  # type: ignore[method-assign]
+    assert await play.take(an_event("deep", 1, 0, 600)) == {"deep": (469, "optOut")}
+    await play.until(40)
+    assert len(play.depot.put_at) == 1
+    assert play.held_to() == [("deep", 60_000.0)]
+    # What is asked for otherwise does not wait, nor does another.
+    mild = an_event("mild", 1, 1200, 600)
+    assert await play.take(an_event("deep", 3, 0, 600, modification=1), mild) == {
+        "deep": (469, "optOut"),
+        "mild": (469, "optOut"),
+    }
+    assert len(play.depot.put_at) == 3
+    assert play.held_to() == [("deep", 0.0)]
+
+    informed[0] = True
+    await play.until(45)  # with the very next tick
+    assert len(play.depot.put_at) == 5
+    await play.ven._answer_late()
+    assert [answer.count("optIn") for answer in play.vtn.messages("oadrCreatedEvent")] == [1, 1]
+    assert play.ven.control_trouble is None
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_where_nothing_says_whether_it_can_be_judged_by_now_it_is_put_again(play: Play, gone: bool) -> None:
+    """As by an orchestrator of before, or by one that has been started anew."""
+    put, early = play.depot.put, [True]
+
+    async def judged(bound: Bound) -> Honour:
+        honour = await put(bound)
+        if early:
+            raise NotJudged("not all devices were heard")
+        return honour
+
+    async def away() -> dict[str, object]:
+        raise NoControl("not there")
+
+    play.depot.put = judged  # type: ignore[method-assign]
+    if gone:
+        play.depot.status = away  # type: ignore[method-assign]
+    assert await play.take(an_event("deep", 1, 0, 600)) == {"deep": (469, "optOut")}
+    early.clear()
+    await play.until(5)
+    assert len(play.depot.put_at) == 2
+    await play.ven._answer_late()
+    (answer,) = play.vtn.messages("oadrCreatedEvent")
+    assert "optIn" in answer
+
+
 @pytest.mark.parametrize("beside", [False, True])
 async def test_what_was_promised_stands_while_control_cannot_judge_it_after_a_restart(play: Play, beside: bool) -> None:
     await play.until(20)
@@ -142,7 +202,7 @@ async def test_what_the_orchestrator_says_of_that_is_told_from_its_silence() -> 
 
     link = ControlLink(Path("/nonexistent"))
     link._orders._client = Early()  # type: ignore[assignment]
-    with pytest.raises(NotReady, match="ask again"):
+    with pytest.raises(NotJudged, match="ask again"):
         await link.put(
             Bound(name="b", key=("v", "e"), target="site", high_w=1, start_unix_s=0, end_unix_s=9, source="")
         )

@@ -20,6 +20,7 @@ from derms_agent.document_store import Latest, Store
 from derms_agent.mqtt import Kind, Outbox, Publisher, Request, Topic, anew
 from derms_agent.orchestrator import service
 from derms_agent.orchestrator.broadcast import _OF_EVSE, _STATE_OF_EVSE, CLIENT_ID, Broadcast, Verb
+from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.engine import Engine
 from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL
 from derms_agent.socket_protocol import ProtocolError
@@ -195,7 +196,9 @@ async def test_nobody_but_root_takes_back_a_limit_that_another_has_put(tmp_path:
     assert not control.controller.asks
 
 
-async def test_the_grid_is_not_told_for_good_what_cannot_be_honoured_before_devices_were_heard(tmp_path: Path) -> None:
+async def test_the_grid_is_not_told_for_good_what_cannot_be_honoured_before_devices_were_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     control = assembled(tmp_path)
     began_s = control.opened_s = control.engine.began_s + 19.0  # others had the buses before
     low = {"high_w": 1_000.0, "duration_s": 60}
@@ -214,8 +217,15 @@ async def test_the_grid_is_not_told_for_good_what_cannot_be_honoured_before_devi
     # Nobody has promised anything of the others; what can be honoured by the worst case can be.
     assert await can("night", 5.0) is False
     assert await can("mild", 5.0, rank="grid", high_w=1e8) is True
+    monkeypatch.setattr(service.Service, "report", lambda _self: {})  # its first cycle is still to come
+    status = control.verbs().looking["status"]
+    assert await status({}, "operator") == {"informed": False}
     # One that is dead keeps nobody waiting for longer.
     assert await can("event", service.HEARD_WITHIN_S, rank="grid") is False
+    assert await status({}, "operator") == {"informed": True}
+    monkeypatch.setattr(Controller, "informed", lambda _self: True)
+    assert await can("event", 5.0, rank="grid") is False
+    assert await status({}, "operator") == {"informed": True}
 
 
 async def test_the_time_for_devices_to_be_heard_begins_when_somebody_may_ask(

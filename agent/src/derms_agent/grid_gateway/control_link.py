@@ -37,6 +37,14 @@ class NotReady(NoControl):
     """
 
 
+class NotJudged(NotReady):
+    """The former: its report says when it can judge, `informed`."""
+
+
+_REFUSALS: Mapping[str, type[NoControl]] = {"argument": NotTaken, "not ready": NotJudged, "not stored": NotReady}
+"""What a refusal of the orchestrator's is, by its code; all others are NoControl."""
+
+
 @dataclass(frozen=True, slots=True)
 class Honour:
     """Whether the depot can obey, and why no better."""
@@ -143,7 +151,7 @@ class _Connection:
             self._close()
             raise NoControl(str(problem)) from problem
         except ProtocolError as refusal:
-            kind = {"argument": NotTaken, "not ready": NotReady, "not stored": NotReady}.get(refusal.code, NoControl)
+            kind = _REFUSALS.get(refusal.code, NoControl)
             raise kind(f"{verb}: {refusal.code}: {refusal}") from refusal
 
     def _connected(self) -> Client:

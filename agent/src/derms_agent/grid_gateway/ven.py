@@ -30,7 +30,7 @@ import anyio
 from derms_agent.document_store import Store
 from derms_agent.engine_log import Heartbeats, listen, tls_handshake_failure
 from derms_agent.grid_gateway import events, messages, progress, reports, terms, tls_trouble, transport
-from derms_agent.grid_gateway.control_link import Control, NoControl, NotReady, changes
+from derms_agent.grid_gateway.control_link import Control, Honour, NoControl, NotJudged, NotReady, changes
 from derms_agent.grid_gateway.event_store import EventStore
 from derms_agent.grid_gateway.events import Bound, Key, Received, State
 from derms_agent.grid_gateway.incoming import (
@@ -183,6 +183,7 @@ class Ven:
     _late: bool = False
     _between_polls: bool = False
     _doubted: set[Key] = field(default_factory=set)
+    _unjudged: str | None = None
     _judged_by: Rules | None = None
     _sync_s: float = -math.inf
     _listed: bool = False
@@ -902,16 +903,12 @@ class Ven:
         waits: NotReady | None = None
         for bound in fresh:
             try:
-                honour = await self.control.put(bound)
+                honour = await self._put(bound)
             except NotReady as why:
-                # It is obeyed, and asked again with the next tick. Neither the others wait for that, nor what stands.
-                self.handed[bound.name] = replace(bound, source=_ASKED_AGAIN)
+                # It is obeyed. Neither the others wait for that, nor what stands.
                 if not self.state.events[bound.key].promised:
                     waits = why
                 continue
-            finally:
-                self._goes_on(progress.EVENTS)
-            self.handed[bound.name] = bound
             # A price obliges to nothing: what of it cannot be done the VTN need not know.
             if honour.can or bound.rank is not Rank.GRID or bound.end_unix_s <= self.wall() + _ENDING_S:
                 self._doubted.discard(bound.key)
@@ -937,6 +934,25 @@ class Ven:
         # there is none, the depot is asked once more.
         self.state = events.promised(self.state, now_unix_s + HORIZON_S)
         return True
+
+    async def _put(self, bound: Bound) -> Honour:
+        """Have a bound obeyed. Raises NoControl; where that is NotReady, it is asked again with the next tick.
+
+        What could not be judged is put again once it can: until then it is said without.
+        """
+        again = replace(bound, source=_ASKED_AGAIN)
+        if self._unjudged is not None and self.handed.get(bound.name) == again:
+            raise NotJudged(self._unjudged)
+        try:
+            honour = await self.control.put(bound)
+        except NotReady as why:
+            self.handed[bound.name] = again
+            self._unjudged = str(why) if isinstance(why, NotJudged) else self._unjudged
+            raise
+        finally:
+            self._goes_on(progress.EVENTS)
+        self.handed[bound.name] = bound
+        return honour
 
     def _opt_out(self, key: Key, why: str, now_unix_s: float) -> None:
         """Take no part in an event after all, and have the VTN told."""
@@ -1024,6 +1040,7 @@ class Ven:
             self._free_s += now_s - self._ticked_s
         self._ticked_s = now_s
         await self._look_at_depot(now_s)
+        await self._look_whether_judged()
         async with self._busy:
             self._mind_step()
             before = self.state
@@ -1076,6 +1093,20 @@ class Ven:
                         self._compare(self._report)
         except NoControl:
             self._report = None
+
+    async def _look_whether_judged(self) -> None:
+        """Ask whether the orchestrator can judge by now what it could not: that costs less than to put it again.
+
+        Each put is stored and logged there, and begins a cycle.
+        """
+        if self._unjudged is None:
+            return
+        try:
+            informed = (await self.control.status()).get("informed", True)
+        except NoControl:
+            informed = True  # what is the matter a put says
+        if informed:
+            self._unjudged = None
 
     async def _look_at_power(self) -> None:
         """Ask what the site draws now, for an event that cannot be judged without."""

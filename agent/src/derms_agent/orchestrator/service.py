@@ -231,7 +231,7 @@ class Service:
 
     async def _status(self, found: Mapping[str, Any], _user: str) -> object:
         Arguments(found).end()
-        return self.report()
+        return {**self.report(), "informed": self._informed(self.engine.clock())}
 
     async def _explain(self, found: Mapping[str, Any], _user: str) -> object:
         arguments = Arguments(found)
@@ -266,8 +266,7 @@ class Service:
             await self.save_asks()
         logger.info("Limit %s of %s put by %s", ask.id, ask.source, user)
         self._happened("limit put", **ask_json(ask, now_s))
-        early = ask.rank is Rank.GRID and now_s - self.opened_s < HEARD_WITHIN_S
-        if not honour.can and early and not self.controller.informed():
+        if not honour.can and ask.rank is Rank.GRID and not self._informed(now_s):
             words = "it is stored and obeyed, and not all devices were heard since the start: ask again"
             raise ProtocolError("not ready", f"{words} ({honour.why})")
         return {
@@ -277,6 +276,10 @@ class Service:
             "within_s": max((one.follow_s for one in self.site.stations.values()), default=0.0),
             "why": honour.why,
         }
+
+    def _informed(self, now_s: float) -> bool:
+        """Whether it is known what can be honoured: all devices were heard, or have had their time."""
+        return now_s - self.opened_s >= HEARD_WITHIN_S or self.controller.informed()
 
     def _refuse_anothers(self, ask: Ask, now_s: float) -> None:
         """Refuse to replace what another has put; root may. Raises ProtocolError.
