@@ -344,7 +344,7 @@ async def test_a_list_that_a_push_has_overtaken_cancels_nothing(play: Play) -> N
 
     async def before(kind: str) -> None:
         if kind == "oadrRequestEvent" and play.vtn.count("oadrRequestEvent") == 0:
-            await play.ven.take_and_answer(pushed)
+            await play.ven.take_and_answer(pushed, 20.0)
 
     play.way.before = before
     await play.ven._sync(VEN_ID)

@@ -111,6 +111,25 @@ async def test_a_vtn_that_pushes_fast_and_takes_no_answers_is_told_to_come_again
         await sender.post("EiEvent", an_event(field_))
 
 
+async def test_answers_that_the_vtn_does_not_take_keep_no_later_push_waiting_and_follow(
+    field_: Field, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(push, "ANSWERED_WITHIN_S", 0.5)
+    field_.ven.transport.total_s = 5.0
+    async with pushed_to(field_) as sender:
+        field_.vtn.do("mode", mode="stall")
+        field_.add([1], event_id="e1")
+        for _ in range(push.MOST_AT_WORK):
+            await sender.post("EiEvent", an_event(field_))
+        began_s = time.monotonic()
+        await within(2, lambda: field_.ven.transport._lock.statistics().tasks_waiting == 0)
+        await sender.post("EiEvent", an_event(field_))  # the ninth
+        assert time.monotonic() - began_s < push.MOST_AT_WORK * 5.0
+        assert field_.depot.high_w() == [60_000.0]
+        field_.vtn.do("mode", mode="")
+        await within(10, lambda: field_.opts() == {"e1": "optIn"})
+
+
 async def test_a_vtn_may_ask_for_another_registration(field_: Field) -> None:
     async with pushed_to(field_) as sender:
         await sender.post(

@@ -38,6 +38,11 @@ SERVICES = ("EiEvent", "EiReport", "EiRegisterParty", "EiOpt")
 READ_S = 10.0
 MOST_AT_WORK = 8
 """So many lists of events are taken and answered at a time; the VTN is told to come again with any more."""
+ANSWERED_WITHIN_S = 20.0
+"""For so long a list holds its place while the VTN takes no answer: any one request to it is over by then.
+
+Answers wait for one another, so that without this the last would hold its place for as long as all of them take.
+"""
 _LIST = b"oadrDistributeEvent"
 
 logger = logging.getLogger("derms.grid_gateway")
@@ -161,7 +166,7 @@ class Receiver:
 
     async def _take_events(self, message: DistributeEvent) -> None:
         try:
-            await self._ven.take_and_answer(message)
+            await self._ven.take_and_answer(message, ANSWERED_WITHIN_S)
         except (Trouble, NotRegistered, Refused, messages.Unsendable, OSError) as why:
             # The next session asks for all events, and answers them then.
             logger.warning("Events that were pushed are not answered yet: %s", why)

@@ -377,10 +377,16 @@ class Ven:
             logger.warning("%s", words)
         self.trouble = words
 
-    async def take_and_answer(self, message: DistributeEvent) -> None:
-        """Take events that were pushed, and answer them. Raises Trouble, or NotRegistered."""
+    async def take_and_answer(self, message: DistributeEvent, within_s: float) -> None:
+        """Take events that were pushed, and answer them; the VTN has so long to take that.
+
+        Raises Trouble, NotRegistered, Refused, messages.Unsendable or OSError.
+        """
         self._pushed += 1
-        await self._answered(message)
+        try:
+            await self._answered(message, within_s)
+        except TimeoutError as late:
+            raise Trouble(Kind.TIMEOUT, f"within {within_s:g} s") from late
 
     def register_anew(self, *, cancelled: bool) -> None:
         """Do what the VTN has asked for by a push: begin the next session with a registration, or leave it alone."""
@@ -714,11 +720,13 @@ class Ven:
         if isinstance(message, RequestReregistration):
             raise NotRegistered("it asks to register anew")
 
-    async def _answered(self, message: Message) -> None:
+    async def _answered(self, message: Message, within_s: float | None = None) -> None:
         reply = await self.reply_to(message)
         if isinstance(message, CancelPartyRegistration):
             self._end_registration()  # whatever becomes of the answer
-        if reply is not None and not await self._reply(*reply) and isinstance(message, DistributeEvent):
+        with anyio.fail_after(within_s):
+            taken = reply is None or await self._reply(*reply)
+        if not taken and isinstance(message, DistributeEvent):
             keys = {(message.vtn_id, str(one.id)) for one in message.events}
             self._unanswered |= keys & self.state.events.keys()
 
