@@ -8,6 +8,7 @@ import gc
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from derms_agent.orchestrator.broadcast import _OF_EVSE, _STATE_OF_EVSE, CLIENT_
 from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.engine import Engine
 from derms_agent.orchestrator.store import ASKS, ASKS_JOURNAL
+from derms_agent.settings import Broker
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.socket_server import Arguments
 
@@ -133,6 +135,37 @@ async def test_whatever_ends_telemetry_is_said_and_it_begins_anew(
     assert len(said) == 1
     assert said[0].exc_info is not None
     assert "No space left on device" in str(said[0].exc_info[1])
+
+
+@pytest.mark.parametrize(
+    ("handed", "words"),
+    [
+        (None, "found no cert, key, ca"),
+        ({}, "found no cert, key, ca"),
+        (
+            {"cert": "-----BEGIN CERTIFICATE-----", "key": "missing", "ca": "-----BEGIN CERTIFICATE-----"},
+            "found no key",
+        ),
+    ],
+)
+async def test_a_certificate_that_is_missing_is_an_alarm_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handed: Mapping[str, str] | None, words: str
+) -> None:
+    """Where a file is not there, the unit hands over something that is none (its SetCredential=)."""
+    control = assembled(tmp_path)
+    agent = replace(control.configuration.agent, mqtt=Broker("localhost", 8883, tls=True))
+    control.configuration = replace(control.configuration, agent=agent)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
+    if handed is not None:
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        for name, text in handed.items():
+            (tmp_path / name).write_text(text, encoding="ascii")
+    with anyio.fail_after(5):
+        await service._broadcast(control)  # it ends, and is not begun again and again
+    control.told(control.controller.cycle(control.engine.clock()))
+    (alarm,) = [one for one in control.report()["alarms"] if one["about"] == "MQTT"]
+    assert words in alarm["words"]
+    assert alarm["words"].endswith("control goes on without telemetry")
 
 
 @pytest.mark.parametrize(

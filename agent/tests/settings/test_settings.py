@@ -569,3 +569,10 @@ def test_the_units_do_not_start_a_service_again_whose_files_are_mistaken(unit: s
     lines = (ROOT / "roles" / unit).read_text(encoding="utf-8").splitlines()
     assert f"RestartPreventExitStatus={settings.MISTAKEN}" in lines
     assert "Restart=always" in lines
+
+
+def test_the_unit_of_control_starts_without_any_of_its_certificates() -> None:
+    """For a file that is not there systemd takes what is set under its name, and starts nothing where nothing is."""
+    unit = (ROOT / "roles/agent/templates/derms-orchestrator.service.j2").read_text(encoding="utf-8")
+    loaded = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)
+    assert re.findall(r"^SetCredential=(\w+):\w", unit, re.MULTILINE) == loaded == ["cert", "key", "ca"]

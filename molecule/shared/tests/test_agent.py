@@ -140,6 +140,23 @@ def test_it_starts_without_a_place_to_log(root: Any) -> None:
         root.check_output(f"mv -T /var/log/derms.away /var/log/derms && systemctl restart {UNIT}")
 
 
+def test_it_starts_without_its_certificates_and_says_so(root: Any) -> None:
+    """They are for the broker, on which control does not depend."""
+    files = "/etc/derms/certs/orchestrator"
+    root.check_output(f"mv -T {files}.crt {files}.crt.away && mv -T {files}.key {files}.key.away")
+    try:
+        root.check_output(f"systemctl restart {UNIT}")
+        assert shown(root, "ActiveState", "NRestarts") == {"ActiveState": "active", "NRestarts": "0"}
+        words = root.check_output(f"sleep 3; {DIRECTORY}/current/bin/derms-agent status")  # a cycle or two
+        assert "MQTT" in words
+        assert "found no cert, key in the service's credentials" in " ".join(words.split())
+    finally:
+        root.check_output(
+            f"mv -T {files}.crt.away {files}.crt && mv -T {files}.key.away {files}.key && systemctl restart {UNIT}"
+        )
+    assert "MQTT" not in root.check_output(f"sleep 3; {DIRECTORY}/current/bin/derms-agent status")
+
+
 def test_it_logs_where_the_services_do(root: Any) -> None:
     assert shown(root, "LogNamespace") == {"LogNamespace": "derms"}
     journal = root.check_output(f"journalctl --namespace=derms --unit={UNIT} --no-pager --output=cat")

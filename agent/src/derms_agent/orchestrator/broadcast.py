@@ -39,11 +39,23 @@ logger = logging.getLogger("derms.orchestrator")
 Verb: TypeAlias = "Callable[[Mapping[str, Any], str], Awaitable[object]]"
 
 
-def tls_files(credentials: Path | None) -> TlsFiles | None:
-    """Return the service's own certificate, key and authorities, as systemd hands them over (LoadCredential=)."""
-    if credentials is None or not (credentials / "cert").exists():
-        return None
+def tls_files(credentials: Path | None) -> TlsFiles:
+    """Return the service's own certificate, key and authorities, as systemd hands them over (LoadCredential=).
+
+    :raises ValueError: one of them is missing; for a file that was not there the unit hands over what is no PEM
+    """
+    files = {name: None if credentials is None else credentials / name for name in ("cert", "key", "ca")}
+    missing = [name for name, path in files.items() if path is None or not _is_pem(path)]
+    if missing or credentials is None:
+        raise ValueError(f"found no {', '.join(missing)} in the service's credentials, expected cert, key and ca")
     return TlsFiles(credentials / "cert", credentials / "key", credentials / "ca")
+
+
+def _is_pem(path: Path) -> bool:
+    try:
+        return b"-----BEGIN" in path.read_bytes()
+    except OSError:
+        return False
 
 
 class Broadcast:

@@ -120,7 +120,7 @@ def policy_of(configuration: Configuration, known: Site) -> Policy:
 class Service:
     """Everything that runs, for one configuration.
 
-    `opened_s` is when it could first be asked, on the engine's clock.
+    `opened_s` is when it could first be asked, on the engine's clock. `lacks` is what it runs without, as an alarm.
     """
 
     configuration: Configuration
@@ -134,6 +134,7 @@ class Service:
     leds: Leds | None = None
     broadcast: Broadcast | None = None
     opened_s: float = math.inf
+    lacks: list[tuple[str, str, str]] = field(default_factory=list)
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
     _state: OperatingState | None = None
     _report: dict[str, Any] | None = None
@@ -146,7 +147,7 @@ class Service:
     def told(self, outcome: Outcome) -> None:
         """Look after a cycle at what a person, a log or systemd is to be told."""
         now_s = self.engine.clock()
-        found = troubles(self.controller, outcome, now_s)
+        found = [*troubles(self.controller, outcome, now_s), *self.lacks]
         if self.engine.unkept:
             found.append(("ledger", "unkept", f"cannot be kept, so nothing is raised: {self.engine.unkept}"))
         began, ended = self.alarms.hold(found, now_s)
@@ -661,9 +662,10 @@ async def _broadcast(service: Service) -> None:
     if agent.mqtt is None:
         return
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    tls = tls_files(None if credentials is None else Path(credentials)) if agent.mqtt.tls else None
-    if agent.mqtt.tls and tls is None:
-        logger.error("MQTT: found no certificate in the service's credentials, expected cert, key and ca")
+    try:
+        tls = tls_files(None if credentials is None else Path(credentials)) if agent.mqtt.tls else None
+    except ValueError as missing:
+        service.lacks.append(("MQTT", "certificate", f"is not spoken: {missing}; control goes on without telemetry"))
         return
     await begun_anew(partial(_publish, service, str(agent.mqtt), tls), logger, "control goes on without telemetry")
 
