@@ -6,24 +6,32 @@ the text. Two texts are fixed, for people are told to look for them: `Heartbeat 
 Nothing that a device or a peer sends can begin a line of its own.
 
 The log is for people; nothing depends on it. A full disk or a missing directory stops no control, at the start neither:
-it is said once on standard error, which the journal keeps, and entries are lost until the log can be written again.
+it is said once on standard error, which the journal keeps, and entries are lost until the log can be written again. Nor
+does a disk that takes its time: a thread of its own writes, and entries beyond those that may wait are counted as lost.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import queue
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from io import TextIOWrapper
-from logging.handlers import WatchedFileHandler
+from functools import partial
+from logging.handlers import QueueHandler
 from pathlib import Path
 
 from derms_agent.one_line import one_line
 
 MODE = 0o640
+MOST_WAITING = 1000
+"""So many entries wait for the disk; a depot that is well says a few in an hour."""
+WRITTEN_WITHIN_S = 1.0
+"""For so long the end of a service waits for its last entries to be written."""
 
 
 class OneLineFormatter(logging.Formatter):
@@ -38,40 +46,112 @@ class OneLineFormatter(logging.Formatter):
         return f"{at}Z {record.levelname} {one_line(text)}"
 
 
-class EngineLog(WatchedFileHandler):
-    """Appends entries to the log, and follows when it is rotated, moved away or deleted.
+class EngineLog(QueueHandler):
+    """Has entries written to the log, while whoever logs goes on."""
 
-    One that cannot be opened is tried again with each entry.
+    def __init__(self, path: Path, most_waiting: int = MOST_WAITING) -> None:
+        self._entries: queue.Queue[logging.LogRecord | None] = queue.Queue(most_waiting)
+        super().__init__(self._entries)
+        self.setFormatter(OneLineFormatter())
+        self._path = path
+        self._lost = 0
+        writes = partial(_write, self._entries, _LogFile(path))
+        self._writer = threading.Thread(target=writes, name="engine.log", daemon=True)
+        self._writer.start()
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Have an entry, which is one line by now, written; beyond those that may wait it is lost.
+
+        Where any was, the next ones are until half of those are written, so that they are counted in one place.
+        """
+        if self._entries.qsize() <= self._entries.maxsize // 2:
+            self._tell_lost()
+        if not self._lost and not self._entries.full():
+            self._entries.put_nowait(record)
+            return
+        if not self._lost:
+            sys.stderr.write(f"{self._path}: the disk takes its time; entries are lost until it can be written\n")
+        self._lost += 1
+
+    def _tell_lost(self) -> None:
+        """Say how many entries are missing here, where any are."""
+        if self._lost and not self._entries.full():
+            told = {"levelno": logging.WARNING, "levelname": "WARNING", "msg": f"{self._lost} entries are lost here"}
+            self._entries.put_nowait(self.prepare(logging.makeLogRecord(told)))
+            self._lost = 0
+
+    def written(self, within_s: float) -> bool:
+        """Wait until all is written, or lost, but no longer than this; return whether it is."""
+        with self._entries.all_tasks_done:
+            return self._entries.all_tasks_done.wait_for(lambda: not self._entries.unfinished_tasks, within_s)
+
+    def close(self) -> None:
+        """Have the last entries written, where the disk takes them in time, and the file closed."""
+        self._tell_lost()
+        if self.written(WRITTEN_WITHIN_S):
+            self._entries.put_nowait(None)
+            self._writer.join(WRITTEN_WITHIN_S)
+        super().close()
+
+
+def _write(entries: queue.Queue[logging.LogRecord | None], log: _LogFile) -> None:
+    """Write entries until there is None instead of one."""
+    while (entry := entries.get()) is not None:
+        log.write(entry.getMessage())
+        entries.task_done()
+    log.close()
+    entries.task_done()
+
+
+class _LogFile:
+    """Appends lines to the log, and follows when it is rotated, moved away or deleted.
+
+    One that cannot be opened is tried again with each line. It is none of logging's handlers, for these are waited for
+    at the end of the process, however long a disk takes.
     """
 
     def __init__(self, path: Path) -> None:
-        self._problem: str | None = None
-        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
-        self.setFormatter(OneLineFormatter())
+        self._path = path
+        self._descriptor: int | None = None
+        self._failed = False
 
-    def _open(self) -> TextIOWrapper:
+    def write(self, line: str) -> None:
+        """Write a line, or where that fails say so once; never raise what the disk raises."""
+        before, self._failed = self._failed, False
+        try:
+            if self._descriptor is None or not self._is_there(self._descriptor):
+                self.close()
+                self._descriptor = self._opened()
+            left = f"{line}\n".encode(errors="backslashreplace")
+            while left:
+                left = left[os.write(self._descriptor, left) :]
+        except OSError as problem:
+            self._failed = True
+            if not before:
+                sys.stderr.write(f"{self._path}: {problem}; entries are lost until it can be written\n")
+
+    def _is_there(self, descriptor: int) -> bool:
+        """Whether the file that is open is the one at the path."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            return False
+
+    def _opened(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
         try:
-            descriptor = os.open(self.baseFilename, flags | os.O_CREAT | os.O_EXCL, MODE)
+            descriptor = os.open(self._path, flags | os.O_CREAT | os.O_EXCL, MODE)
         except FileExistsError:
-            descriptor = os.open(self.baseFilename, flags)
-        else:
-            os.fchmod(descriptor, MODE)  # whatever the umask is
-        return os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+            return os.open(self._path, flags)
+        os.fchmod(descriptor, MODE)  # whatever the umask is
+        return descriptor
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write an entry, or where that fails say so once; never raise what the disk raises."""
-        before, self._problem = self._problem, None
-        try:
-            super().emit(record)
-        except OSError:  # raised by opening it anew; what writing raises ends in handleError
-            self.handleError(record)
-        if self._problem is not None and before is None:
-            sys.stderr.write(f"{self.baseFilename}: {self._problem}; entries are lost until it can be written\n")
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 (logging's own signature)
-        """Remember why the log cannot be written."""
-        self._problem = str(sys.exc_info()[1])
+    def close(self) -> None:
+        """Close the file."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 def log_to(path: Path) -> None:

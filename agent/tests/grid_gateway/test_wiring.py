@@ -25,6 +25,7 @@ from agent.tests.grid_gateway.test_ven import Depot, within
 from agent.tests.grid_gateway.vtn_messages import distribute, event, interval, signal
 
 from derms_agent import settings
+from derms_agent.engine_log import EngineLog
 from derms_agent.grid_gateway import iso8601, tls_trouble
 from derms_agent.grid_gateway import service as service_module
 from derms_agent.grid_gateway.incoming import DistributeEvent, Malformed, Response, parse
@@ -269,6 +270,7 @@ def test_a_second_one_refuses_to_start_before_it_touches_anything(
         answering.start()
         assert service_module.run(options) == 1
         answering.join()
+    assert all(one.written(10.0) for one in logging.getLogger().handlers if isinstance(one, EngineLog))
     assert "Refused to start: another grid gateway runs" in (tmp_path / "engine.log").read_text(encoding="utf-8")
     # A socket that nobody listens at is what one that was killed has left.
     with pytest.raises(AssertionError):

@@ -7,6 +7,9 @@ import logging
 import os
 import re
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from derms_agent.engine_log import (
+    MOST_WAITING,
     EngineLog,
     Heartbeats,
     OneLineFormatter,
@@ -24,18 +28,25 @@ from derms_agent.engine_log import (
     tls_handshake_failure,
 )
 
+WITHIN_S = 10.0
 LINE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR|CRITICAL) .*")
 
 
 class Log:
     """A logger that writes to a file of its own."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.out = path, EngineLog(path)
+    def __init__(self, path: Path, most_waiting: int = MOST_WAITING) -> None:
+        self.path, self.out = path, EngineLog(path, most_waiting)
         self.logger = logging.Logger("engine")
         self.logger.addHandler(self.out)
 
+    def say(self, text: str) -> None:
+        """Log something, and wait until it is written, or lost."""
+        self.logger.warning(text)
+        assert self.out.written(WITHIN_S)
+
     def lines(self) -> list[str]:
+        assert self.out.written(WITHIN_S)
         return self.path.read_text(encoding="utf-8").splitlines()
 
 
@@ -89,7 +100,7 @@ def test_the_file_is_for_its_group_to_read_whatever_the_umask(tmp_path: Path, um
     before = os.umask(umask)
     try:
         log = Log(tmp_path / "engine.log")
-        log.logger.warning("one")
+        log.say("one")
     finally:
         os.umask(before)
     log.out.close()
@@ -101,7 +112,7 @@ def test_a_file_that_is_there_keeps_its_mode_and_lines(tmp_path: Path) -> None:
     path.write_text("before\n", encoding="utf-8")
     path.chmod(0o600)
     log = Log(path)
-    log.logger.warning("after")
+    log.say("after")
     log.out.close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert log.lines()[0] == "before"
@@ -109,18 +120,18 @@ def test_a_file_that_is_there_keeps_its_mode_and_lines(tmp_path: Path) -> None:
 
 
 def test_rotation_is_followed(log: Log) -> None:
-    log.logger.warning("one")
+    log.say("one")
     rotated = log.path.with_suffix(".1")
     log.path.rename(rotated)
-    log.logger.warning("two")
+    log.say("two")
     assert [line[-3:] for line in log.lines()] == ["two"]
     assert rotated.read_text(encoding="utf-8").endswith("one\n")
 
 
 def test_entries_go_to_the_end_of_a_file_that_was_cut(log: Log) -> None:
-    log.logger.warning("a long line before the file is cut to nothing")
+    log.say("a long line before the file is cut to nothing")
     os.truncate(log.path, 0)
-    log.logger.warning("two")
+    log.say("two")
     (line,) = log.lines()
     assert LINE.fullmatch(line)
 
@@ -129,29 +140,28 @@ def test_a_log_that_cannot_be_written_is_told_once_and_stops_nothing(
     log: Log, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory, aside = log.path.parent, log.path.parent.with_name("aside")
-    log.logger.warning("one")
+    log.say("one")
     directory.rename(aside)
-    log.logger.warning("two")
-    log.logger.warning("three")
+    log.say("two")
+    log.say("three")
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert "No such file or directory" in told[0]
     assert told[0].startswith(str(log.path))
     aside.rename(directory)
-    log.logger.warning("four")
+    log.say("four")
     assert [line.rpartition(" ")[2] for line in log.lines()] == ["one", "four"]
     assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_stops_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     log = Log(Path("/dev/full"))
-    log.logger.warning("one")
-    log.logger.warning("two")
+    log.say("one")
+    log.say("two")
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1
     assert "No space left on device" in told[0]
-    with pytest.raises(OSError, match="No space left"):
-        log.out.close()
+    log.out.close()
 
 
 def test_a_log_that_cannot_be_opened_at_the_start_is_written_once_it_can(
@@ -163,13 +173,83 @@ def test_a_log_that_cannot_be_opened_at_the_start_is_written_once_it_can(
     # A process has one engine.log, and services of other tests may have begun theirs in this one.
     monkeypatch.setattr(root, "handlers", [])
     log_to(path)
+    (added,) = root.handlers
+    assert isinstance(added, EngineLog)
     root.warning("one")
+    assert added.written(WITHIN_S)
     assert "No such file or directory" in capsys.readouterr().err
     path.parent.mkdir()
     root.warning("two")
     root.warning("three")
-    root.handlers[0].close()
+    added.close()
     assert [line.rpartition(" ")[2] for line in path.read_text(encoding="utf-8").splitlines()] == ["two", "three"]
+
+
+@pytest.fixture
+def stalled(tmp_path: Path) -> Path:
+    """Return where a log is that takes nothing until somebody reads it."""
+    path = tmp_path / "engine.log"
+    os.mkfifo(path)
+    return path
+
+
+def test_a_disk_that_takes_its_time_keeps_nobody_waiting_and_what_is_lost_is_counted(
+    stalled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = Log(stalled, most_waiting=10)
+    log.logger.warning("0")
+    while not log.out._entries.empty():  # the first one is being written
+        time.sleep(0.01)
+    began_s = time.monotonic()
+    for number in range(1, 41):
+        log.logger.warning("%d", number)
+    assert time.monotonic() - began_s < 1.0
+    assert not log.out.written(0.05)
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "the disk takes its time; entries are lost" in told
+
+    with stalled.open(encoding="utf-8") as read:
+        assert log.out.written(WITHIN_S)
+        log.logger.warning("41")
+        log.out.close()
+        lines = read.read().splitlines()
+    assert [line.rpartition("WARNING ")[2] for line in lines] == [
+        *(str(number) for number in range(11)), "30 entries are lost here", "41",
+    ]  # fmt: skip
+    assert all(LINE.fullmatch(line) for line in lines)
+    assert capsys.readouterr().err == ""
+
+
+def test_entries_that_are_lost_are_counted_at_the_end_too(stalled: Path) -> None:
+    log = Log(stalled, most_waiting=2)
+    for number in range(9):
+        log.logger.warning("%d", number)
+    with stalled.open(encoding="utf-8") as read:
+        assert log.out.written(WITHIN_S)
+        log.out.close()
+        text = read.read()
+    assert re.search(r"WARNING [67] entries are lost here\n$", text)
+
+
+LOGS = """
+import logging, pathlib, sys
+from derms_agent.engine_log import log_to
+log_to(pathlib.Path(sys.argv[1]))
+for number in range(500):
+    logging.warning("entry %d", number)
+"""
+
+
+def test_the_last_entries_of_a_process_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "engine.log"
+    subprocess.run([sys.executable, "-c", LOGS, path], check=True, stderr=subprocess.DEVNULL, timeout=60)
+    assert [line.rpartition(" ")[2] for line in path.read_text(encoding="utf-8").splitlines()] == [
+        str(number) for number in range(500)
+    ]
+
+
+def test_a_disk_that_takes_nothing_keeps_no_process_from_its_end(stalled: Path) -> None:
+    subprocess.run([sys.executable, "-c", LOGS, stalled], check=True, stderr=subprocess.DEVNULL, timeout=30)
 
 
 # --- heartbeats -------------------------------------------------------------------------------------------------------
