@@ -7,6 +7,7 @@ something are for the users that agent.conf names, by the kernel's own word on w
 
 from __future__ import annotations
 
+import errno
 import grp
 import logging
 import os
@@ -39,6 +40,7 @@ LOOKED_AT_EVERY_S = 2.0
 ANSWERS_WITHIN_S = 2.0
 RUNS_ALREADY = 1
 """What a service ends with that refuses to start beside another, which answers at its socket."""
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 _LONGEST_NAME = 200
 _LATEST_UNIX_S = 32_503_680_000.0
 
@@ -307,10 +309,25 @@ async def answers_at(path: Path) -> bool:
 async def serve_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> None:
     """Listen at a path and answer until cancelled; `ready` is called once somebody may ask.
 
-    Where the socket is removed, or another program's stands in its place, it is made anew. Raises OSError where it
-    cannot be made: with its directory gone it is systemd that makes that, when the service starts.
+    Where the socket is removed, or another program's stands in its place, it is made anew: again and again, while the
+    process, or the host, has no more files to open. Raises OSError where it cannot be made for another reason: with its
+    directory gone it is systemd that makes that, when the service starts.
     """
+    said = ""
     while True:
+        problem = await _served_at(path, verbs, ready)
+        words = "was taken away, so that nobody could ask: it is made anew"
+        if problem is not None:
+            words = f"cannot be made, so that nobody can ask: {problem}"
+            await anyio.sleep(LOOKED_AT_EVERY_S)
+        if problem is None or words != said:
+            logger.error("%s %s", path, words)
+        said = words
+
+
+async def _served_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> OSError | None:
+    """Answer for as long as the socket is there; return what it could not be made for, of what passes."""
+    try:
         async with listening(path) as listener, anyio.create_task_group() as tasks:
             own = _which(path)  # before anybody knows of it
             tasks.start_soon(serve, listener, verbs)
@@ -318,7 +335,11 @@ async def serve_at(path: Path, verbs: Verbs, ready: Callable[[], object]) -> Non
             while own is not None and _which(path) == own:
                 await anyio.sleep(LOOKED_AT_EVERY_S)
             tasks.cancel_scope.cancel()
-        logger.error("%s was taken away, so that nobody could ask: it is made anew", path)
+    except OSError as problem:
+        if problem.errno not in _NO_FILES:
+            raise
+        return problem
+    return None
 
 
 def _which(path: Path) -> tuple[int, int] | None:

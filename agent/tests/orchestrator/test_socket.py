@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import json
 import math
 import os
@@ -334,6 +335,29 @@ async def test_with_no_file_left_to_open_those_who_connect_are_heard_later(
             assert "Too many open files" in caplog.text
             waits.sendall(b'{"v":1,"id":1,"verb":"status"}\n')
             assert b'"ok":true' in await anyio.to_thread.run_sync(waits.recv, 65536)
+
+
+@pytest.mark.anyio
+async def test_with_no_file_left_to_open_a_socket_that_was_removed_is_made_anew_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever else the service does goes on meanwhile."""
+    monkeypatch.setattr(socket_server, "LOOKED_AT_EVERY_S", 0.05)
+    path = tmp_path / "s"
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with served(path):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+        try:
+            path.unlink()
+            await anyio.sleep(0.5)
+            assert not path.exists()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, most)
+        assert caplog.text.count("cannot be made, so that nobody can ask: [Errno 24] Too many open files") == 1
+        with anyio.fail_after(5):
+            while not path.exists():
+                await anyio.sleep(0.05)
+        assert await anyio.to_thread.run_sync(ask_status, path) == [{}, getpass.getuser()]
 
 
 @pytest.mark.anyio
