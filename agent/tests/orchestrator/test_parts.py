@@ -25,7 +25,8 @@ from derms_agent.control.plan import Plan
 from derms_agent.document_store import Store
 from derms_agent.model import DeviceKind, Phase, Quality, Rank, Reading, Session, Value, per_phase
 from derms_agent.orchestrator import handover
-from derms_agent.orchestrator.asks import Ask, from_json, limits_of, placed, to_json
+from derms_agent.orchestrator.api import ask_of
+from derms_agent.orchestrator.asks import Ask, Clock, from_json, limits_of, moved, placed, to_json
 from derms_agent.orchestrator.handover import Memory
 from derms_agent.orchestrator.image import EvseReading, evse_readings, generated, meter_sample
 from derms_agent.orchestrator.sessions import LONGEST_GAP_S, Metering, followed
@@ -473,6 +474,38 @@ def test_after_a_restart_of_the_host_times_are_the_walls() -> None:
     always = placed(Ask(id="a", source="b", rank=Rank.GRID), 5.0, 1030.0)
     assert (always.start_s, always.end_s) == (None, None)
     assert always.in_force(1e9)
+
+
+def test_what_was_put_before_the_hosts_start_follows_the_clock_once_that_is_set() -> None:
+    """A gateway whose clock stands still without power is behind until NTP has answered."""
+    ask = Ask(id="a", source="b", rank=Rank.OPERATOR, start_unix_s=1000.0, end_unix_s=1060.0, goes_by=Clock.WALL)
+    behind = placed(ask, 5.0, 405.0)
+    assert (behind.start_s, behind.end_s) == (600.0, 660.0)
+    assert moved(behind, 400.9) is behind  # it runs a little faster or slower, and that is no step
+    again = moved(behind, 1025.0 - 10.0)
+    assert (again.start_s, again.end_s) == (-15.0, 45.0)
+    assert (again.start_unix_s, again.end_unix_s) == (1000.0, 1060.0)
+    assert from_json(to_json(again)).goes_by is Clock.WALL
+    for_good = placed(replace(ask, end_unix_s=None), 5.0, 405.0)
+    assert moved(for_good, 1000.0).start_s == 0.0
+
+
+def test_what_is_to_last_for_so_long_does_so_and_ends_by_the_clock_as_it_is_set_by_then() -> None:
+    asked = {"name": "less", "high_w": 5.0, "duration_s": 60.0}
+    ask = placed(ask_of(asked, "root", {"site": None}, 405.0), 5.0, 405.0)
+    assert (ask.end_s, ask.end_unix_s) == (65.0, 465.0)
+    again = moved(ask, 5000.0)
+    assert (again.end_s, again.end_unix_s) == (65.0, 5065.0)
+    assert moved(again, 5000.5) is again
+    # After a restart of the host it is as any other.
+    assert placed(from_json(to_json(again)), 10.0, 5030.0).end_s == 45.0
+
+
+def test_what_is_put_with_its_times_stays_where_it_is_while_the_host_runs() -> None:
+    asked = {"name": "less", "high_w": 5.0, "end": "2030-01-01T00:00:00Z"}
+    for start in ({}, {"start": "2029-12-31T23:00:00Z"}):
+        ask = placed(ask_of({**asked, **start}, "root", {"site": None}, 405.0), 5.0, 405.0)
+        assert moved(ask, 5000.0) is ask
 
 
 def test_the_base_load_is_taken_off_asks_on_the_site_alone() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,29 @@ def test_what_a_vtn_has_asked_for_is_nothing_without_one(
     controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
 
     assert {*controller.asks} == left
+
+
+def test_what_an_operator_asked_for_before_the_hosts_start_holds_in_its_time_though_the_clock_is_set_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    now_unix_s = 1_800_000_000.0
+    times = {"start_unix_s": now_unix_s - 60.0, "end_unix_s": now_unix_s + 60.0}
+    Store(tmp_path).save(ASKS, {"boot_id": "another", "asks": [{**ASK, **times, "id": "evening"}]})
+    monkeypatch.setattr(time, "time", lambda: now_unix_s - 7200.0)
+    controller = service.assemble(settings.load(conf, limits), (conf, limits)).controller
+    now_s = boottime_s()
+
+    def in_force(at_s: float, wall_unix_s: float) -> list[str]:
+        controller.cycle(at_s, wall_unix_s - at_s)
+        return [name for name, ask in controller.asks.items() if ask.in_force(at_s)]
+
+    assert in_force(now_s, now_unix_s - 7200.0) == []
+    assert in_force(now_s + 1.0, now_unix_s) == ["evening"]
+    assert in_force(now_s + 62.0, now_unix_s + 61.0) == []
+    assert not controller.asks
 
 
 ASK = {"source": "s", "rank": "operator", "target": "site", "high_w": 9e3, "start_unix_s": 1.0, "put_by": "g"}

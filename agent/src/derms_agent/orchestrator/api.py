@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from derms_agent.control import limits
-from derms_agent.orchestrator.asks import RANKS, Ask
+from derms_agent.orchestrator.asks import RANKS, Ask, Clock
 from derms_agent.profiles.profile import nearest
 from derms_agent.socket_protocol import ProtocolError
 from derms_agent.socket_server import Arguments
@@ -54,4 +54,5 @@ def ask_of(found: Mapping[str, Any], user: str, targets: Mapping[str, Any], now_
         end_unix_s=end_unix_s,
         put_by=user,
         baseline_w=baseline_w,
+        goes_by=Clock.CONTROL if duration_s is not None and start_unix_s is None else None,
     )

@@ -643,10 +643,11 @@ class Controller:
     def cycle(self, now_s: float, wall_ahead_s: float | None = None) -> Outcome:
         """Return what one cycle comes to; its ledger is to be stored before its writes leave.
 
-        :param wall_ahead_s: how far the wall's clock is ahead of control's, for tariffs that go by it; None: not known
+        :param wall_ahead_s: how far the wall's clock is ahead of control's, for what goes by it; None: not known
         """
         if wall_ahead_s is not None:
             self._wall = demand.looked(self._wall, wall_ahead_s, now_s)
+            self.asks = {name: wishes.moved(ask, wall_ahead_s) for name, ask in self.asks.items()}
         self.asks = {name: ask for name, ask in self.asks.items() if not ask.over(now_s)}
         self._worked_by = self._meters.get(self.site.root.name)
         self._notice_outage(now_s)

@@ -253,7 +253,11 @@ def report(controller: Controller, outcome: Outcome, alarms: Alarms, running: Ru
 def ask_json(ask: Ask, now_s: float) -> dict[str, Any]:
     """Return an ask as the socket shows it."""
     stored = wishes.to_json(ask)
-    found = {"name": ask.id, **{key: value for key, value in stored.items() if key != "id" and not key.endswith("_s")}}
+    inner = {"id", "goes_by"}
+    found = {
+        "name": ask.id,
+        **{key: value for key, value in stored.items() if key not in inner and not key.endswith("_s")},
+    }
     for name, unix_s in (("start", ask.start_unix_s), ("end", ask.end_unix_s)):
         found[name] = None if unix_s is None else stamp(unix_s)
     return {**found, "in_force": ask.in_force(now_s)}

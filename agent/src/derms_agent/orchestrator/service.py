@@ -526,11 +526,12 @@ class Service:
             raise
 
     async def save_what_moves(self) -> None:
-        """Store sessions, memory and cycles; where the disk does not take them, that is said."""
+        """Store sessions, memory and cycles, and asks; where the disk does not take them, that is said."""
         with _said("Sessions cannot be kept"):
             await self.save_sessions()
             await self.save_memory()
             await self.save_cycles()
+            await self.save_asks()  # a step of the wall's clock moves their times
 
     async def keep_sessions(self) -> None:
         """Store sessions, memory and cycles now and then, for energy grows and shares move."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from derms_agent.control import journal
@@ -19,6 +20,7 @@ from derms_agent.control import ledger as book
 from derms_agent.document_store import Latest, Store
 from derms_agent.model import OPENADR
 from derms_agent.orchestrator import asks, batteries, handover
+from derms_agent.orchestrator.asks import Clock
 from derms_agent.orchestrator.controller import Controller
 from derms_agent.orchestrator.site import Site
 from derms_agent.socket_protocol import shown
@@ -150,7 +152,7 @@ def _recall_asks(controller: Controller, store: Store, asks_store: Latest, at: T
     same_boot = document.get("boot_id") == controller.boot_id
     unusable: list[str] = []
     for stored in _usable(document.get("asks", []), unusable):
-        ask = stored if same_boot else asks.placed(stored, at.now_s, at.unix_s)
+        ask = stored if same_boot else asks.placed(replace(stored, goes_by=Clock.WALL), at.now_s, at.unix_s)
         if not ask.over(at.now_s) and (linked or not ask.id.startswith(OPENADR)):
             controller.put(ask)
     if linked:
