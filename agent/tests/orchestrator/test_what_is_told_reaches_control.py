@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from agent.tests.orchestrator.conftest import new_controller
 
 from derms_agent.control.plan import Plan
 from derms_agent.model import Rank
-from derms_agent.orchestrator import planning
+from derms_agent.orchestrator import handover, planning
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.controller import Told
 from derms_agent.orchestrator.report import Alarms, Running, report
@@ -76,6 +77,21 @@ def test_what_the_plan_says_is_who_charges(play: MakePlay) -> None:
     )
     one.step(30)
     assert {name for name in YARD if one.limit_a[name] > 0} == set(first)
+
+
+def test_a_new_process_goes_on_from_its_predecessors_plan(play: MakePlay) -> None:
+    one, heir = arrived(play, 13_000.0), arrived(play, 13_000.0)
+    now_s, first = one.now_s, YARD[5:8]
+    one.controller.plan = Plan(
+        edges_s=(now_s - 60.0, now_s, now_s + 36_000.0),
+        currents_a={name: (0.0, 6.0 if name in first else 0.0) for name in YARD},
+    )
+    document = json.loads(json.dumps(handover.to_json(one.controller.memory()), allow_nan=False))
+    known = {name: one.controller.watts_per_a(name) for name in one.site.stations}
+    heir.controller.remember(handover.from_json(document, known))
+    told_of(heir, YARD, 10.0, 40_000.0)
+    heir.step(30)
+    assert {name for name in YARD if heir.limit_a[name] > 0} == set(first)
 
 
 def test_without_a_plan_the_vehicle_that_can_least_wait_charges(play: MakePlay) -> None:
