@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -429,7 +429,11 @@ def test_memory_comes_back_from_json_as_it_was(  # noqa: PLR0917 - hypothesis ha
             for number, (high_w, end_s) in enumerate(in_force)
         ),
         settled_s=settled_s,
-        plan=None if currents_a is None else Plan(edges_s=(0.0, 300.0), currents_a={"evse-0": tuple(currents_a)}),
+        plan=None
+        if currents_a is None
+        else Plan(
+            edges_s=tuple(300.0 * edge for edge in range(len(currents_a) + 1)), currents_a={"evse-0": tuple(currents_a)}
+        ),
         samples=demand.Samples(tuple(demand.Sample(*one) for one in samples)),
         heat={
             f"evse-{number} charger": thermal.Learnt(
@@ -458,6 +462,19 @@ def test_memory_that_cannot_be_read_is_none(lacks: str, nonsense: str | None) ->
         broken[lacks] = nonsense
     with pytest.raises((ValueError, TypeError, KeyError, AttributeError)):
         handover.from_json(broken, {})
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"edges_s": [0.0, 300.0], "currents_a": {"evse-0": []}},
+        {"edges_s": [0.0], "currents_a": {"evse-0": [6.0]}},
+        {"edges_s": [], "currents_a": {}},
+    ],
+)
+def test_a_plan_that_no_cycle_could_follow_is_refused(plan: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"in a plan, expected|a plan without edges"):
+        handover.from_json({**handover.to_json(Memory()), "plan": plan}, {"evse-0": 230.0})
 
 
 def test_after_a_restart_of_the_host_times_are_the_walls() -> None:

@@ -59,10 +59,23 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The currents in A of each EVSE in each slice; slice k is from `edges_s[k]` to `edges_s[k + 1]`."""
+    """The currents in A of each EVSE in each slice; slice k is from `edges_s[k]` to `edges_s[k + 1]`.
+
+    It is made at its first edge. Raises `ValueError` where there is none, or not one current for each slice.
+    """
 
     edges_s: tuple[float, ...]
     currents_a: Mapping[str, tuple[float, ...]]
+
+    def __post_init__(self) -> None:
+        for evse, currents in self.currents_a.items():
+            if len(currents) != len(self.edges_s) - 1:
+                raise ValueError(
+                    f"found {len(currents)} currents of {evse} and {len(self.edges_s)} edges in a plan, "
+                    "expected a current between each two"
+                )
+        if not self.edges_s:
+            raise ValueError("found a plan without edges, expected the time at which it was made")
 
     def current_a(self, evse: str, now_s: float) -> float:
         """Return what the plan gives an EVSE at a time; 0 for one that it does not know, and outside of its time."""
