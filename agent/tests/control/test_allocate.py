@@ -245,6 +245,83 @@ def test_without_a_plan_least_laxity_comes_first() -> None:
     assert shared["e0"].current_a == 0.0
 
 
+a_parked = st.one_of(st.none(), st.tuples(st.floats(0.1, 12.0), st.floats(500.0, 60_000.0)))
+"""A vehicle of which nothing is told, or its hours to departure and its need in Wh."""
+
+
+def laxity_h(of: tuple[float, float], watts_per_a: float) -> float:
+    hours, need_wh = of
+    return hours - need_wh / (32.0 * watts_per_a)
+
+
+@settings(max_examples=60, deadline=None)
+@given(told=st.lists(a_parked, min_size=1, max_size=12), rating_a=st.floats(1.0, 120.0), plan_of_others=st.booleans())
+def test_without_a_plan_fair_shares_are_kept_and_the_rest_is_for_those_who_can_least_wait(
+    *, told: list[tuple[float, float] | None], rating_a: float, plan_of_others: bool
+) -> None:
+    network, evses = on_one_line(len(told), rating_a)
+    watts = float(network.watts_per_a[0])
+    sessions = {
+        evse.name: session(evse.name) if of is None else session(evse.name, hours=of[0], need_wh=of[1])
+        for evse, of in zip(evses, told, strict=True)
+    }
+    params = Params(otherwise=ANY)
+    # A plan that was made before any of them came says nothing of them.
+    older = Plan(edges_s=(-60.0, 9e3), currents_a={"gone": (9.0,)}) if plan_of_others else None
+    shared = share(network, evses, sessions, params, with_plan=older)
+    fair = reserved_a(evses, sessions, {}, network, params)
+    known = [(laxity_h(of, watts), evse.name) for evse, of in zip(evses, told, strict=True) if of is not None]
+    unmet = [name for _, name in known if shared[name].current_a < 32.0 - 1e-3]
+    for evse, of, fair_a in zip(evses, told, fair, strict=True):
+        if of is None:
+            assert shared[evse.name].current_a >= fair_a - 1e-3
+            assert not unmet or shared[evse.name].current_a <= fair_a + 1e-3
+    # Nobody has had anything yet: whoever has to charge within the hour comes first, and of the others the least lax.
+    for lax, name in known:
+        if name in unmet:
+            assert all(
+                shared[other].current_a < 1e-3 for laxer, other in known if laxer > max(lax, 1.0) and other != name
+            )
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(a_parked, min_size=2, max_size=4), st.floats(8.0, 40.0), st.sampled_from([FINE, Steps(), ANY]), st.data()
+)
+def test_without_a_plan_nobody_starves(
+    told: list[tuple[float, float] | None], rating_a: float, steps: Steps, data: st.DataObject
+) -> None:
+    network, evses = on_one_line(len(told), rating_a)
+    watts, step_s = float(network.watts_per_a[0]), 300.0
+    params = Params(otherwise=steps, cycle_s=step_s)
+    sessions = {
+        evse.name: session(evse.name) if of is None else session(evse.name, hours=of[0], need_wh=of[1])
+        for evse, of in zip(evses, told, strict=True)
+    }
+    # Where somebody is told to need more than can ever be had, the others do not wait for that.
+    greedy = data.draw(st.sampled_from(evses)).name
+    sessions[greedy] = session(greedy, hours=12.0, need_wh=900_000.0)
+    previous: Mapping[str, Allocation] = {}
+    waited_s = dict.fromkeys(sessions, 0.0)
+    for now_s in np.arange(0.0, 8 * 3600.0, step_s).tolist():
+        shared = share(network, evses, sessions, params, now_s=now_s, previous=previous)
+        assert amps(shared, network).sum() <= rating_a + 1e-5
+        for name, before in list(sessions.items()):
+            wh = shared[name].current_a * watts * step_s / 3600
+            sessions[name] = one = replace(before, delivered_wh=before.delivered_wh + wh)
+            left_wh = math.inf if one.energy_need_wh is None else one.energy_need_wh - one.delivered_wh
+            if one.departure_at_s is not None and (one.departure_at_s <= now_s or left_wh <= 1.0):
+                del sessions[name]
+                continue
+            lax_s = -math.inf
+            if one.departure_at_s is not None:
+                lax_s = one.departure_at_s - now_s - left_wh / (32.0 * watts) * 3600
+            served = shared[name].current_a > 0 or lax_s > params.look_s
+            waited_s[name] = 0.0 if served else waited_s[name] + step_s
+            assert waited_s[name] <= 2 * params.even_s * (len(evses) - 1)
+        previous = shared
+
+
 def test_less_than_the_minimum_is_nothing_and_steps_are_kept() -> None:
     network, evses = on_one_line(2, 21.0)
     sessions = {evse.name: session(evse.name, hours=1.0 + index, need_wh=9000.0) for index, evse in enumerate(evses)}

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from agent.tests.orchestrator.conftest import new_controller
+from agent.tests.orchestrator.conftest import SETTLED_S, new_controller
 
 from derms_agent.control.plan import Plan
 from derms_agent.model import Rank
 from derms_agent.orchestrator import handover, planning
 from derms_agent.orchestrator.asks import Ask
-from derms_agent.orchestrator.controller import Told
+from derms_agent.orchestrator.controller import PLAN_LASTS_S, Told
 from derms_agent.orchestrator.report import Alarms, Running, report
 
 if TYPE_CHECKING:
@@ -99,6 +99,29 @@ def test_without_a_plan_the_vehicle_that_can_least_wait_charges(play: MakePlay) 
     told_of(one, YARD, 40.0, 40_000.0)
     told_of(one, [YARD[6]], 4.0, 40_000.0)
     one.step(30)
+    assert [name for name in YARD if one.limit_a[name] > 0] == [YARD[6]]
+
+
+def test_who_tells_a_departure_does_not_wait_for_those_that_tell_none(play: MakePlay) -> None:
+    one = arrived(play, 40_000.0)
+    told_of(one, [YARD[6]], 3.0, 20_000.0)
+    one.step(SETTLED_S)
+    fair_w = 40_000.0 / len(YARD)
+    assert one.limit_a[YARD[6]] * one.controller.watts_per_a(YARD[6]) >= fair_w - 1000.0
+
+
+def test_a_plan_that_was_made_long_ago_is_none(play: MakePlay) -> None:
+    one = arrived(play, 5_000.0)
+    told_of(one, YARD, 10.0, 40_000.0)
+    told_of(one, [YARD[6]], 4.0, 40_000.0)
+    now_s = one.now_s
+    one.controller.plan = Plan(
+        edges_s=(now_s - PLAN_LASTS_S + 30.0, now_s + 36_000.0),
+        currents_a={name: (7.0 if name == YARD[2] else 0.0,) for name in YARD},
+    )
+    one.step(25)
+    assert [name for name in YARD if one.limit_a[name] > 0] == [YARD[2]]
+    one.step(340)
     assert [name for name in YARD if one.limit_a[name] > 0] == [YARD[6]]
 
 

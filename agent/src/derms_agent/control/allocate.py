@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shares what the circuits allow among the vehicles that are there, once a cycle.
 
-1. **Wishes.** A vehicle whose departure and need are known wishes what the plan gives it now. The others wish their
-   fair share: max-min of the energy delivered so far, by water-filling, so that whoever has had least comes first.
-2. **Order.** By what the plan gives in the near future, a running EVSE before one that would have to start; then by
-   laxity, the time that a vehicle could still wait. Without a plan, laxity alone decides, and fair shares.
+1. **Wishes.** A vehicle whose departure and need are known wishes what the plan gives it now. Those of which too little
+   is known wish their fair share: max-min of the energy delivered so far, by water-filling, so that whoever has had
+   least comes first. Those that could be planned for and are not (there is no plan, or an older one) wish what all
+   others' wishes leave, one after the other (`_wish_what_is_left`). So nobody who tells a departure waits for one who
+   tells none to have more than a fair share; and nobody starves, for whoever can wait no longer has a turn.
+2. **Order.** By what the plan, or the wish without one, gives in the near future, a running EVSE before one that would
+   have to start; then by laxity, the time that a vehicle could still wait.
 3. **Rounds**, each raising EVSEs in that order, by allowed steps and no further than the circuits have room:
    running ones that the plan still wants keep their minimum; each comes up to its wish; wishes that were too small for
    a minimum are gathered, EVSE by EVSE, up to the sum of those that load the root in the same way; what is left goes
@@ -369,7 +372,7 @@ def allocate(
     evses = tuple(evses)
     limits = circuit_limits(network, bounds)
     seats = _seats(evses, sessions, bounds, network, now_s=now_s, previous=previous, params=params)
-    wishes = _wishes(seats, _fair_a(seats, network, limits), plan, now_s, params)
+    wishes = _wishes(seats, network, limits, plan, now_s, params)
     could_a = _shared_a(seats, wishes, network, network.room(limits), now_s, params)
     result = _held(seats, could_a, now_s, params)
     for evse in evses:
@@ -438,34 +441,61 @@ def _laxity_s(session: Session, power_w: float, now_s: float) -> float:
 
 
 class _Wishes(NamedTuple):
-    """What each EVSE wishes now, and what it has coming in the near future, in A.
-
-    `counted_a` is what counts of that in its group: without a plan, a known need wishes whatever there is.
-    """
+    """What each EVSE wishes now, and what it has coming in the near future, in A."""
 
     now_a: list[float]
     ahead_a: list[float]
-    counted_a: list[float]
 
 
-def _wishes(seats: _Seats, reserved: Floats, plan: Plan | None, now_s: float, params: Params) -> _Wishes:
+def _wishes(  # noqa: PLR0917 - what is wished for depends on all of it
+    seats: _Seats, network: Network, limits: Floats, plan: Plan | None, now_s: float, params: Params
+) -> _Wishes:
     """Return the wishes: a fair share for those of which too little is known, for the others what the plan says."""
-    shares_a = reserved.tolist()
+    shares_a = _fair_a(seats, network, limits).tolist()
     planned_a = {} if plan is None else plan.currents_at_a(now_s)
     ahead_as = {} if plan is None else plan.charges_as(now_s, now_s + params.look_s)
-    wishes = _Wishes([], [], [])
-    for name, place, laxity_s, low_a, top_a in zip(
-        seats.names, seats.places, seats.laxity_s, seats.low_a, seats.top_a, strict=True
+    wishes = _Wishes([], [])
+    unplanned: list[int] = []
+    for seat, (name, place, laxity_s, low_a, top_a) in enumerate(
+        zip(seats.names, seats.places, seats.laxity_s, seats.low_a, seats.top_a, strict=True)
     ):
         if math.isinf(laxity_s):
             wish_a = ahead_a = shares_a[place]
         else:
             wish_a, ahead_a = planned_a.get(name, 0.0), ahead_as.get(name, 0.0) / params.look_s
-        wish_a = min(max(wish_a, low_a), top_a)
-        wishes.now_a.append(wish_a)
+            if name not in planned_a:
+                unplanned.append(seat)
+        wishes.now_a.append(min(max(wish_a, low_a), top_a))
         wishes.ahead_a.append(ahead_a)
-        wishes.counted_a.append(wish_a if plan is not None or math.isinf(laxity_s) else math.inf)
+    if unplanned:
+        _wish_what_is_left(seats, unplanned, wishes, network.room(limits), params)
     return wishes
+
+
+def _wish_what_is_left(seats: _Seats, unplanned: list[int], wishes: _Wishes, room: Room, params: Params) -> None:
+    """Let some wish what the others' wishes leave, one after the other.
+
+    First come those that have to charge within `look_s`, of these whoever has had least: what they need may be more
+    than can be had, and then it is shared. Then whoever can least wait. One that charges goes before one that is hardly
+    ahead of it, or the two would change places again and again.
+    """
+    for place, wish_a in zip(seats.places, wishes.now_a, strict=True):
+        room.take(place, wish_a)
+
+    def turn(seat: int) -> tuple[bool, float, str]:
+        running = seats.before[seat].current_a > 0
+        can_wait = seats.laxity_s[seat] > params.look_s
+        if can_wait:
+            return can_wait, seats.laxity_s[seat] - params.look_s * running, seats.names[seat]
+        hardly_a = seats.usable_a[seat] * params.hold_s / params.even_s
+        return can_wait, seats.had_a[seat] - hardly_a * running, seats.names[seat]
+
+    for seat in sorted(unplanned, key=turn):
+        place = seats.places[seat]
+        more_a = min(seats.top_a[seat] - wishes.now_a[seat], room.left(place))
+        room.take(place, more_a)
+        wishes.now_a[seat] += more_a
+        wishes.ahead_a[seat] = wishes.now_a[seat]
 
 
 class _Rounds:
@@ -543,7 +573,7 @@ def _shared_a(  # noqa: PLR0917 - what the shares are made from
     groups = [all_groups[place] for place in seats.places]
     open_a = dict.fromkeys(groups, _SLACK_A)
     for seat in vehicles:
-        open_a[groups[seat]] += wishes.counted_a[seat]
+        open_a[groups[seat]] += wishes.now_a[seat]
     just_raised = {
         seat
         for seat, before in enumerate(seats.before)

@@ -84,6 +84,8 @@ WAKES_S = 60.0
 """For how long a vehicle may be offered something until it takes any of it: it may have to wake up first."""
 ASKED_AGAIN_S = 300.0
 """After so long without an offer a vehicle that took nothing is offered the least again: it may want it by now."""
+PLAN_LASTS_S = 900.0
+"""A plan that is older is none: those that came since would wait for what it gives others. One is made each 5 min."""
 _SHOWN_S = 1.0
 """How long after it acknowledged a limit a device may take until it shows it."""
 _STEP_A = 1.0
@@ -1034,6 +1036,7 @@ class Controller:
 
     def _allocate(self, names: Sequence[str], bounds: Bounds, now_s: float) -> Mapping[str, Allocated]:
         relied = set(names)
+        made_s = -math.inf if self.plan is None else self.plan.edges_s[0]
         given = allocate.allocate(
             self.site.evses,
             {name: session for name, session in self.sessions.items() if name in relied},
@@ -1041,7 +1044,7 @@ class Controller:
             self.site.network,
             now_s=now_s,
             previous=self._previous,
-            plan=self.plan,
+            plan=self.plan if now_s - made_s <= PLAN_LASTS_S else None,
             params=self.params,
         )
         # Who cannot be relied on stands as it was told, and so it is what it comes back to.
