@@ -3,14 +3,24 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from agent.tests.orchestrator.conftest import DEMO
 
 from derms_agent import depot as depots
-from derms_agent.orchestrator.site import site_of, tree_of
+from derms_agent import profiles
+from derms_agent.control.guard import Purpose, Write
+from derms_agent.control.ledger import Amount
+from derms_agent.model import Connection, Phase, Reading
+from derms_agent.orchestrator.engine import watts_of
+from derms_agent.orchestrator.image import evse_readings
+from derms_agent.orchestrator.site import armed, site_of, tree_of
 
+SQRT3 = math.sqrt(3)
 EXAMPLES = Path(__file__).parents[3] / "inventories" / "example"
 
 
@@ -43,3 +53,40 @@ def test_a_gateway_without_a_tree_controls_nothing() -> None:
     circuits = {name: replace(circuit, allocator="elsewhere") for name, circuit in depot.circuits.items()}
     with pytest.raises(ValueError, match="found the trees of circuits none for gateway riverside-gateway-1"):
         site_of(replace(depot, circuits=circuits), "riverside-gateway-1", shed_s=2.0)
+
+
+WIRED = [
+    *((connection, phases) for connection in (Connection.WYE, Connection.DELTA) for phases in combinations(Phase, 2)),
+    *((connection, tuple(Phase)) for connection in (Connection.WYE, Connection.DELTA)),
+    *((Connection.WYE, (phase,)) for phase in Phase),
+]
+
+
+@pytest.mark.parametrize(("connection", "phases"), WIRED)
+def test_what_is_told_and_shown_in_w_is_the_same_current_however_it_is_wired(
+    connection: Connection, phases: tuple[Phase, ...]
+) -> None:
+    depot = depots.load(DEMO)
+    device, profile = depot.devices["fast-1"], profiles.load("alpitronic_hyc")
+    device = replace(device, evses=(replace(device.evses[0], phases=phases),))
+    circuit = replace(depot.circuits["fast"], connection=connection)
+    depot = replace(depot, devices={**depot.devices, "fast-1": device}, circuits={**depot.circuits, "fast": circuit})
+    assert profile.fallback is not None
+    own = replace(profile, fallback=replace(profile.fallback, fixed=3000.0))
+    site = site_of(depot, "gateway-1", shed_s=2.0, own_profiles={profile.name: own})
+    (evse,) = device.evses
+    watts_per_a = (
+        circuit.voltage_v if len(phases) == 2 and connection is Connection.DELTA else len(phases) * 400 / SQRT3
+    )
+
+    told_w = watts_of(site, evse, own, Write(1, evse.name, Amount(10.0), Purpose.RAISE))
+    assert told_w == pytest.approx(10.0 * watts_per_a)
+    # At its limit, with a rectifier of 0.95.
+    values = {"power_limit/1": told_w, "active_power/1": 0.95 * told_w}
+    image = evse_readings(site, device, Reading("fast-1", values, 5.0, answered_at_s=5.1))[evse.name].image
+    assert image.limit_a == pytest.approx(10.0)
+    assert image.current_a == pytest.approx([10.0 if phase in phases else 0.0 for phase in Phase])
+    assert site.stations[evse.name].fallback.high == pytest.approx(3000.0 / watts_per_a)
+    (proven,) = armed(site, device, {}, 5.0)
+    assert proven.fallback.high == pytest.approx(3000.0 / watts_per_a)
+    assert site.stations[evse.name].least_a == pytest.approx(1548.0 / watts_per_a)

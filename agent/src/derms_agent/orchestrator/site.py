@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -12,9 +13,9 @@ from typing import Any
 from derms_agent import profiles
 from derms_agent.control import ledger as book
 from derms_agent.control.network import Network
-from derms_agent.control.worst_case import Circuits
+from derms_agent.control.worst_case import Circuits, watts_per_a
 from derms_agent.grid_code import parse
-from derms_agent.model import Circuit, Connection, Depot, Device, DeviceKind, Evse, Measures, Meter, Value
+from derms_agent.model import Circuit, Depot, Device, DeviceKind, Evse, Measures, Meter, Phase, Value
 from derms_agent.profiles.point import Table
 from derms_agent.profiles.profile import Profile, Protocol, Refresh
 
@@ -50,7 +51,7 @@ class Site:
     droops: frozenset[str] = frozenset()
 
     def voltage_v(self, evse: Evse) -> float:
-        """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
+        """Return the voltage that W of an EVSE are shared out by, in V: between lines, or to neutral for one phase."""
         return declared_voltage_v(self.depot.circuits[evse.circuit], evse)
 
 
@@ -160,10 +161,14 @@ def _droops(device: Device) -> bool:
 
 
 def declared_voltage_v(circuit: Circuit, evse: Evse) -> float:
-    """Return the nominal voltage of an EVSE's supply, in V: between lines, or to neutral for one phase."""
-    if len(evse.phases) > 1 and circuit.connection is not Connection.SINGLE_PHASE:
-        return circuit.voltage_v
-    return circuit.neutral_voltage_v
+    """Return the voltage that W of an EVSE are shared out by, in V: between lines, or to neutral for one phase.
+
+    It is the nominal one, but for one load between two lines of a delta: each of its conductors has half of the voltage
+    between them, not what there is to neutral.
+    """
+    conductors = len(evse.phases or Phase)
+    each_v = watts_per_a(circuit, conductors) / conductors
+    return each_v if conductors == 1 else each_v * math.sqrt(3)
 
 
 def station_of(depot: Depot, device: Device, profile: Profile, evse: Evse, *, shed_s: float) -> book.Station:
