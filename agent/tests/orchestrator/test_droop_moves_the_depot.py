@@ -12,6 +12,7 @@ import pytest
 from derms_agent.control import droop
 from derms_agent.model import Rank
 from derms_agent.orchestrator import handover
+from derms_agent.orchestrator.asks import Ask
 
 if TYPE_CHECKING:
     from agent.tests.orchestrator.conftest import MakePlay, Play
@@ -77,6 +78,17 @@ def test_over_frequency_asks_no_vehicle_for_more_than_it_may_have(steady: Play) 
     assert one.controller.memory().droop.output > 0.1
     assert drawn_a(one) == [16.0] * 3
     assert {bound_a(one, name) for name in NAMES} == {float("inf")}
+
+
+def test_over_frequency_lifts_no_limit_of_a_vehicles(steady: Play) -> None:
+    one = steady
+    per_a = one.controller.watts_per_a(NAMES[0])
+    one.controller.put(Ask(id="a", source="root", rank=Rank.OPERATOR, target=NAMES[0], high_w=8.0 * per_a))
+    one.step(30)
+    one.frequency_hz = 50.6
+    one.step(60)
+    assert one.controller.memory().droop.output > 0.1
+    assert drawn_a(one)[0] == pytest.approx(8.0)
 
 
 def test_a_frequency_that_is_not_seen_any_more_keeps_the_reduction_as_it_is(steady: Play) -> None:

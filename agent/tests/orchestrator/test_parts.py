@@ -219,6 +219,17 @@ def test_a_meter_without_power_per_phase_still_shows_its_currents(site: Site) ->
     assert (sample.current_a, sample.active_w) == ((5.0, 5.0, 5.0), None)
 
 
+def test_a_meter_of_a_circuit_that_lacks_a_line_need_not_show_that_one(site: Site) -> None:
+    main = replace(site.depot.circuits["main"], rating_a=(63.0, 0.0, 63.0))
+    lacking = replace(site, depot=replace(site.depot, circuits={**site.depot.circuits, "main": main}))
+    values: dict[str, Value] = {
+        f"{name}_l{line}": 230.0 * line for line in (1, 3) for name in ("current", "active_power")
+    }
+    sample = meter_sample(lacking, "main", Reading("grid", values, 5.0, asked_at_s=5.0, answered_at_s=5.1))
+    assert sample is not None
+    assert sample.current_a == sample.active_w == (230.0, 0.0, 690.0)
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_generators_sample_is_by_magnitude_whichever_way_its_meter_counts(site: Site, sign: int) -> None:
     volts = 400 / math.sqrt(3)

@@ -55,6 +55,18 @@ def test_a_gateway_without_a_tree_controls_nothing() -> None:
         site_of(replace(depot, circuits=circuits), "riverside-gateway-1", shed_s=2.0)
 
 
+@pytest.mark.parametrize(
+    ("settings", "droops"), [(None, False), ({"enabled": True}, True), ({"enabled": False}, False)]
+)
+def test_what_is_declared_to_follow_the_frequency_by_itself_is_known(
+    settings: dict[str, bool] | None, droops: bool
+) -> None:
+    depot = depots.load(DEMO)
+    device = replace(depot.devices["fast-1"], der_settings=None if settings is None else {"frequency_droop": settings})
+    depot = replace(depot, devices={**depot.devices, "fast-1": device})
+    assert site_of(depot, "gateway-1", shed_s=2.0).droops == ({"fast-1"} if droops else set())
+
+
 WIRED = [
     *((connection, phases) for connection in (Connection.WYE, Connection.DELTA) for phases in combinations(Phase, 2)),
     *((connection, tuple(Phase)) for connection in (Connection.WYE, Connection.DELTA)),

@@ -418,7 +418,7 @@ def test_one_that_never_holds_what_it_acknowledges_is_not_written_to_in_each_sec
     assert one.storage_w() == pytest.approx(-10_000, abs=100)
 
 
-def test_the_frequency_moves_it_both_ways_unless_it_follows_by_itself() -> None:
+def test_the_frequency_moves_it_both_ways() -> None:
     policy: dict[str, Any] = {"droop": droop.Settings(nominal_hz=50.0), "nominal_hz": 50.0}
     one = begun(soc_percent=100.0, **policy)
     assert one.storage_w() == 0.0
@@ -434,6 +434,17 @@ def test_the_frequency_moves_it_both_ways_unless_it_follows_by_itself() -> None:
     one.frequency_hz = 50.5
     one.step(60)
     assert one.storage_w() == pytest.approx(0.1856 * RATED_W, rel=0.05)
+
+
+def test_what_follows_the_frequency_by_itself_is_not_told_to_as_well() -> None:
+    own = replace(SITE, droops=frozenset({"store"}))
+    one = begun(own, droop=droop.Settings(nominal_hz=50.0), nominal_hz=50.0)
+    one.ask(0.0, 0.0, rank=Rank.OPERATOR)
+    one.step(SETTLED_S)
+    one.frequency_hz = 50.5
+    one.step(60)
+    assert one.controller.memory().droop.output > 0.1
+    assert one.storage_w() == 0.0
 
 
 def test_a_ramp_slows_what_it_takes_and_the_end_of_what_it_gives() -> None:

@@ -84,6 +84,24 @@ def test_what_was_read_before_a_start_that_no_poll_missed_does_not_prove_a_watch
     assert one.storage_w() < -9_000
 
 
+def test_what_was_read_before_a_silence_that_may_hide_a_start_does_not_prove_a_watchdog() -> None:
+    one = Restarting(new_controller(SITE))
+    one.step(SETTLED_S)
+    one.ask(-10.0)
+    one.step(SETTLED_S)
+    assert one.storage_w() < -9_000
+    one.settings_s = one.now_s - 1
+    one.silent = {"store"}
+    one.step(6)
+    one.silent.clear()
+    one.step(20)
+    assert one.enabled == "enabled"
+    assert one.storage_w() == 0.0
+    one.settings_s = one.now_s
+    one.step(SETTLED_S)
+    assert one.storage_w() < -9_000
+
+
 def test_a_watchdog_that_is_quicker_than_declared_is_fed_as_often_as_it_wants() -> None:
     one = begun()
     one.ask(-10.0)
