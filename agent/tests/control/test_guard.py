@@ -209,6 +209,40 @@ def test_a_restart_counts_until_a_write_after_it_was_acknowledged_and_measured()
     assert seen(book, "one", 10.0, 22.5).entries["one"].span.high == 10.0
 
 
+@pytest.mark.parametrize(("shows_in_force", "counted_a"), [(False, 32.0), (True, 10.0)])
+def test_what_is_read_back_excludes_a_restart_only_where_it_is_what_is_in_force(
+    shows_in_force: bool, counted_a: float
+) -> None:
+    book = proven([station(shows_in_force=shows_in_force, watchdog_s=300.0)], {"one": 10.0})
+    book = ledger.record(book, [Seen("one", Amount(10.0), (10.0,) * 3, float(at), float(at)) for at in range(8, 40)])
+    assert book.span("one", 40.0).high == counted_a
+
+
+def test_a_watchdog_that_ran_out_counts_at_the_rating_where_its_fallback_was_never_read() -> None:
+    book = ledger.started([station()], -100.0)
+    write, book = ledger.issue(book, "one", Amount(10.0), -50.0)
+    book = ledger.record(book, [Acknowledged("one", write, -49.0)])
+    samples = [Seen("one", Amount(10.0), (10.0,) * 3, float(at), float(at)) for at in range(-48, 1)]
+    assert ledger.record(book, samples[:20]).span("one", -28.0).high == 10.0
+    assert ledger.record(book, samples).span("one", 0.0).high == 32.0
+
+
+@pytest.mark.parametrize(("now_s", "relied_on"), [(4.9, True), (5.1, False)])
+def test_who_takes_no_writes_is_not_relied_on(now_s: float, relied_on: bool) -> None:
+    book = proven([station()], {"one": 16.0})
+    write, book = ledger.issue(book, "one", Amount(6.0), 0.0)
+    book = seen(ledger.record(book, [Lost("one", write, 2.0)]), "one", 16.0, now_s)
+    assert guard.reliable(book.entries["one"], book.stations["one"], now_s) is relied_on
+
+
+@pytest.mark.parametrize(("now_s", "relied_on"), [(18.0, True), (19.0, False)])
+def test_who_does_not_come_down_to_what_it_acknowledged_is_not_relied_on(now_s: float, relied_on: bool) -> None:
+    book = proven([station()], {"one": 16.0})
+    write, book = ledger.issue(book, "one", Amount(6.0), 1.0)
+    book = seen(ledger.record(book, [Acknowledged("one", write, 1.5)]), "one", 9.0, now_s)
+    assert guard.reliable(book.entries["one"], book.stations["one"], now_s) is relied_on
+
+
 def test_an_uptime_excludes_a_restart() -> None:
     one = station(settings_last=True)
     silent = ledger.record(proven([one], {"one": 10.0}), [Answered("one", 9.0, 9.1, up_since_s=3.0)])

@@ -388,6 +388,7 @@ def test_a_new_process_knows_what_vehicles_take(play: MakePlay) -> None:
     one.step(SETTLED_S)
     assert all(one.limit_a[name] <= 8.5 for name in slow)
     heir, forgetful = heir_of(one, play), heir_of(one, play, remembers=False)
+    assert all(heir.controller.rated_w(name) < 9 * heir.controller.watts_per_a(name) for name in slow)
     for goes_on in (heir, forgetful):
         goes_on.step(SETTLED_S)
     assert lowered(heir, one) == []

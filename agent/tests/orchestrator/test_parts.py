@@ -98,6 +98,15 @@ def test_dc_power_counts_over_the_worst_rectifier_but_within_a_limit_that_may_ho
     assert image.limit_a == (None if limit_w is None else pytest.approx(limit_w / W_PER_A))
 
 
+def test_of_the_currents_of_what_is_told_w_the_least_that_may_be_active_counts(site: Site) -> None:
+    """Its reactive current stands beside what it is told; it would be taken for one that draws more than that."""
+    device = site.devices["charger-001"]
+    device = replace(device, evses=(replace(device.evses[0], power_factor=0.95),))
+    values: dict[str, Value] = {f"current_l{line}": 20.0 for line in (1, 2, 3)}
+    image = evse_readings(site, device, Reading("charger-001", values, 5.0, answered_at_s=5.1))["charger-001"].image
+    assert image.current_a == pytest.approx((19.0,) * 3)
+
+
 def giving_back(site: Site, **shown: Value) -> EvseReading:
     """Return what the first connector of a DC charger shows that may give back as much as it takes."""
     device = site.devices["fast-1"]
