@@ -44,6 +44,43 @@ def met(*found: Limit, now_s: float = 0.0) -> limits.Bound:
 # --- combine ----------------------------------------------------------------------------------------------------------
 
 
+def test_an_evses_range_is_what_each_kind_of_bound_leaves_it_and_apparent_power_is_for_both_directions() -> None:
+    on_one = limits.Target(
+        {
+            ("e", APPARENT, None): limits.Bound(0.0, 2300.0),
+            ("e", CURRENT, Phase.L2): limits.Bound(-1.0, 1.0),
+            ("e", ACTIVE, None): limits.Bound(-1150.0, 4600.0),
+        }
+    )
+    assert on_one.range_a((Phase.L1,), 230.0) == pytest.approx((-5.0, 10.0))
+    assert on_one.range_a((Phase.L1, Phase.L2), 460.0) == pytest.approx((-1.0, 1.0))
+    assert limits.Target({("e", APPARENT, None): limits.Bound(0.0, 2300.0)}).range_a((Phase.L1,), 230.0) == (
+        -10.0,
+        10.0,
+    )
+
+
+@pytest.mark.parametrize("watts", [-20_000.0, 20_000.0])
+@pytest.mark.parametrize("apparent_va", [None, 20_000.0])
+def test_a_base_load_above_the_sites_limit_leaves_nothing_and_asks_for_nothing(
+    watts: float, apparent_va: float | None
+) -> None:
+    base = BaseLoad(
+        circuit="main",
+        source="base load",
+        low_a=limits.NO_FLOW,
+        high_a=limits.NO_FLOW,
+        low_w=min(watts, 0.0),
+        high_w=max(watts, 0.0),
+        reactive_var=0.0,
+        apparent_va=apparent_va,
+    )
+    (found,) = limits.site(10_000.0, base)
+    side_w = found.high if watts > 0 else found.low
+    assert side_w == 0.0
+    assert found.low <= 0.0 <= found.high
+
+
 def test_bounds_meet_and_name_who_set_them() -> None:
     bound = met(
         limit(-10, 50, Rank.PROTECTION, "circuit"), limit(-5, 80, Rank.GRID, "event"), limit(-9, 40, Rank.PRICE, "dear")

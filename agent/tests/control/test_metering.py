@@ -345,6 +345,7 @@ def test_the_most_of_a_generator_is_known_where_its_circuit_is_its_own() -> None
     found = most_of(circuits, [], "main", sun)
     assert found is not None
     assert (found.meter, found.generated.current_a, found.generated.reactive_a) == ("sun", on_all(42), on_all(42))
+    assert found.generated.reactive_var == pytest.approx(3 * 42 * roof.neutral_voltage_v)
     evse = Evse(name="a", device="a", connector=1, circuit="roof", phases=(Phase.L1,), rating_a=16.0)
     assert most_of(circuits, [evse], "main", sun) is None
     assert most_of(circuits, [], "main", replace(sun, circuit="main")) is None
