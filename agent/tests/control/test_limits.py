@@ -81,6 +81,22 @@ def test_a_base_load_above_the_sites_limit_leaves_nothing_and_asks_for_nothing(
     assert found.low <= 0.0 <= found.high
 
 
+def test_a_base_load_above_a_circuits_rating_asks_nothing_of_evses() -> None:
+    main = Circuit(name="main", parent=None, connection=Connection.WYE, voltage_v=400.0, rating_a=(50.0,) * 3)
+    base = BaseLoad(
+        circuit="main",
+        source="base load",
+        low_a=(-80.0, 0.0, 0.0),
+        high_a=(0.0, 80.0, 0.0),
+        low_w=-80.0 * VOLTS,
+        high_w=80.0 * VOLTS,
+        reactive_var=0.0,
+        apparent_va=None,
+    )
+    found = {limit.phases: (limit.low, limit.high) for limit in limits.circuits({"main": main}, {"main": base})}
+    assert found == {(Phase.L1,): (0.0, 50.0), (Phase.L2,): (-50.0, 0.0), (Phase.L3,): (-50.0, 50.0)}
+
+
 def test_bounds_meet_and_name_who_set_them() -> None:
     bound = met(
         limit(-10, 50, Rank.PROTECTION, "circuit"), limit(-5, 80, Rank.GRID, "event"), limit(-9, 40, Rank.PRICE, "dear")

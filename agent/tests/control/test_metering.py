@@ -119,7 +119,12 @@ def test_an_evse_that_is_not_sampled_on_both_sides_may_have_drawn_nothing() -> N
 
 @pytest.mark.parametrize(
     ("connection", "voltage_v", "within"),
-    [(Connection.WYE, 400.0, True), (Connection.DELTA_WYE, 400.0, False), (Connection.WYE, 10_000.0, False)],
+    [
+        (Connection.WYE, 400.0, True),
+        (Connection.DELTA_WYE, 400.0, False),
+        (Connection.WYE, 10_000.0, False),
+        (Connection.WYE, 208.0, False),
+    ],
 )
 def test_amperes_count_only_where_no_transformer_lies_between(
     connection: Connection, voltage_v: float, within: bool
@@ -328,6 +333,13 @@ def test_a_silent_generator_counts_at_the_most_once_nothing_better_is_fresh() ->
     assert (guessed.read_at_s, guessed.generated_a, guessed.unheard) == (7.0, on_all(63.0), ("sun",))
     two = standing(meters, [], 7.5, generators=[around, []], most=[most[0], None])
     assert two is None
+
+
+def test_of_a_meter_without_power_per_phase_a_sample_stands_as_of_any_other() -> None:
+    meters = [replace(shown(at_s, 20.0), active_w=None) for at_s in (1.0, 2.0)]
+    known = standing(meters, [[drawn(at_s, 5.0) for at_s in (0.5, 1.5, 2.5)]], 2.6)
+    assert known is not None
+    assert (known.active_w, known.current_a, known.evse_high_a) == (None, on_all(20.0), on_all(5.0))
 
 
 def test_the_most_of_a_generator_is_known_where_its_circuit_is_its_own() -> None:
