@@ -492,6 +492,17 @@ def test_who_charges_goes_on_when_another_as_urgent_comes() -> None:
     assert shared["e1"].current_a == 10.0
 
 
+def test_without_a_plan_two_that_are_alike_do_not_change_places_again_and_again() -> None:
+    network, evses = on_one_line(2, 10.0)
+    sessions = {evse.name: session(evse.name, hours=20.0, need_wh=9000.0) for evse in evses}
+    previous: Mapping[str, Allocation] = {}
+    for minute in range(50):
+        previous = share(network, evses, sessions, Params(otherwise=FINE), now_s=60.0 * minute, previous=previous)
+        assert (previous["e0"].current_a, previous["e1"].current_a) == (10.0, 0.0)
+        had_wh = sessions["e0"].delivered_wh + previous["e0"].power_w / 60
+        sessions["e0"] = replace(sessions["e0"], delivered_wh=had_wh)
+
+
 def test_storage_charges_from_what_is_left_and_gives_first() -> None:
     network, evses = on_one_line(3, 40.0)
     watts = float(network.watts_per_a[0])
