@@ -205,8 +205,9 @@ class _Seats(NamedTuple):
     """The EVSEs that take part while shares are worked out, as columns: the same position in each is the same EVSE.
 
     `places` are those in the network. In A: `usable_a` is what a session can use, `top_a` the highest step within that
-    and its own limits, `low_a` and `high_a`; `had_a` is what it has had so far, as a current. `before` is what each got
-    last. Columns are lists: a depot of a few EVSEs would wait longer for arrays than it takes.
+    and its own limits, `low_a` and `high_a`; `had_a` is what it has had so far, as a current, and `claims_a` what it
+    can claim of a fair share: no more than what it still needs, as such a current. `before` is what each got last.
+    Columns are lists: a depot of a few EVSEs would wait longer for arrays than it takes.
     """
 
     names: list[str]
@@ -219,6 +220,7 @@ class _Seats(NamedTuple):
     usable_a: list[float]
     top_a: list[float]
     had_a: list[float]
+    claims_a: list[float]
     laxity_s: list[float]
     before: list[Allocation]
 
@@ -334,7 +336,7 @@ def _fair_a(seats: _Seats, network: Network, limits: Floats) -> Floats:
     tops, had = np.zeros(len(network.evses)), np.zeros(len(network.evses))
     unknown = np.zeros(len(network.evses), dtype=bool)
     vehicles = np.logical_not(seats.storage)
-    tops[seats.places], had[seats.places] = vehicles * seats.usable_a, vehicles * seats.had_a
+    tops[seats.places], had[seats.places] = vehicles * seats.claims_a, vehicles * seats.had_a
     unknown[seats.places] = vehicles & np.isinf(seats.laxity_s)
     return np.where(unknown, fair_shares(network, tops, had, limits), 0.0) if unknown.any() else tops * 0.0
 
@@ -423,6 +425,12 @@ def _seats(
         had_a=[
             session.delivered_wh / watts * 3600 / params.even_s
             for session, watts in zip(present, watts_per_a, strict=True)
+        ],
+        claims_a=[
+            usable
+            if session.energy_need_wh is None
+            else min(usable, max(session.energy_need_wh - session.delivered_wh, 0.0) / watts * 3600 / params.even_s)
+            for session, watts, usable in zip(present, watts_per_a, usable_a, strict=True)
         ],
         laxity_s=[
             _laxity_s(session, usable * watts, now_s)
@@ -552,8 +560,8 @@ class _Rounds:
 def _order(seats: _Seats, wishes: _Wishes, network: Network, params: Params) -> list[int]:
     """Return the EVSEs in the order in which they are raised: by what they have coming, by laxity, by name."""
     coming_a = [
-        -ahead_a - params.running * (before.current_a > 0)
-        for ahead_a, before in zip(wishes.ahead_a, seats.before, strict=True)
+        -ahead_a - params.running * (before.current_a > 0 and ahead_a >= params.keep * steps.lowest_a)
+        for ahead_a, before, steps in zip(wishes.ahead_a, seats.before, seats.steps, strict=True)
     ]
     keys = network.rank_of_name[seats.places], np.array(seats.laxity_s), np.array(coming_a)
     order: list[int] = np.lexsort(keys).tolist()  # the last key counts first
