@@ -13,8 +13,8 @@ import pytest
 
 from derms_agent.control import demand, droop
 from derms_agent.control.guard import Purpose, Write
-from derms_agent.control.ledger import Amount
-from derms_agent.model import Connection, Phase, Rank
+from derms_agent.control.ledger import Amount, Span
+from derms_agent.model import Connection, Phase, Rank, Reading
 from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.engine import SHED_S
 from derms_agent.orchestrator.site import site_of
@@ -24,7 +24,8 @@ from derms_agent.twin import Fault, FaultKind, Rehearsal, Scenario
 from derms_agent.twin.actions import SetBaseLoad, SetFrequency
 from derms_agent.twin.campaign import course, episode, mutants, scene
 from derms_agent.twin.campaign.__main__ import Tally, regression_seeds
-from derms_agent.twin.campaign.judge import Judge, Violation, trips_after_s
+from derms_agent.twin.campaign.judge import Judge, Violation, _flow, trips_after_s
+from derms_agent.twin.campaign.link import Link, Odds
 from derms_agent.twin.campaign.orchestrator import Disk, Orchestrator
 from derms_agent.twin.physics import VehicleType
 from derms_agent.twin.scenario import Arrivals
@@ -49,6 +50,25 @@ def test_the_same_seed_gives_the_same_episode(orchestrated: bool) -> None:
 
 def test_the_orchestrator_plays_more_than_half() -> None:
     assert sum(map(played_by_the_orchestrator, range(300))) > 150
+
+
+def test_the_orchestrator_plays_most_depots_with_storage_and_has_it_give_back() -> None:
+    stored = [one for one in map(drawn, range(200)) if one.storage]
+    orchestrated = [one for one in stored if one.policy is not None]
+    assert 0.7 * len(stored) < len(orchestrated) < len(stored)
+    (storage,) = (evse for evse in orchestrated[0].depot.evses() if evse.stationary)
+    assert (storage.name, storage.lowest_a, storage.power_factor) == (scene.STORAGE, -scene.storage_a(), 0.9)
+    assert not any(evse.stationary for one in stored if one.policy is None for evse in one.depot.evses())
+    played: list[str] = []
+    seed = next(seed for seed in range(100) if stored_and_orchestrated(f"derms campaign {seed}"))
+    assert "asked to give back" in episode.run(seed, played).kinds
+    told_a = [float(line.split()[4]) for line in played if f" {scene.STORAGE} " in line and " A, " in line]
+    assert min(told_a) < -1
+
+
+def stored_and_orchestrated(chance: str | int) -> bool:
+    one = scene.draw(Random(chance))  # noqa: S311
+    return one.storage and one.policy is not None
 
 
 def test_control_dies_with_raises_on_the_wire() -> None:
@@ -105,6 +125,7 @@ def test_every_kind_of_fault_comes_up() -> None:
         "generation moved",
         "event announced",
         "event cancelled",
+        "asked to give back",
         "grid link lost",
         "frequency excursion",
         "limits.conf reloaded",
@@ -125,7 +146,7 @@ def overloaded(seed: int, seconds: float, *, slow: bool | None = None) -> Judge:
     here = next(one for one in map(drawn, itertools.count(seed)) if slow is None or one.slow is slow)
     twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
     judge = Judge(twin, here)
-    for evse in here.depot.evses():
+    for evse in here.depot.places():
         twin.plug_in(evse.name, VehicleType(name="car", capacity_wh=60_000, power_w=22_000), 0.2)
     root = next(circuit for circuit in here.depot.circuits.values() if circuit.parent is None)
     charged(judge, 30)
@@ -189,7 +210,7 @@ def test_control_that_is_dead_is_excused_until_all_have_fallen_back() -> None:
 
 def test_the_grid_asks_nothing_of_who_falls_back_once_control_is_dead() -> None:
     judge = uncontrolled(with_policy())
-    assert any(judge.twin.outlet(evse.name).current_a > 5 for evse in judge.scene.depot.evses())
+    assert any(judge.twin.outlet(evse.name).current_a > 5 for evse in judge.scene.depot.places())
     judge.limit_moved(100.0)
     judge.twin.advance(20)
     none = [
@@ -289,7 +310,7 @@ def uncontrolled(here: scene.Scene) -> Judge:
     """Let a depot run that nobody controls: each charger falls back, and no further."""
     twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
     judge = Judge(twin, here)
-    for evse in here.depot.evses():
+    for evse in here.depot.places():
         judge.plugged(evse.name)
         twin.plug_in(evse.name, VehicleType(name="car", capacity_wh=60_000, power_w=22_000), 0.2)
     charged(judge, 90)
@@ -347,6 +368,130 @@ def test_a_successor_reads_back_what_was_asked_and_written() -> None:
     same_boot = process("boot-1", Times(120.0, 1e9 + 20))
     assert same_boot.controller.asks["event"].end_s == pytest.approx(160.0)
     assert same_boot.controller.state.ledger.next_write == first.controller.state.ledger.next_write
+
+
+def with_storage(**changes: object) -> Judge:
+    """Return the judge of a depot with storage that nobody controls."""
+    here = drawn(next(seed for seed in itertools.count() if stored_and_orchestrated(seed)))
+    assert here.policy is not None
+    here = replace(here, policy=replace(here.policy, **changes))  # type: ignore[arg-type]
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    return Judge(twin, here)
+
+
+def set_storage(judge: Judge, watts: float) -> None:
+    """Have the storage take so many W, or below 0 give them, as if it had always been told that."""
+    link = Link(judge.twin, judge.scene, Random(1), Odds())  # noqa: S311
+    for step in link._storage_steps(watts / (3 * 400 / math.sqrt(3))):
+        step()
+
+
+def test_a_set_point_of_storage_is_its_power_and_then_what_makes_it_hold() -> None:
+    judge = with_storage()
+    set_storage(judge, -5_070.0)
+    image = judge.twin.inverters[scene.STORAGE].image
+    points = ("WSet", "WSetMod", "WSetEna")
+    assert [write.address for write in judge.twin.writes] == [image.address(704, point) for point in points]
+    judge.twin.advance(5)
+    assert judge.twin.inverters[scene.STORAGE].state.power_w == pytest.approx(-5_000)  # in steps of 100 W, towards zero
+    judge.twin.advance(20)
+    assert judge.twin.inverters[scene.STORAGE].state.power_w == 0.0  # it reverts
+
+
+def test_the_storages_driver_shows_what_control_looks_at() -> None:
+    judge = with_storage()
+    set_storage(judge, -5_000.0)
+    judge.twin.advance(5)
+    link = Link(judge.twin, judge.scene, Random(1), Odds())  # noqa: S311
+    for _ in range(30):
+        judge.twin.advance(0.1)
+        link.step()
+    shown = [news for news in link.news() if isinstance(news, Reading) and news.device == scene.STORAGE]
+    expected = {"active_power": -5_000.0, "power_setpoint": -5_000.0, "power_setpoint_mode": "watts", "soc": 50.0}
+    expected |= {"power_setpoint_enabled": "enabled", "failsafe_power": 0.0, "failsafe_timeout": 20.0}
+    expected |= {"failsafe_enabled": "enabled"}
+    assert {name: shown[-1].values[name] for name in expected} == pytest.approx(expected, abs=0.1)
+    assert shown[-1].settings_asked_at_s is not None
+
+
+@pytest.mark.parametrize(("storage_w", "more_a", "over"), [
+    (0.0, 2.0, False), (0.0, 4.0, True), (-13_000.0, 2.0, False), (-13_000.0, 4.0, True), (5_000.0, 2.0, True),
+])  # fmt: skip
+def test_what_storage_gives_is_no_room_for_a_raise_and_what_it_takes_is_taken(
+    storage_w: float, more_a: float, over: bool
+) -> None:
+    judge = with_storage()
+    judge.wrote([Write(0, scene.STORAGE, Amount(0.0), Purpose.LOWER)])
+    charged(judge, 5)
+    could_a = {evse.name: judge._could(evse, judge.twin.now_s) for evse in judge.scene.depot.places()}
+    raised = next(evse for evse in judge.scene.depot.places() if could_a[evse.name] + 5 < evse.rating_a)
+    root = next(row for row in judge._rows if row.line is None)
+    # What is left of what the site may, without the storage, is 3 A of this one.
+    one_more = {**could_a, scene.STORAGE: 0.0, raised.name: could_a[raised.name] + 3.0}
+    judge.site_moved(_flow(root, judge._flows(one_more, judge._shown_base(root.circuit, judge.twin.now_s))))
+    set_storage(judge, storage_w)
+    charged(judge, 5)
+    judge.wrote([Write(1, raised.name, Amount(could_a[raised.name] + more_a), Purpose.RAISE)])
+    assert raised_over_the_sites(judge) is over
+
+
+def raised_over_the_sites(judge: Judge) -> bool:
+    return any(one.rule == "raised while over" and "; site: " in one.detail for one in judge.violations)
+
+
+def test_what_storage_gives_without_a_known_charge_is_a_violation_once_that_is_too_old() -> None:
+    judge = with_storage()
+    judge.twin.fault(scene.STORAGE, Fault(kind=FaultKind.SENSOR_LOST))
+    for second in range(90):
+        set_storage(judge, -5_000.0)
+        charged(judge, 1)
+        assert found(judge, "reserve") is (second >= 65), second
+
+
+def test_storage_that_gives_at_the_reserve_violates_it() -> None:
+    judge = with_storage()
+    inverter = judge.twin.inverters[scene.STORAGE]
+    inverter.state = inverter.state._replace(soc=0.2001)
+    set_storage(judge, -5_000.0)
+    charged(judge, 5)
+    assert not found(judge, "reserve")
+    inverter.state = inverter.state._replace(soc=0.2)
+    charged(judge, 1)
+    assert found(judge, "reserve")
+
+
+def test_a_ledger_that_does_not_hold_what_storage_gives_is_wrong() -> None:
+    judge = with_storage()
+    set_storage(judge, -5_000.0)
+    spans = dict.fromkeys((evse.name for evse in judge.scene.depot.evses()), (Span(-8.0, 40.0),) * 3)
+    judge.accounts(spans)
+    assert not found(judge, "ledger")
+    judge.accounts({**spans, scene.STORAGE: (Span(0.0, 40.0),) * 3})
+    assert found(judge, "ledger")
+
+
+def test_storage_that_goes_on_without_a_request_violates_its_watchdog() -> None:
+    judge = with_storage()
+    judge.reached({scene.STORAGE: 0.0}, {})
+    for second in range(30):
+        set_storage(judge, -5_000.0)  # as if it were fed after all
+        judge.twin.advance(1)
+        judge.look()
+        violated = [one for one in judge.violations if one.rule == "watchdog" and scene.STORAGE in one.detail]
+        assert bool(violated) is (second >= 21), second
+
+
+def test_storage_that_takes_while_it_is_hot_an_interval_is_spent_or_the_frequency_low_violates_that() -> None:
+    judge = with_storage(
+        demand_cap=demand.Cap(cap_w=100.0, window_s=scene.DEMAND_S), droop=droop.Settings(nominal_hz=scene.NOMINAL_HZ)
+    )
+    inverter = judge.twin.inverters[scene.STORAGE]
+    judge.twin.do(SetFrequency(((30.0, scene.NOMINAL_HZ), (31.0, 48.5))))
+    for _ in range(90):
+        set_storage(judge, 10_000.0)
+        charged(judge, 1)
+        inverter.state = inverter.state._replace(temperature_c=46.0)
+    assert {one.rule for one in judge.violations if scene.STORAGE in one.detail} >= {"cut-off", "demand", "droop"}
 
 
 def test_what_was_counted_survives_the_disk() -> None:

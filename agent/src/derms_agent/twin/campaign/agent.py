@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The campaign's own agent, where there is storage: control's cycle, with a ledger on a disk that outlives it.
+"""The campaign's own agent, in one of eight depots: control's cycle, with a ledger on a disk that outlives it.
 
-It stands in for the orchestrator (`orchestrator.py`), which gives storage no set-points, and tries what else that does
-not do: EVSEs on phases that nobody told, and a base load that the guard itself counts.
+It tries what the orchestrator (`orchestrator.py`) does not do: EVSEs on phases that nobody told, a base load that the
+guard itself counts, settings that last through a restart, and storage that gives back whatever is read of its watchdog.
 
 In every other scene, EVSEs' shares are what `allocate` makes them; in the rest they are wild, for whatever they are, no
 limit may be exceeded: some want all they can take, some nothing, and they change their minds together.

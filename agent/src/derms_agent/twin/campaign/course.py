@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
+from derms_agent.control.limits import SITE
 from derms_agent.model import DeviceKind, PerPhase
 from derms_agent.orchestrator.controller import Policy
 from derms_agent.twin.campaign.link import Odds
@@ -24,6 +25,7 @@ from derms_agent.twin.campaign.scene import (
     VOLTAGE_V,
     Scene,
     fallbacks,
+    storage_a,
 )
 from derms_agent.twin.faults import Fault, FaultKind
 
@@ -118,12 +120,16 @@ class Generate:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """The grid announces an event: no more than `watts` from the site, beginning `ahead_s` from now, for `for_s`."""
+    """The grid announces an event: no more than `watts` from the target, beginning `ahead_s` from now, for `for_s`.
+
+    Below zero, that is to be given back.
+    """
 
     event: str
     watts: float
     ahead_s: float
     for_s: float
+    target: str = SITE
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +216,8 @@ def kind_of(what: Happening) -> str:
             return "agent killed with raises on the wire"
         case Kill():
             return "agent killed"
+        case Announce(watts=watts) if watts < 0:
+            return "asked to give back"
         case _:
             return _KINDS[type(what)]
 
@@ -222,6 +230,8 @@ def draw(rng: Random, scene: Scene) -> Course:
         happenings.extend(_failure(rng, scene, rng.uniform(_SETTLED_S, length_s - _SETTLED_S)))
     if scene.policy is not None:
         happenings.extend(_of_the_orchestrator(rng, scene, scene.policy, length_s))
+        if scene.storage:
+            happenings.extend(_given(Random(f"given {scene.depot.site.limit_va}"), length_s))  # noqa: S311
     else:
         happenings.extend(_unheard(Random(f"unanswered {scene.depot.site.limit_va}"), length_s))  # noqa: S311
     if scene.left_alone:
@@ -368,6 +378,18 @@ def _unheard(rng: Random, length_s: float) -> Iterator[tuple[float, Happening]]:
         yield at_s, Kill(rng.uniform(0.5, 3), raising=True)
         yield at_s, Lossy(Odds(answer=rng.uniform(0.5, 0.9)))
         yield at_s + rng.uniform(10, 60), Lossy(Odds())
+
+
+def _given(rng: Random, length_s: float) -> Iterator[tuple[float, Happening]]:
+    """Have the storage, or the whole site, asked to give back; in some episodes its charge is lost amid that."""
+    for number in range(rng.choice((1, 2, 3))):
+        at_s, for_s = rng.uniform(_SETTLED_S / 2, length_s - _SETTLED_S), rng.uniform(20, 200)
+        watts = -storage_a() * _W_PER_A * rng.choice((1.2, rng.random()))
+        target = STORAGE if rng.random() < 0.75 else SITE  # noqa: PLR2004 - most of them
+        yield at_s, Announce(f"give-{number}", watts, 0.0, for_s, target)
+        if rng.random() < 0.25:  # noqa: PLR2004 - some
+            lost_s = at_s + rng.uniform(0, for_s)
+            yield lost_s, Break(STORAGE, Fault(kind=FaultKind.SENSOR_LOST, for_s=rng.uniform(60, 150)))
 
 
 def _left_alone(rng: Random, scene: Scene, length_s: float) -> Iterator[tuple[float, Happening]]:

@@ -13,6 +13,7 @@ from random import Random
 
 from derms_agent.control import ledger as book
 from derms_agent.control.guard import Purpose, Write
+from derms_agent.control.limits import SITE
 from derms_agent.model import ProofKind, Rank, Reading
 from derms_agent.orchestrator.asks import Ask, placed
 from derms_agent.orchestrator.controller import Policy
@@ -47,7 +48,7 @@ from derms_agent.twin.campaign.course import (
 from derms_agent.twin.campaign.judge import STEP_S, Judge, Violation, Worst
 from derms_agent.twin.campaign.link import Link, News, Odds, Proved, Sample
 from derms_agent.twin.campaign.orchestrator import LINK_VALID_S, Disk, Orchestrator
-from derms_agent.twin.campaign.scene import GENERATOR, NOMINAL_HZ, Scene, declared
+from derms_agent.twin.campaign.scene import GENERATOR, NOMINAL_HZ, STORAGE, Scene, declared
 from derms_agent.twin.faults import Fault, FaultKind
 from derms_agent.twin.rehearsal import Rehearsal
 from derms_agent.twin.scenario import Arrivals, Scenario
@@ -132,7 +133,7 @@ class _Episode:
                 else:
                     self._work(self.link, due=step % 10 == due)
             self.judge.look()
-        energy_wh = sum(self.twin.outlet(evse.name).energy_wh for evse in self.scene.depot.evses())
+        energy_wh = sum(self.twin.outlet(evse.name).energy_wh for evse in self.scene.depot.places())
         return Outcome(
             self.seed,
             self.course.kinds,
@@ -151,6 +152,9 @@ class _Episode:
             for charger in self.twin.chargers.values():
                 warm_c = self.rng.uniform(35.0, 44.5)
                 charger.states = {at: state._replace(temperature_c=warm_c) for at, state in charger.states.items()}
+            if self.scene.storage:
+                storage, warm = self.twin.inverters[STORAGE], Random(f"warm {self.seed}")  # noqa: S311
+                storage.state = storage.state._replace(temperature_c=warm.uniform(35.0, 44.5))
 
     # Control
 
@@ -346,8 +350,9 @@ class _OrchestratorEpisode(_Episode):
         match what:
             case LimitSite(watts):
                 self._ask("limit", None if watts == math.inf else watts)
-            case Announce(event, watts, ahead_s, for_s):
-                self._ask(event, watts, self.times.unix_s + ahead_s, self.times.unix_s + ahead_s + for_s)
+            case Announce(event, watts, ahead_s, for_s, target):
+                begin_s = self.times.unix_s + ahead_s
+                self._ask(event, watts, begin_s, begin_s + for_s, target)
             case Cancel(event):
                 self._ask(event, None)
             case GridLink(stands):
@@ -378,13 +383,26 @@ class _OrchestratorEpisode(_Episode):
 
     # What the grid asks for
 
-    def _ask(self, name: str, watts: float | None, start: float | None = None, end: float | None = None) -> None:
+    def _ask(
+        self,
+        name: str,
+        watts: float | None,
+        start: float | None = None,
+        end: float | None = None,
+        target: str = SITE,
+    ) -> None:
         """Have the grid ask for something, or with None not any more."""
         if watts is None:
             self.asked.pop(name, None)
         else:
             self.asked[name] = Ask(
-                id=name, source=name, rank=Rank.GRID, high_w=watts, start_unix_s=start, end_unix_s=end
+                id=name,
+                source=name,
+                rank=Rank.GRID,
+                target=target,
+                high_w=watts,
+                start_unix_s=start,
+                end_unix_s=end,
             )
         self.unsaid[name] = None
 
@@ -403,17 +421,17 @@ class _OrchestratorEpisode(_Episode):
             process.link_stands(self.now_s)
 
     def _asked_w(self) -> float:
-        """Return what the grid asks for at this moment, in W."""
+        """Return what the grid asks the site for at this moment, in W."""
         now_s = self.times.unix_s
         in_force = [
-            ask.high_w
+            ask
             for ask in self.asked.values()
             if (ask.start_unix_s or 0.0) <= now_s < (math.inf if ask.end_unix_s is None else ask.end_unix_s)
         ]
         default_w = self.policy.default_limit_w
         if not in_force and default_w is not None and not self.link_stands and self.twin.now_s >= self.link_until_s:
             return default_w
-        return min(in_force, default=math.inf)
+        return min((ask.high_w for ask in in_force if ask.target == SITE), default=math.inf)
 
     # Control
 

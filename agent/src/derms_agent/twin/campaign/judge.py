@@ -10,17 +10,21 @@ A *row* is a line of a circuit, or the site's power against its own limit or wha
 - **Writes.** What each EVSE and the storage could draw at that moment (limit in force, pilot, what its car still may
   do, writes of ours that may still arrive, and what holds after its start) makes each row's flow; no write tells one
   more than that, and than it was told, where a row is or would be over. Discharge is no headroom.
-- **The ledger** contains what flows and what is in force; an EVSE without a watchdog that is mute for 5 s is in it at
-  its rating.
-- **Watchdogs**: 1 s after its time-out the limit in force is the fallback.
+- **The ledger** contains what flows and what is in force, of storage either way; an EVSE without a watchdog that is
+  mute for 5 s is in it at its rating.
+- **Watchdogs**: 1 s after its time-out the limit in force is the fallback; storage neither takes nor gives then.
 - **Heat**: nothing flows above the enclosure's cut-off, nor once a sensor has been lost for as long as its reading may
   be old and a car needs to follow.
-- **Discharge**: none at or below the reserve, nor with a state of charge that is unknown or old.
+- **Discharge**: none at or below the reserve, nor with a state of charge that is unknown or old (60 s where the
+  orchestrator plays, 10 s else).
 - **Demand**: once an interval's energy is above its cap, no EVSE draws for the rest of it.
 - **Droop**: while the frequency is low, an EVSE draws less than before by at least what the curve takes off its rating.
 
-Where the orchestrator plays, generation is no headroom either, meters measure all of a circuit, and the grid asks for
-the default limit while its link is lost.
+Where the orchestrator plays, generation is no headroom either, meters measure all of a circuit, the grid asks for the
+default limit while its link is lost, and heat, demand and droop are asked of storage as of an EVSE. Whether storage
+gives back what it is asked for is not looked at; but while the site is to give back, nothing draws.
+
+In what follows, storage that takes counts as an EVSE that draws: it is to be lowered like the others.
 
 What it allows, each for what nobody could have done sooner:
 
@@ -89,7 +93,7 @@ DROOP_S = 30.0
 LATE_S = 3.0
 BOOT_S = 7.0
 MUTE_S = 5.5
-SOC_STALE_S, STORAGE_FOLLOWS_S = 10.0, 4.0
+SOC_STALE_S, WHOLE_SOC_STALE_S, STORAGE_FOLLOWS_S = 10.0, 60.0, 4.0
 _SAMPLED_S = 1.0
 _NEAR_A = 0.3
 _METER_A = 0.5
@@ -222,12 +226,13 @@ class Judge:
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _rows: dict[Row, frozenset[str]] = field(default_factory=dict)
     _sensed: tuple[Evse, ...] = ()
+    _loads: dict[str, tuple[str, str]] = field(default_factory=dict)
     _mixed: frozenset[str] = frozenset()
     _falls_back: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         depot = self.scene.depot
-        self._evses = depot.evses()
+        self._evses = depot.places()
         self._whole = self.scene.policy is not None
         self.site_va = depot.site.limit_va
         self._low = deque(maxlen=round(DROOP_S / STEP_S))
@@ -235,6 +240,7 @@ class Judge:
         self._sensed = tuple(evse for evse in self._evses if "temperature" in self.scene.profile(evse.device).points)
         self._doings = {name: _Doings() for name in (*(evse.name for evse in self._evses), STORAGE)}
         self._reach = {name: _Reach() for name in depot.devices}
+        self._loads = {evse.name: (evse.device, evse.circuit) for evse in self._evses}
         self._base = dict.fromkeys(depot.circuits, _NONE)
         self._bases = {name: [(-math.inf, _NONE)] for name in depot.circuits}
         self._mixed = frozenset(
@@ -249,6 +255,11 @@ class Judge:
             if circuit.parent is None:
                 self._rows[Row(name, None)] = self._rows[Row(name, None, asked=True)] = beneath
         self._falls_back = fallbacks(self.scene)
+        if self.scene.storage:
+            device = depot.devices[STORAGE]
+            watchdog_s = self.scene.profile(STORAGE).watchdog_s(device.settings)
+            self._falls_back |= {} if watchdog_s is None else {STORAGE: (watchdog_s, 0.0)}
+            self._loads[STORAGE] = device.name, str(device.circuit)
 
     # What it is told
 
@@ -367,17 +378,30 @@ class Judge:
         frozen = {
             device for device, kinds in faults.items() if any(fault.kind is FaultKind.FROZEN_DUTY for fault in kinds)
         }
-        for evse in self._evses:
-            does = self._doings[evse.name]
-            drawn_a = self.twin.outlet(evse.name).current_a
-            if drawn_a <= does.told_a + _NEAR_A:
+        for name, (device, _circuit) in self._loads.items():
+            does, drawn_a = self._doings[name], self._drawn_a(name)
+            if drawn_a <= max(does.told_a, 0.0) + _NEAR_A:
                 does.beyond_since_s = None
             elif does.beyond_since_s is None:
                 does.beyond_since_s = now_s
-            if does.beyond_since_s is None and drawn_a <= self.twin.limit_a(evse.name) + _NEAR_A:
+            if does.beyond_since_s is None and drawn_a <= self._limit_a(name) + _NEAR_A:
                 does.frozen_since_s = None
-            elif evse.device in frozen and does.frozen_since_s is None:
+            elif device in frozen and does.frozen_since_s is None:
                 does.frozen_since_s = now_s
+
+    def _drawn_a(self, name: str) -> float:
+        """Return what an EVSE draws, or the storage takes, in A per conductor; below 0 is what that gives back."""
+        if name == STORAGE:
+            return self.twin.inverters[STORAGE].state.power_w / (3 * _NEUTRAL_V)
+        return self.twin.outlet(name).current_a
+
+    def _limit_a(self, name: str) -> float:
+        """Return the limit in force at an EVSE, or the set-point of the storage, in A per conductor."""
+        if name != STORAGE:
+            return self.twin.limit_a(name)
+        inverter = self.twin.inverters[STORAGE]
+        held = not inverter.off and inverter.image.raw(704, "WSetEna") == 1
+        return -inverter.image.get(704, "WSet") / (3 * _NEUTRAL_V) if held else 0.0
 
     # Rows
 
@@ -409,8 +433,9 @@ class Judge:
 
     def _over(self, row: Row, found: float, limit: float, excused: Mapping[str, network.Phasors], now_s: float) -> None:
         since_s = self._over_since_s.setdefault(row, now_s)
-        self.worst.over_s = max(self.worst.over_s, now_s - since_s)
-        self.worst.over_share = max(self.worst.over_share, found / limit - 1 if limit > 0 else 1.0)
+        if limit > 0:  # else more is to be given back than there may be
+            self.worst.over_s = max(self.worst.over_s, now_s - since_s)
+            self.worst.over_share = max(self.worst.over_share, found / limit - 1)
         if self._lately(row, now_s) or _flow(row, excused) <= _most(row, limit) or not self._is_left(row, now_s):
             return
         unit = "W" if row.line is None else "A"
@@ -433,27 +458,26 @@ class Judge:
 
     def _fallen_back_s(self, row: Row) -> float:
         """Return by when all beneath a row have fallen back, if nobody feeds them since control died."""
-        beneath = [evse.name for evse in self._evses if evse.circuit in self._rows[row]]
+        beneath = [name for name, (_device, circuit) in self._loads.items() if circuit in self._rows[row]]
         slowest_s = max((self._falls_back[name][0] for name in beneath if name in self._falls_back), default=0.0)
         return self._died_s + slowest_s + 1
 
     def _excused_draws(self, now_s: float, *, alone: bool) -> dict[str, float]:
         """Return what each EVSE draws, in A, without what it draws for a cause of its own beyond what it was told.
 
-        `alone`: whatever the cause.
+        `alone`: whatever the cause. The storage as well.
         """
         drawn = {}
-        for evse in self._evses:
-            does = self._doings[evse.name]
-            amperes = self.twin.outlet(evse.name).current_a
+        for name, (device, _circuit) in self._loads.items():
+            does, amperes = self._doings[name], self._drawn_a(name)
             since_s = does.beyond_since_s
-            if since_s is not None and (alone or self._excuses(evse, does, since_s, now_s)):
-                amperes = min(amperes, does.told_a)
-            drawn[evse.name] = amperes
+            if since_s is not None and (alone or self._excuses(device, does, since_s, now_s)):
+                amperes = min(amperes, max(does.told_a, 0.0))
+            drawn[name] = amperes
         return drawn
 
-    def _excuses(self, evse: Evse, does: _Doings, beyond_since_s: float, now_s: float) -> bool:
-        reach = self._reach[evse.device]
+    def _excuses(self, device: str, does: _Doings, beyond_since_s: float, now_s: float) -> bool:
+        reach = self._reach[device]
         if not self.alive:
             return does.frozen_since_s is not None or reach.booted_s > beyond_since_s - self._window_s
         if does.frozen_since_s is not None:
@@ -471,18 +495,15 @@ class Judge:
     def _is_left(self, row: Row, now_s: float) -> bool:
         """Whether something beneath a row still draws that could be lowered, or could have been by who is dead."""
         left_a, alone = 0.0, row.line is None and not self.alive
-        for evse in self._evses:
-            does, drawn_a = self._doings[evse.name], self.twin.outlet(evse.name).current_a
-            stuck = does.frozen_since_s is not None or self._is_stuck(self._reach[evse.device], now_s)
-            if evse.circuit in self._rows[row] and not (does.beyond_since_s is not None and stuck):
-                left_a += min(drawn_a, does.told_a) if alone else drawn_a
+        for name, (device, circuit) in self._loads.items():
+            does, drawn_a = self._doings[name], max(self._drawn_a(name), 0.0)
+            stuck = does.frozen_since_s is not None or self._is_stuck(self._reach[device], now_s)
+            if circuit in self._rows[row] and not (does.beyond_since_s is not None and stuck):
+                left_a += min(drawn_a, max(does.told_a, 0.0)) if alone else drawn_a
         return left_a > _HELD_BACK_A
 
     def _flows(
-        self,
-        drawn: Mapping[str, float],
-        base: Mapping[str, PerPhase] | None = None,
-        storage_a: float | None = None,
+        self, drawn: Mapping[str, float], base: Mapping[str, PerPhase] | None = None
     ) -> dict[str, network.Phasors]:
         """Return what flows in each circuit with what EVSEs draw, and the storage takes, in A per conductor.
 
@@ -504,7 +525,7 @@ class Judge:
                 continue
             state = inverter.state
             at = str(self.scene.depot.devices[name].circuit)
-            watts = state.power_w if storage_a is None else storage_a * 3 * _NEUTRAL_V
+            watts = drawn[STORAGE] * 3 * _NEUTRAL_V if name == STORAGE else state.power_w
             loads[at] = network.add(loads[at], network.power_currents(circuits[at], watts, state.reactive_var))
         return network.circuit_currents(circuits, loads)
 
@@ -552,8 +573,11 @@ class Judge:
         """Return what the storage could take now, in A per conductor: what it gives is no headroom."""
         if not self.scene.storage:
             return 0.0
-        now_a = self.twin.inverters[STORAGE].state.power_w / (3 * _NEUTRAL_V)
-        return min(max(now_a, self._doings[STORAGE].told_a, *self._pending(STORAGE, now_s), 0.0), storage_a())
+        told = (self._doings[STORAGE].told_a, *self._pending(STORAGE, now_s))
+        reach = self._reach[STORAGE]
+        if reach.off_since_s is not None and now_s - reach.off_since_s > BOOT_S:
+            return storage_a()  # its profile does not say what holds after its start
+        return min(max(self._drawn_a(STORAGE), self._limit_a(STORAGE), *told, 0.0), storage_a())
 
     def _pending(self, name: str, now_s: float) -> list[float]:
         does = self._doings[name]
@@ -573,7 +597,7 @@ class Judge:
         if base is None:
             after = {name: self._flows(could, self._shown_base(name, now_s))[name] for name in self._base}
         else:
-            after = self._flows(could, base, could[STORAGE])
+            after = self._flows(could, base)
         for row, found, limit in self._found(after):
             beneath = at in self._rows[row]
             # A transformer's line is of two windings; which of them an EVSE loads is not looked at.
@@ -628,19 +652,24 @@ class Judge:
                 if amperes > high + _NEAR_A + _METER_A:
                     detail = f"{evse.name} {what} {amperes:.1f} A, the ledger holds {high:.1f}"
                     self._report("ledger", evse.name, now_s, f"{detail}; {self._situation()}")
+        if self.scene.storage:
+            low, high = max(span.low for span in spans[STORAGE]), min(span.high for span in spans[STORAGE])
+            for amperes in (self._drawn_a(STORAGE), self._limit_a(STORAGE)):
+                if not low - _NEAR_A - _METER_A <= amperes <= high + _NEAR_A + _METER_A:
+                    detail = f"{STORAGE} takes, or may take, {amperes:.1f} A, the ledger holds {low:.1f} to {high:.1f}"
+                    self._report("ledger", STORAGE, now_s, f"{detail}; {self._situation()}")
 
     # What devices do
 
     def _look_at_watchdogs(self, now_s: float) -> None:
-        for evse in self._evses:
-            reach = self._reach[evse.device]
-            if evse.name not in self._falls_back or reach.off_since_s is not None:
+        for name, (watchdog_s, fallback_a) in self._falls_back.items():
+            reach = self._reach[self._loads[name][0]]
+            if reach.off_since_s is not None:
                 continue
-            watchdog_s, fallback_a = self._falls_back[evse.name]
-            alone_s = now_s - max(reach.taken_s, reach.booted_s, 0.0)
-            if alone_s > watchdog_s + 1 and self.twin.limit_a(evse.name) > fallback_a + _NEAR_A:
-                detail = f"{evse.name}: {self.twin.limit_a(evse.name):.1f} A {alone_s:.1f} s after its last request"
-                self._report("watchdog", evse.name, now_s, f"{detail}, expected {fallback_a:.1f} A")
+            alone_s, limit_a = now_s - max(reach.taken_s, reach.booted_s, 0.0), abs(self._limit_a(name))
+            if alone_s > watchdog_s + 1 and limit_a > fallback_a + _NEAR_A:
+                detail = f"{name}: {limit_a:.1f} A {alone_s:.1f} s after its last request"
+                self._report("watchdog", name, now_s, f"{detail}, expected {fallback_a:.1f} A")
 
     def _look_at_storage(self, now_s: float) -> None:
         if not self.scene.storage:
@@ -651,7 +680,8 @@ class Judge:
         if state.soc * 100 <= self.scene.depot.site.soc_reserve_percent:
             self._report("reserve", STORAGE, now_s, f"{-state.power_w:.0f} W discharged at {state.soc * 100:.3f} %")
         lost_s = now_s - self._lost_since_s.get(STORAGE, now_s)
-        if lost_s > SOC_STALE_S + CYCLE_S + STORAGE_FOLLOWS_S and self._told_lately(STORAGE, now_s):
+        stale_s = WHOLE_SOC_STALE_S if self._whole else SOC_STALE_S
+        if lost_s > stale_s + CYCLE_S + STORAGE_FOLLOWS_S and self._told_lately(STORAGE, now_s):
             detail = f"{-state.power_w:.0f} W discharged {lost_s:.0f} s after its state of charge was lost"
             self._report("reserve", STORAGE, now_s, detail)
 
@@ -679,6 +709,22 @@ class Judge:
             if sensor.required and lost_s > sensor.reach_s + CYCLE_S:
                 detail = f"{evse.name}: {state.current_a:.1f} A {lost_s:.0f} s after its sensor was lost"
                 self._report("sensor lost", evse.name, now_s, detail)
+        self._look_at_storages_heat(now_s)
+
+    def _look_at_storages_heat(self, now_s: float) -> None:
+        """Look at what only the orchestrator watches of the storage."""
+        policy = self.scene.policy
+        if not self.scene.storage or policy is None or not self._told_lately(STORAGE, now_s):
+            return
+        drawn_a, celsius = self._drawn_a(STORAGE), self.twin.inverters[STORAGE].state.temperature_c
+        lately = now_s - self._lost_at_s.get(STORAGE, -math.inf) <= self._window_s + UNRELIABLE_S
+        if abs(drawn_a) <= _HELD_BACK_A or (lately and not policy.charger_sensor.required):
+            return
+        if celsius > CUT_OFF_C + _NEAR_C:
+            self._report("cut-off", STORAGE, now_s, f"{STORAGE}: {drawn_a:.1f} A at {celsius:.2f} degC")
+        lost_s = now_s - self._lost_since_s.get(STORAGE, now_s)
+        if policy.charger_sensor.required and lost_s > policy.charger_sensor.reach_s + CYCLE_S:
+            self._report("sensor lost", STORAGE, now_s, f"{STORAGE}: {drawn_a:.1f} A {lost_s:.0f} s after its sensor")
 
     # What the policy asks
 
@@ -704,9 +750,9 @@ class Judge:
 
     def _answerable(self, now_s: float) -> Iterator[tuple[Evse, float]]:
         """Yield what each EVSE draws, in A, that did take what it was told for a while."""
-        for evse in self._evses:
+        for evse in self.scene.depot.evses():
             if self._doings[evse.name].frozen_since_s is None and self._told_lately(evse.device, now_s):
-                yield evse, self.twin.outlet(evse.name).current_a
+                yield evse, self._drawn_a(evse.name)
 
     def _look_at_droop(self, policy: Policy, now_s: float) -> None:
         settings = policy.droop
@@ -726,7 +772,7 @@ class Judge:
             self._low.clear()
         self._low.append(low_hz / (settings.nominal_hz * settings.k_uf))
         if now_s - self._low_since_s <= _SETTLES_S:
-            drawn = {evse.name: self.twin.outlet(evse.name).current_a for evse in self._evses}
+            drawn = {name: self._drawn_a(name) for name in self._loads}
             self._before_a = {name: max(drawn_a, self._before_a.get(name, 0.0)) for name, drawn_a in drawn.items()}
         if now_s - self._low_since_s <= DROOP_S + self._window_s:
             return
@@ -743,9 +789,8 @@ class Judge:
 
     def _situation(self) -> str:
         drawing = ", ".join(
-            f"{evse.name} {self.twin.outlet(evse.name).current_a:.1f}/{self.twin.limit_a(evse.name):.1f}"
-            f"/{self._doings[evse.name].told_a:.1f}"
-            for evse in self._evses
+            f"{name} {self._drawn_a(name):.1f}/{self._limit_a(name):.1f}/{self._doings[name].told_a:.1f}"
+            for name in self._loads
         )
         faults = ", ".join(f"{on}: {'+'.join(f.kind.value for f in kinds)}" for on, kinds in self.twin.faults().items())
         return f"drawing/limit/told {drawing}; faults {faults or 'none'}; control {'runs' if self.alive else 'is dead'}"

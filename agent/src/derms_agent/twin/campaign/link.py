@@ -24,6 +24,9 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from derms_agent.control import ledger as book
+from derms_agent.drivers.reads import Span
+from derms_agent.drivers.sunspec import FoundMap, FoundModel, SunSpecMap
+from derms_agent.drivers.sunspec_model import HEADER
 from derms_agent.model import Device, DeviceKind, Evse, PerPhase, Phase, ProofKind, Reading, Value
 from derms_agent.profiles.point import Point, Table
 from derms_agent.profiles.profile import Profile, Refresh
@@ -154,6 +157,7 @@ class Link:
         self._settings: dict[str, tuple[Mapping[str, Value], float]] = {}
         self._fed_s: dict[str, float] = {}
         self._points: dict[str, list[_Read]] = {}
+        self._storage = _laid_out(twin, scene) if scene.storage else None
         self._setting_points: dict[str, list[_Read]] = {}
         for device in scene.depot.devices.values():
             profile = scene.profile(device.name)
@@ -234,8 +238,11 @@ class Link:
             done = partial(self._read_whole, device.name) if self._whole else self._sampled
             self._put(device.bus, _Job(device.name, [lambda: self._sample(device)], done, _nothing, now_s))
             return
-        if device.name == STORAGE:
-            self._put(device.bus, _Job(device.name, [self._storage_values], self._storage_polled, _nothing, now_s))
+        if device.name == STORAGE and not self._whole:
+            self._put(
+                device.bus,
+                _Job(device.name, [lambda: self._read_values(device)], self._storage_polled, _nothing, now_s),
+            )
             return
         if device.name == GENERATOR:
             self._put(
@@ -315,28 +322,50 @@ class Link:
         return write
 
     def _storage_steps(self, amperes: float) -> list[Callable[[], object]]:
-        """Return the writes of a storage inverter's set-point: its power, then that it holds (each starts its time)."""
-        image = self._twin.inverters[STORAGE].image
-        watts = round(-amperes * _SQRT3 * VOLTAGE_V)
-        unit = self._scene.depot.devices[STORAGE].unit_id
+        """Return the writes of a storage inverter's set-point: its power, then what makes it hold."""
+        control = self._scene.profile(STORAGE).control
+        if control is None:
+            return []
+        watts = amperes * _SQRT3 * VOLTAGE_V
+        watts = math.copysign(math.floor(abs(watts) / control.step + _NOISE) * control.step, watts)
+        return [
+            self._storage_writing(name, value) for name, value in ((control.point, watts), *control.in_force.items())
+        ]
 
-        def writing(path: str, words: tuple[int, ...]) -> Callable[[], object]:
-            def write() -> object:
-                self._twin.write(STORAGE, unit, _HOLDING, image.address(704, path), words)
-                return None
+    def _storage_writing(self, name: str, value: Value) -> Callable[[], object]:
+        device = self._scene.depot.devices[STORAGE]
 
-            return write
+        def write() -> object:
+            registers = self._storage
+            if registers is not None:
+                words = _words(self._twin, device, registers.before_write(name))
+                request = registers.write(name, value, words)
+                self._twin.write(device.bus, device.unit_id, request.table, request.address, request.words)
+            return None
 
-        raw = watts & 0xFFFFFFFF
-        return [writing("WSet", (raw >> 16, raw & 0xFFFF)), writing("WSetEna", (1,))]
+        return write
 
     # What comes back
 
     def _read_values(self, device: Device) -> dict[str, Value]:
+        if device.name == STORAGE:
+            return self._read_storage(device, self._scene.profile(STORAGE).poll)
         return self._read(device, self._points[device.name])
 
     def _read_settings(self, device: Device) -> dict[str, Value]:
+        if device.name == STORAGE:
+            fallback = self._scene.profile(STORAGE).fallback
+            return self._read_storage(device, () if fallback is None else fallback.points)
         return self._read(device, self._setting_points[device.name])
+
+    def _read_storage(self, device: Device, names: Iterable[str]) -> dict[str, Value]:
+        registers = self._storage
+        if registers is None:
+            return {}
+        # One request, so that silence, refusals and reboots act on it; the others are of the same moment.
+        self._twin.read(device.bus, device.unit_id, _HOLDING, registers.before_write("power_setpoint")[0].address, 1)
+        known = {name: registers.value(name, _words(self._twin, device, registers.spans(name))) for name in names}
+        return {name: value for name, value in known.items() if value is not None}
 
     def _read(self, device: Device, points: Iterable[_Read]) -> dict[str, Value]:
         unit = self._twin.units[device.bus, device.unit_id]
@@ -422,15 +451,6 @@ class Link:
         each_a = math.hypot(state.power_w, state.reactive_var) / (_SQRT3 * VOLTAGE_V)
         currents = dict.fromkeys(_CURRENTS, each_a)
         return {"active_power": state.power_w, "reactive_power": state.reactive_var, **currents}
-
-    def _storage_values(self) -> dict[str, Value]:
-        inverter = self._twin.inverters[STORAGE]
-        # One request, so that silence, refusals and reboots act on it; the rest of the image is as true as that.
-        unit = self._scene.depot.devices[STORAGE].unit_id
-        self._twin.read(STORAGE, unit, _HOLDING, inverter.image.address(704, "WSet"), 2)
-        state = inverter.state
-        found: dict[str, Value] = {"active_power": state.power_w}
-        return found | ({} if inverter.sensor_lost else {"soc": state.soc * 100})
 
     def _storage_polled(self, results: list[object], sent_s: float, answered_s: float) -> None:
         found = results[0]
@@ -558,6 +578,21 @@ class Link:
             return
         job.done(job.results, job.began_s, now_s)
         self._next(line)
+
+
+def _laid_out(twin: Rehearsal, scene: Scene) -> SunSpecMap:
+    """Return where the storage inverter has its points, as its driver would find them."""
+    image, profile = twin.inverters[STORAGE].image, scene.profile(STORAGE)
+    models = []
+    for model in profile.models:
+        address, length = image.address(model, "ID"), image.raw(model, "L")
+        models.append(FoundModel(model, address, length, tuple(image.read(address, HEADER + length))))
+    return SunSpecMap(profile, FoundMap(image.base, tuple(models)))
+
+
+def _words(twin: Rehearsal, device: Device, spans: Iterable[Span]) -> dict[str, tuple[int, ...]]:
+    unit = twin.units[device.bus, device.unit_id]
+    return {span.name: tuple(unit.read(span.table, span.address, span.length)) for span in spans}
 
 
 _NO_VALUES: Mapping[str, Value] = MappingProxyType({})

@@ -63,7 +63,7 @@ MUTANTS = (
         "            return _lost(entry, station, event)",
         "            kept = Claims(claim for claim in entry.claims if claim.write != event.write)\n"
         "            return entry._replace(claims=kept)",
-        found_by=157,
+        found_by=31,
     ),
     Mutant(
         "watchdog ignored",
@@ -91,7 +91,7 @@ MUTANTS = (
         "control/ledger.py",
         "    silent_s = entry.silent_for_s(now_s)\n    added",
         "    silent_s = 0.0\n    added",
-        found_by=59,
+        found_by=6,
     ),
     Mutant(
         "ledger not adopted after a restart",
@@ -99,7 +99,7 @@ MUTANTS = (
         "    entry = entry._replace(claims=Claims(claims), watchdog_s=None",
         "    claims = [_timeless(NOTHING, Cause.UNKNOWN, now_s)]\n"
         "    entry = entry._replace(claims=Claims(claims), watchdog_s=None",
-        found_by=82,
+        found_by=22,
     ),
     Mutant(
         "write in flight forgotten by the successor",
@@ -109,49 +109,49 @@ MUTANTS = (
         "        if claim.executed_by_s is None:\n"
         "            continue\n"
         "        executed_by_s = now_s + station.late_s",
-        found_by=9,
+        found_by=22,
     ),
     Mutant(
         "phase unknown loads one",
         "control/worst_case.py",
         "    loaded = phases if phases is not None else (station.phases or PHASES)",
         "    loaded = phases if phases is not None else (station.phases or PHASES[:1])",
-        found_by=57,
+        found_by=26,
     ),
     Mutant(
         "discharge as headroom",
         "control/worst_case.py",
         "        high[_ACTIVE], low[_ACTIVE] = box.high * known, box.low * known",
         "        high[_ACTIVE], low[_ACTIVE] = (box.high + box.low) * known, box.low * known",
-        found_by=57,
+        found_by=8,
     ),
     Mutant(
         "base load forgotten",
         "control/worst_case.py",
         "            known = base.get(name)\n            if known is None:\n",
         "            known = BaseLoad()\n            if known is None:\n",
-        found_by=73,
+        found_by=22,
     ),
     Mutant(
         "stale meter taken",
         "control/limits.py",
         "    if reading.quality is not Quality.GOOD or not 0 <= now_s - reading.read_at_s <= fresh_s:\n",
         "    if reading.quality is not Quality.GOOD:\n",
-        found_by=29,
+        found_by=115,
     ),
     Mutant(
         "limit's fall ignored",
         "control/limits.py",
         "    return tuple(asked(ask, Rank.GRID, base) for ask in asks)",
         "    return ()",
-        found_by=57,
+        found_by=5,
     ),
     Mutant(
         "decrease not sent",
         "control/guard.py",
         "            if told is None or not self._waits(told.since_s, entry):\n",
         "            if told is None:\n",
-        found_by=82,
+        found_by=0,
     ),
     Mutant(
         "obedience's draw not taken off",
@@ -166,6 +166,27 @@ MUTANTS = (
         "    above_wh = (soc - policy.reserve_percent) / _FULL_PERCENT * capacity_wh",
         "    above_wh = soc / _FULL_PERCENT * capacity_wh",
         found_by=74,
+    ),
+    Mutant(
+        "state of charge never too old",
+        "control/soc.py",
+        "    return None if 0 <= age_s <= policy.fresh_s else",
+        "    return None if age_s >= 0 else",
+        found_by=47,
+    ),
+    Mutant(
+        "discharge not in the ledger",
+        "control/ledger.py",
+        "        return Span(0.0, active) if active > 0.0 else Span(min(0.0, active))",
+        "        return Span(0.0, max(0.0, active))",
+        found_by=8,
+    ),
+    Mutant(
+        "storage's temperature left out",
+        "orchestrator/controller.py",
+        "            self._heat[evse.name] = tuple(self._cooled(evse, now_s))\n",
+        "            self._heat[evse.name] = () if evse.stationary else tuple(self._cooled(evse, now_s))\n",
+        found_by=60,
     ),
     Mutant(
         "cut-off ignored",

@@ -121,7 +121,8 @@ class Orchestrator:
         kind = _Wild if self.scene.wild else Controller
         self.controller = kind(site=self.site, policy=self.policy, state=State(ledger), boot_id=self.boot_id)
         if isinstance(self.controller, _Wild):
-            self.controller.wishes = Wishes(self.rng, tuple(self.site.stations))
+            storage = [evse.name for evse in self.site.evses if evse.stationary]
+            self.controller.wishes = Wishes(self.rng, self.site.stations, storage)
         chance = Random(f"hold {self.scene.depot.site.limit_va}")  # noqa: S311 - the same for each process of an episode
         self.controller.params = replace(self.controller.params, hold_s=chance.choice((5.0, 30.0, 300.0)))
         self._asks = Latest(self.disk, ASKS, ASKS_JOURNAL)

@@ -5,11 +5,10 @@ Of each circuit and phase Σ max(fallback, after-boot value) + worst base load f
 demands, and little more does: so what control lets through, and what a device does on its own, decide whether it holds.
 In one of five nothing comes up at its rating, and cars take all that is left: there control is to die (`left_alone`).
 
-Where there is no storage, in more than half of all scenes, the orchestrator's `Controller` plays, by a policy of its
-own: circuits have meters that measure all that flows, and in half of these depots something generates. The orchestrator
-gives storage no set-points: where there is one, an agent of the campaign's own plays, which does (`agent.py`); and it
-plays in one of eight of the other depots, for it also relies on what the orchestrator does not, such as settings that
-last through a restart.
+In seven of eight the orchestrator's `Controller` plays, by a policy of its own: circuits have meters that measure all
+that flows, and in half of these depots something generates. In the others an agent of the campaign's own plays
+(`agent.py`), for it also relies on what the orchestrator does not, such as settings that last through a restart.
+Two in five have storage, which to the orchestrator is one more EVSE, as the depot file declares it.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ _SQRT3 = math.sqrt(3)
 _PROMPT_LAG_S = 0.3
 _SLOW_LAGS_S = (1.0, 6.0)
 _STORAGE_A = 20.0
+_STORAGE_WH = 100_000.0
 
 _SETTINGS: Mapping[str, tuple[Mapping[str, Value], ...]] = {
     "keba_p30": tuple(
@@ -82,6 +82,8 @@ _NO_WATCHDOG = 65535
 @dataclass(frozen=True, slots=True)
 class Scene:
     """A depot and what there is to know beside it.
+
+    `storage`: there is a storage inverter; where the orchestrator plays it is one of the EVSEs, at which no car is.
 
     `profiles` stand for the built-in ones of their names; `hidden` are EVSEs whose conductors the agent is not told;
     `slow`: some cars take up to 6 s to follow a pilot. `policy`: what the orchestrator goes by; None where the
@@ -154,7 +156,7 @@ def draw(rng: Random) -> Scene:
         buses[STORAGE] = Bus(name=STORAGE, gateway="gateway-1", transport=Transport.TCP, host="192.0.2.1")
         devices[STORAGE] = Device(
             name=STORAGE,
-            kind=DeviceKind.STORAGE,
+            kind=DeviceKind.INVERTER,
             bus=STORAGE,
             unit_id=1,
             profile="sunspec_der",
@@ -182,7 +184,7 @@ def draw(rng: Random) -> Scene:
     alone = Random(f"left alone {limit_va}")  # noqa: S311
     if alone.random() < 0.2:  # noqa: PLR2004 - some of the depots, by a chance of its own
         scene = _left_alone(scene, alone)
-    if storage or Random(f"actor {limit_va}").random() < 0.125:  # noqa: PLR2004, S311 - one of eight of the others
+    if Random(f"actor {limit_va}").random() < 0.125:  # noqa: PLR2004, S311 - one of eight
         return scene
     return _orchestrated(scene, Random(f"orchestrated {limit_va}"))  # noqa: S311
 
@@ -242,9 +244,27 @@ def _orchestrated(scene: Scene, rng: Random) -> Scene:
         charger_sensor=replace(sensor, required=rng.random() < 0.2),  # noqa: PLR2004
         spread_s=20.0,
     )
+    if scene.storage:
+        devices[STORAGE] = _controlled(devices[STORAGE], scene.profile(STORAGE))
     depot = replace(depot, circuits=circuits, devices=devices, buses=buses, meters=meters)
     wild = rng.random() < 0.5 and not scene.left_alone  # noqa: PLR2004 - every other scene
     return replace(scene, depot=depot, hidden=frozenset(), policy=policy, wild=wild)
+
+
+def _controlled(device: Device, profile: Profile) -> Device:
+    """Return the storage inverter as a depot file declares storage that control may use."""
+    evse = Evse(
+        name=device.name,
+        device=device.name,
+        connector=1,
+        circuit=str(device.circuit),
+        phases=PHASES,
+        rating_a=_STORAGE_A,
+        power_factor=profile.power_factor,
+        give_back_a=_STORAGE_A,
+        capacity_wh=_STORAGE_WH,
+    )
+    return replace(device, evses=(evse,), settings={**device.settings, "failsafe_enabled": "enabled"})
 
 
 def _demand_cap(rng: Random, limit_va: float) -> demand.Cap:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from random import Random
 
 from derms_agent.control.cycle import Allocated
 
 _WISHES_A = (0.0, 8.0, 32.0, 32.0)
+_OF_STORAGE_A = (-32.0, -32.0, -8.0, 0.0, 32.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,10 @@ class Share:
 
 
 class Wishes:
-    """What EVSEs wish for, anew every 10 to 60 s."""
+    """What EVSEs wish for, anew every 10 to 60 s; `storage` are those among them that also want to give back."""
 
-    def __init__(self, rng: Random, names: Iterable[str]) -> None:
-        self._rng, self._names = rng, tuple(names)
+    def __init__(self, rng: Random, names: Iterable[str], storage: Collection[str] = ()) -> None:
+        self._rng, self._names, self._storage = rng, tuple(names), storage
         self._until_s = -math.inf
         self._now: Mapping[str, Allocated] = {}
 
@@ -35,5 +36,8 @@ class Wishes:
             self._until_s = now_s + self._rng.uniform(10, 60)
             names = list(self._names)
             self._rng.shuffle(names)
-            self._now = {name: Share(self._rng.choice(_WISHES_A), "wild") for name in names}
+            self._now = {
+                name: Share(self._rng.choice(_OF_STORAGE_A if name in self._storage else _WISHES_A), "wild")
+                for name in names
+            }
         return self._now
