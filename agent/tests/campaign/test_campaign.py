@@ -24,7 +24,7 @@ from derms_agent.twin import Fault, FaultKind, Rehearsal, Scenario
 from derms_agent.twin.actions import SetBaseLoad, SetFrequency
 from derms_agent.twin.campaign import course, episode, mutants, scene
 from derms_agent.twin.campaign.__main__ import Tally, regression_seeds
-from derms_agent.twin.campaign.judge import Judge, Violation, _flow, trips_after_s
+from derms_agent.twin.campaign.judge import STALE_S, Judge, Row, Violation, _flow, trips_after_s
 from derms_agent.twin.campaign.link import Link, Odds
 from derms_agent.twin.campaign.orchestrator import Disk, Orchestrator
 from derms_agent.twin.physics import VehicleType
@@ -32,6 +32,7 @@ from derms_agent.twin.scenario import Arrivals
 
 SOME_SEEDS = range(40)
 NONE = (0.0, 0.0, 0.0)
+WYE = Connection.WYE
 
 
 def drawn(seed: int) -> scene.Scene:
@@ -319,6 +320,29 @@ def uncontrolled(here: scene.Scene) -> Judge:
 
 def found(judge: Judge, rule: str) -> bool:
     return any(violation.rule == rule for violation in judge.violations)
+
+
+def test_who_is_wired_to_another_line_could_not_be_lowered_for_one_that_is_over() -> None:
+    here = next(one for one in map(drawn, SOME_SEEDS) if all(c.connection is WYE for c in one.depot.circuits.values()))
+    evse = next(one for one in here.depot.places() if len(one.phases) == 1)
+    twin = Rehearsal(here.depot, scenario=Scenario(arrivals=Arrivals.NONE), profiles=here.profiles, step_s=0.1)
+    judge = Judge(twin, here)
+    twin.plug_in(evse.name, VehicleType(name="car", capacity_wh=60_000, power_w=22_000), 0.2)
+    charged(judge, 5)
+    assert twin.outlet(evse.name).current_a > 5
+    left = [judge._is_left(Row(evse.circuit, line), twin.now_s) for line in range(3)]
+    assert left == [phase in evse.phases for phase in Phase]
+
+
+@pytest.mark.parametrize("ahead_s", [2.0, 5.0])
+def test_what_was_drawn_before_an_excursion_is_what_a_reading_of_it_may_show(ahead_s: float) -> None:
+    judge = with_storage(droop=droop.Settings(nominal_hz=scene.NOMINAL_HZ))
+    judge.twin.do(SetFrequency(((30.0, scene.NOMINAL_HZ), (30.1, 48.7))))  # half of the rating, of 20 A
+    for second in range(90):
+        set_storage(judge, 13_000.0 if second < 30.0 - ahead_s else 0.0 if second < 60 else 5_000.0)
+        charged(judge, 1)
+    violated = any(one.rule == "droop" and scene.STORAGE in one.detail for one in judge.violations)
+    assert violated is (ahead_s > STALE_S)
 
 
 @pytest.mark.parametrize(("cap_w", "spent"), [(1e6, False), (100.0, True)])

@@ -37,8 +37,9 @@ What it allows, each for what nobody could have done sooner:
    control no longer relies on it, a time-out of 1 s, a cycle, a poll) and the window. The others are to be lowered.
 4. *A frozen pilot*: the same, for the 15 s that obedience has and the window. As long the ledger need not hold what it
    draws; on a device that answers nothing either, never more than its rating.
-5. *Nothing left*: past that no excess is a violation while all that could be told, beneath that row, draws less than
-   1 A; what the site and the grid ask for of control that is dead, while that is so of what it told.
+5. *Nothing left*: past that no excess is a violation while all that could be told, beneath that row and wired to its
+   line, draws less than 1 A; what the site and the grid ask for of control that is dead, while that is so of what it
+   told.
 6. *Control that starts* has seen nothing for 2 s (a poll, a cycle): the window begins then. The orchestrator waits up
    to 4 s until it is informed.
 7. *Control that is dead* lowers nothing: what rose the base load since a window before its death is excused until the
@@ -50,8 +51,10 @@ What it allows, each for what nobody could have done sooner:
    window and 8 s; of cars at a frozen pilot not at all. Heat is not asked while a sensor is lost that is not required.
 10. *Droop* has its response time, and the time of a shed, from when the frequency is low and the site's meter shows
     it; for a car that comes meanwhile, from then on.
-    What an EVSE drew before is not held against it where a car came since, or control started; what it drew before an
-    earlier excursion still counts until the frequency was calm for as long as droop waits before it turns round.
+    What an EVSE drew before is the most of the 2.5 s that its reading may be old when the frequency leaves the
+    deadband, and of the 6 s after. It is not held against it where a car came since, or control started; what it drew
+    before an earlier excursion still counts until the frequency was calm for as long as droop waits before it turns
+    round.
 """
 
 from __future__ import annotations
@@ -174,6 +177,15 @@ class _Doings:
     frozen_since_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """Where an EVSE, or the storage, draws from: its device, its circuit and the lines that it is wired to."""
+
+    device: str
+    circuit: str
+    phases: tuple[Phase, ...]
+
+
 @dataclass(slots=True)
 class _Reach:
     """When a device last took a request, did not take one, started; since when that has been so."""
@@ -216,6 +228,7 @@ class Judge:
     _imported_ws: list[float] = field(default_factory=lambda: [0.0])
     _spent_since_s: float | None = None
     _low: deque[float] = field(default_factory=deque)
+    _lately_a: deque[Mapping[str, float]] = field(default_factory=deque)
     _low_since_s: float | None = None
     _before_a: dict[str, float] = field(default_factory=dict)
     _plugged_s: dict[str, float] = field(default_factory=dict)
@@ -226,7 +239,7 @@ class Judge:
     _seen: set[tuple[str, str]] = field(default_factory=set)
     _rows: dict[Row, frozenset[str]] = field(default_factory=dict)
     _sensed: tuple[Evse, ...] = ()
-    _loads: dict[str, tuple[str, str]] = field(default_factory=dict)
+    _loads: dict[str, _Load] = field(default_factory=dict)
     _mixed: frozenset[str] = frozenset()
     _falls_back: dict[str, tuple[float, float]] = field(default_factory=dict)
 
@@ -236,11 +249,12 @@ class Judge:
         self._whole = self.scene.policy is not None
         self.site_va = depot.site.limit_va
         self._low = deque(maxlen=round(DROOP_S / STEP_S))
+        self._lately_a = deque(maxlen=round(STALE_S / STEP_S))
         self._window_s = SLOW_S if self.scene.slow else PROMPT_S
         self._sensed = tuple(evse for evse in self._evses if "temperature" in self.scene.profile(evse.device).points)
         self._doings = {name: _Doings() for name in (*(evse.name for evse in self._evses), STORAGE)}
         self._reach = {name: _Reach() for name in depot.devices}
-        self._loads = {evse.name: (evse.device, evse.circuit) for evse in self._evses}
+        self._loads = {evse.name: _Load(evse.device, evse.circuit, evse.phases) for evse in self._evses}
         self._base = dict.fromkeys(depot.circuits, _NONE)
         self._bases = {name: [(-math.inf, _NONE)] for name in depot.circuits}
         self._mixed = frozenset(
@@ -259,7 +273,7 @@ class Judge:
             device = depot.devices[STORAGE]
             watchdog_s = self.scene.profile(STORAGE).watchdog_s(device.settings)
             self._falls_back |= {} if watchdog_s is None else {STORAGE: (watchdog_s, 0.0)}
-            self._loads[STORAGE] = device.name, str(device.circuit)
+            self._loads[STORAGE] = _Load(device.name, str(device.circuit), _PHASES)
 
     # What it is told
 
@@ -378,7 +392,7 @@ class Judge:
         frozen = {
             device for device, kinds in faults.items() if any(fault.kind is FaultKind.FROZEN_DUTY for fault in kinds)
         }
-        for name, (device, _circuit) in self._loads.items():
+        for name, load in self._loads.items():
             does, drawn_a = self._doings[name], self._drawn_a(name)
             if drawn_a <= max(does.told_a, 0.0) + _NEAR_A:
                 does.beyond_since_s = None
@@ -386,7 +400,7 @@ class Judge:
                 does.beyond_since_s = now_s
             if does.beyond_since_s is None and drawn_a <= self._limit_a(name) + _NEAR_A:
                 does.frozen_since_s = None
-            elif device in frozen and does.frozen_since_s is None:
+            elif load.device in frozen and does.frozen_since_s is None:
                 does.frozen_since_s = now_s
 
     def _drawn_a(self, name: str) -> float:
@@ -458,7 +472,7 @@ class Judge:
 
     def _fallen_back_s(self, row: Row) -> float:
         """Return by when all beneath a row have fallen back, if nobody feeds them since control died."""
-        beneath = [name for name, (_device, circuit) in self._loads.items() if circuit in self._rows[row]]
+        beneath = [name for name, load in self._loads.items() if load.circuit in self._rows[row]]
         slowest_s = max((self._falls_back[name][0] for name in beneath if name in self._falls_back), default=0.0)
         return self._died_s + slowest_s + 1
 
@@ -468,10 +482,10 @@ class Judge:
         `alone`: whatever the cause. The storage as well.
         """
         drawn = {}
-        for name, (device, _circuit) in self._loads.items():
+        for name, load in self._loads.items():
             does, amperes = self._doings[name], self._drawn_a(name)
             since_s = does.beyond_since_s
-            if since_s is not None and (alone or self._excuses(device, does, since_s, now_s)):
+            if since_s is not None and (alone or self._excuses(load.device, does, since_s, now_s)):
                 amperes = min(amperes, max(does.told_a, 0.0))
             drawn[name] = amperes
         return drawn
@@ -495,12 +509,20 @@ class Judge:
     def _is_left(self, row: Row, now_s: float) -> bool:
         """Whether something beneath a row still draws that could be lowered, or could have been by who is dead."""
         left_a, alone = 0.0, row.line is None and not self.alive
-        for name, (device, circuit) in self._loads.items():
+        for name, load in self._loads.items():
             does, drawn_a = self._doings[name], max(self._drawn_a(name), 0.0)
-            stuck = does.frozen_since_s is not None or self._is_stuck(self._reach[device], now_s)
-            if circuit in self._rows[row] and not (does.beyond_since_s is not None and stuck):
+            stuck = does.frozen_since_s is not None or self._is_stuck(self._reach[load.device], now_s)
+            if self._is_in(row, load) and not (does.beyond_since_s is not None and stuck):
                 left_a += min(drawn_a, max(does.told_a, 0.0)) if alone else drawn_a
         return left_a > _HELD_BACK_A
+
+    def _is_in(self, row: Row, load: _Load) -> bool:
+        """Whether what is drawn somewhere flows in a row.
+
+        A transformer's line is of two windings; which of them an EVSE loads is not looked at.
+        """
+        on_line = row.line is None or _PHASES[row.line] in load.phases or row.circuit in self._mixed
+        return on_line and load.circuit in self._rows[row]
 
     def _flows(
         self, drawn: Mapping[str, float], base: Mapping[str, PerPhase] | None = None
@@ -590,19 +612,13 @@ class Judge:
     def _judge_raise(
         self, raised: str, could: Mapping[str, float], base: Mapping[str, PerPhase] | None, now_s: float
     ) -> None:
-        own = next((evse for evse in self._evses if evse.name == raised), None)
-        at = str(self.scene.depot.devices[STORAGE].circuit) if own is None else own.circuit
-        phases = _PHASES if own is None else own.phases
         after: Mapping[str, network.Phasors]
         if base is None:
             after = {name: self._flows(could, self._shown_base(name, now_s))[name] for name in self._base}
         else:
             after = self._flows(could, base)
         for row, found, limit in self._found(after):
-            beneath = at in self._rows[row]
-            # A transformer's line is of two windings; which of them an EVSE loads is not looked at.
-            loaded = row.line is None or _PHASES[row.line] in phases or row.circuit in self._mixed
-            if beneath and loaded and found > _most(row, limit):
+            if self._is_in(row, self._loads[raised]) and found > _most(row, limit):
                 drawing = ", ".join(f"{name} {value:.1f}" for name, value in could.items())
                 detail = f"{raised} raised; {row}: could be {found:.1f}, expected at most {limit:.1f}; {drawing}"
                 self._report("raised while over", raised, now_s, detail)
@@ -663,7 +679,7 @@ class Judge:
 
     def _look_at_watchdogs(self, now_s: float) -> None:
         for name, (watchdog_s, fallback_a) in self._falls_back.items():
-            reach = self._reach[self._loads[name][0]]
+            reach = self._reach[self._loads[name].device]
             if reach.off_since_s is not None:
                 continue
             alone_s, limit_a = now_s - max(reach.taken_s, reach.booted_s, 0.0), abs(self._limit_a(name))
@@ -758,6 +774,7 @@ class Judge:
         settings = policy.droop
         if settings is None:
             return
+        self._lately_a.append({name: self._drawn_a(name) for name in self._loads})
         low_hz = settings.nominal_hz - settings.deadband_uf_hz - self.twin.frequency_hz
         if low_hz <= 0 or not self.alive or now_s - self._hertz_s > STALE_S:
             self._low_since_s = None
@@ -772,8 +789,10 @@ class Judge:
             self._low.clear()
         self._low.append(low_hz / (settings.nominal_hz * settings.k_uf))
         if now_s - self._low_since_s <= _SETTLES_S:
-            drawn = {name: self._drawn_a(name) for name in self._loads}
-            self._before_a = {name: max(drawn_a, self._before_a.get(name, 0.0)) for name, drawn_a in drawn.items()}
+            self._before_a = {
+                name: max(self._before_a.get(name, 0.0), *(drawn[name] for drawn in self._lately_a))
+                for name in self._loads
+            }
         if now_s - self._low_since_s <= DROOP_S + self._window_s:
             return
         least = min(self._low)
