@@ -345,6 +345,18 @@ def test_what_was_drawn_before_an_excursion_is_what_a_reading_of_it_may_show(ahe
     assert violated is (ahead_s > STALE_S)
 
 
+def test_control_that_starts_amid_an_excursion_knows_nothing_of_what_was_drawn_before() -> None:
+    judge = with_storage(droop=droop.Settings(nominal_hz=scene.NOMINAL_HZ))
+    judge.died()
+    judge.twin.do(SetFrequency(((1.0, 48.7),)))
+    for second in range(90):
+        if second == 10:
+            judge.started()
+        set_storage(judge, 3_000.0 if second < 30 else 5_000.0)
+        charged(judge, 1)
+    assert not any(one.rule == "droop" and scene.STORAGE in one.detail for one in judge.violations)
+
+
 @pytest.mark.parametrize(("cap_w", "spent"), [(1e6, False), (100.0, True)])
 def test_who_draws_while_an_interval_is_spent_violates_its_cap(cap_w: float, spent: bool) -> None:
     cap = demand.Cap(cap_w=cap_w, window_s=scene.DEMAND_S)

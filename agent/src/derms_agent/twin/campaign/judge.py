@@ -320,7 +320,7 @@ class Judge:
         self._started_s = self.twin.now_s
         self._sampled_s.clear()
         self._low_since_s = None
-        self._before_a = dict.fromkeys(self._before_a, math.inf)
+        self._before_a = dict.fromkeys(self._loads, math.inf)
 
     def sampled(self, circuit: str, sent_s: float) -> None:
         """Take note of when a circuit's meter was last asked and answered."""
@@ -779,7 +779,7 @@ class Judge:
         if low_hz <= 0 or not self.alive or now_s - self._hertz_s > STALE_S:
             self._low_since_s = None
             if low_hz > 0:
-                self._before_a = dict.fromkeys(self._before_a, math.inf)
+                self._before_a = dict.fromkeys(self._loads, math.inf)
             elif now_s - self._low_s > settings.calm_s + DROOP_S:
                 self._before_a.clear()
             return
