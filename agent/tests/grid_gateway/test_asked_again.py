@@ -22,6 +22,19 @@ def play(tmp_path: Path) -> Play:
     return Play(tmp_path)
 
 
+def judges_not_while(play: Play, early: list[bool], refusal: type[NotReady]) -> None:
+    """Have the orchestrator obey, and refuse to judge, until nothing is in `early` any more."""
+    put = play.depot.put
+
+    async def judged(bound: Bound) -> Honour:
+        honour = await put(bound)
+        if early:
+            raise refusal("not all devices were heard")
+        return honour
+
+    play.depot.put = judged  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize("start_s", [0, 600])
 @pytest.mark.parametrize(("least_w", "opt"), [(70_000.0, "optOut"), (0.0, "optIn")])
 async def test_what_the_depot_was_not_asked_about_it_is_asked_after_a_restart(
@@ -90,18 +103,13 @@ async def test_what_control_cannot_judge_yet_is_obeyed_and_asked_again_and_keeps
 
 
 async def test_what_control_cannot_judge_yet_is_put_again_once_it_can_and_no_sooner(play: Play) -> None:
-    put, status, informed = play.depot.put, play.depot.status, [False]
-
-    async def judged(bound: Bound) -> Honour:
-        honour = await put(bound)
-        if not informed[0]:
-            raise NotJudged("not all devices were heard")
-        return honour
+    status, early = play.depot.status, [True]
+    judges_not_while(play, early, NotJudged)
 
     async def told() -> dict[str, object]:
-        return {**await status(), "informed": informed[0]}
+        return {**await status(), "informed": not early}
 
-    play.depot.put, play.depot.status = judged, told  # type: ignore[method-assign]
+    play.depot.status = told  # type: ignore[method-assign]
     assert await play.take(an_event("deep", 1, 0, 600)) == {"deep": (469, "optOut")}
     await play.until(40)
     assert len(play.depot.put_at) == 1
@@ -115,7 +123,7 @@ async def test_what_control_cannot_judge_yet_is_put_again_once_it_can_and_no_soo
     assert len(play.depot.put_at) == 3
     assert play.held_to() == [("deep", 0.0)]
 
-    informed[0] = True
+    early.clear()
     await play.until(45)  # with the very next tick
     assert len(play.depot.put_at) == 5
     await play.ven._answer_late()
@@ -126,18 +134,12 @@ async def test_what_control_cannot_judge_yet_is_put_again_once_it_can_and_no_soo
 @pytest.mark.parametrize("gone", [False, True])
 async def test_where_nothing_says_whether_it_can_be_judged_by_now_it_is_put_again(play: Play, gone: bool) -> None:
     """As by an orchestrator of before, or by one that has been started anew."""
-    put, early = play.depot.put, [True]
-
-    async def judged(bound: Bound) -> Honour:
-        honour = await put(bound)
-        if early:
-            raise NotJudged("not all devices were heard")
-        return honour
+    early = [True]
+    judges_not_while(play, early, NotJudged)
 
     async def away() -> dict[str, object]:
         raise NoControl("not there")
 
-    play.depot.put = judged  # type: ignore[method-assign]
     if gone:
         play.depot.status = away  # type: ignore[method-assign]
     assert await play.take(an_event("deep", 1, 0, 600)) == {"deep": (469, "optOut")}
@@ -155,15 +157,8 @@ async def test_what_was_promised_stands_while_control_cannot_judge_it_after_a_re
     e1, e2 = an_event("e1", 1, 0, 600), an_event("e2", 1, 1200, 600)
     assert await play.take(e1) == {"e1": (200, "optIn")}
     await play.until(30)
-    put, early = play.depot.put, [True]
-
-    async def judged(bound: Bound) -> Honour:
-        honour = await put(bound)
-        if early:
-            raise NotReady("not all devices were heard")
-        return honour
-
-    play.depot.put = judged  # type: ignore[method-assign]
+    early = [True]
+    judges_not_while(play, early, NotReady)
     play.renew()
     await play.until(40)
     listed = [e1, e2] if beside else [e1]
