@@ -19,6 +19,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CANNOT_RUN = 3
 HOSTS = (sys.executable, "-m", "tests.hosts")
+HOSTS_DIR = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
 LONGEST_RUN_S = 600
 LONGEST_FIRST = ("test_dry_runs_amid_bans.py", "test_demo.py", "test_bad_input.py", "test_upgrade.py")
 
@@ -73,6 +74,21 @@ class Run:
     report: dict[str, Any]
 
 
+def run_program(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a program of the checkout to its end; all that it says is in its output."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=LONGEST_RUN_S,
+    )
+
+
 @dataclass(frozen=True)
 class Deployment:
     """./deploy on an inventory, as an operator would."""
@@ -88,17 +104,7 @@ class Deployment:
 
     def run(self, *words: str) -> Run:
         """Run it to its end."""
-        done = subprocess.run(
-            self.command(*words),
-            cwd=ROOT,
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=LONGEST_RUN_S,
-        )
+        done = run_program(self.command(*words), self.environment())
         return Run(done.returncode, done.stdout, json.loads(self.report.read_text()) if self.report.exists() else {})
 
 
@@ -115,9 +121,8 @@ def raised(platform: str, *names: str) -> Iterator[list[Gateway]]:
     """Raise fresh hosts; take them down afterwards, whatever happened."""
     call_hosts("up", *names, "--platform", platform, "--fresh")
     listed = {host["name"]: host for host in json.loads(call_hosts("list", "--json"))}
-    directory = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
     try:
-        yield [Gateway(name, listed[name]["platform"], directory / "ssh" / "config") for name in names]
+        yield [Gateway(name, listed[name]["platform"], HOSTS_DIR / "ssh" / "config") for name in names]
     finally:
         call_hosts("down", *names)
 

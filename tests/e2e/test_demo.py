@@ -12,25 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import CANNOT_RUN, ROOT, call_hosts
+from tests.e2e.conftest import CANNOT_RUN, HOSTS_DIR, call_hosts, run_program
 
-LONGEST_S = 900
-HOSTS_DIR = Path(os.environ.get("DERMS_HOSTS_DIR", "/var/lib/derms-hosts"))
 BRIDGE = os.environ.get("DERMS_HOSTS_BRIDGE", "derms0")
-
-
-def demo(word: str) -> subprocess.CompletedProcess[str]:
-    """Run the demo's program as its make target does."""
-    return subprocess.run(
-        ["tools/demo", word],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        timeout=LONGEST_S,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +25,12 @@ def shown() -> Iterator[str]:
     if (HOSTS_DIR / "demo-field.pid").exists():
         pytest.skip("the demo stands: make demo-down")
     try:
-        raised = demo("up")
+        raised = run_program(["tools/demo", "up"])
         assert raised.returncode == 0, raised.stdout
         yield raised.stdout
         (address,) = (one["address"] for one in json.loads(call_hosts("list", "--json")) if one["name"] == "gateway-1")
     finally:
-        lowered = demo("down")
+        lowered = run_program(["tools/demo", "down"])
     assert lowered.returncode == 0, lowered.stdout
     # Its interface goes at once, and not some time after its namespace: `make demo` may follow.
     assert not Path("/sys/class/net", f"{BRIDGE}-{address.rpartition('.')[2]}").exists()
