@@ -135,6 +135,7 @@ class Service:
     broadcast: Broadcast | None = None
     opened_s: float = math.inf
     lacks: list[tuple[str, str, str]] = field(default_factory=list)
+    _asks_kept: list[dict[str, Any]] | None = None
     _heartbeats: Heartbeats = field(default_factory=Heartbeats)
     _state: OperatingState | None = None
     _report: dict[str, Any] | None = None
@@ -499,6 +500,7 @@ class Service:
         async with self._saving_asks:  # nothing else that is stored is waited for
             document = stored.asks_document(self.controller)
             await anyio.to_thread.run_sync(partial(self.asks_store.save, document, whole=whole))
+            self._asks_kept = document["asks"]
 
     async def save_sessions(self) -> None:
         """Store the sessions and what was told of them; it is on disk when this returns."""
@@ -531,7 +533,8 @@ class Service:
             await self.save_sessions()
             await self.save_memory()
             await self.save_cycles()
-            await self.save_asks()  # a step of the wall's clock moves their times
+            if stored.asks_document(self.controller)["asks"] != self._asks_kept:
+                await self.save_asks()  # a step of the wall's clock has moved their times
 
     async def keep_sessions(self) -> None:
         """Store sessions, memory and cycles now and then, for energy grows and shares move."""
