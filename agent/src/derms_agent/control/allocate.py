@@ -243,7 +243,7 @@ def needs(
         _least, most = own_bound(evse, own.get(evse.name), watts)
         if session.power_w is not None:
             most = min(most, session.power_w / watts)
-        charge = max(session.energy_need_wh - session.delivered_wh, 0.0) * 3600 / watts
+        charge = _left_wh(session) * 3600 / watts
         found.append(
             Need(
                 evse=evse.name,
@@ -344,13 +344,12 @@ def _fair_a(seats: _Seats, network: Network, limits: Floats) -> Floats:
 def _top_a(watts: float, session: Session, high_a: float, params: Params) -> float:
     """Return the most that a session can use until the next allocation, at so many W per A."""
     top = high_a
-    power_w, need_wh = session.power_w, session.energy_need_wh
+    power_w = session.power_w
     if power_w is not None and power_w < top * watts:
         top = power_w / watts
-    if need_wh is not None:
-        left_w = (need_wh - session.delivered_wh) * 3600 / params.cycle_s
-        if left_w < top * watts:
-            top = left_w / watts
+    left_w = _left_wh(session) * 3600 / params.cycle_s
+    if left_w < top * watts:
+        top = left_w / watts
     return max(0.0, top)
 
 
@@ -427,9 +426,7 @@ def _seats(
             for session, watts in zip(present, watts_per_a, strict=True)
         ],
         claims_a=[
-            usable
-            if session.energy_need_wh is None
-            else min(usable, max(session.energy_need_wh - session.delivered_wh, 0.0) / watts * 3600 / params.even_s)
+            min(usable, _left_wh(session) / watts * 3600 / params.even_s)
             for session, watts, usable in zip(present, watts_per_a, usable_a, strict=True)
         ],
         laxity_s=[
@@ -440,12 +437,16 @@ def _seats(
     )
 
 
+def _left_wh(session: Session) -> float:
+    """Return what a vehicle still needs, in Wh; infinite where nobody told."""
+    return math.inf if session.energy_need_wh is None else max(session.energy_need_wh - session.delivered_wh, 0.0)
+
+
 def _laxity_s(session: Session, power_w: float, now_s: float) -> float:
     """Return for how long a vehicle could wait and still get its need; without a departure, none can be told."""
     if session.departure_at_s is None or session.energy_need_wh is None:
         return math.inf
-    left_wh = max(session.energy_need_wh - session.delivered_wh, 0.0)
-    return session.departure_at_s - now_s - (left_wh * 3600 / power_w if power_w > 0 else 0.0)
+    return session.departure_at_s - now_s - (_left_wh(session) * 3600 / power_w if power_w > 0 else 0.0)
 
 
 class _Wishes(NamedTuple):
@@ -557,12 +558,17 @@ class _Rounds:
         return [seat for seat in open_ if current_a[seat] > 0] + [seat for seat in open_ if current_a[seat] <= 0]
 
 
-def _order(seats: _Seats, wishes: _Wishes, network: Network, params: Params) -> list[int]:
-    """Return the EVSEs in the order in which they are raised: by what they have coming, by laxity, by name."""
-    coming_a = [
-        -ahead_a - params.running * (before.current_a > 0 and ahead_a >= params.keep * steps.lowest_a)
-        for ahead_a, before, steps in zip(wishes.ahead_a, seats.before, seats.steps, strict=True)
+def _going_on(seats: _Seats, wishes: _Wishes, params: Params) -> list[bool]:
+    """Return which EVSEs run and still have something coming: they keep their minimum, and go before the others."""
+    return [
+        before.current_a > 0 and ahead_a >= params.keep * steps.lowest_a
+        for before, ahead_a, steps in zip(seats.before, wishes.ahead_a, seats.steps, strict=True)
     ]
+
+
+def _order(seats: _Seats, wishes: _Wishes, going_on: list[bool], network: Network, params: Params) -> list[int]:
+    """Return the EVSEs in the order in which they are raised: by what they have coming, by laxity, by name."""
+    coming_a = [-ahead_a - params.running * goes_on for ahead_a, goes_on in zip(wishes.ahead_a, going_on, strict=True)]
     keys = network.rank_of_name[seats.places], np.array(seats.laxity_s), np.array(coming_a)
     order: list[int] = np.lexsort(keys).tolist()  # the last key counts first
     return order
@@ -574,7 +580,8 @@ def _shared_a(  # noqa: PLR0917 - what the shares are made from
     """Return what each EVSE could have, raised round by round as the module says."""
     steps, top_a = seats.steps, seats.top_a
     stood_a = [one.current_a for one in seats.before]
-    order = _order(seats, wishes, network, params)
+    going_on = _going_on(seats, wishes, params)
+    order = _order(seats, wishes, going_on, network, params)
     vehicles = [seat for seat in order if not seats.storage[seat]]
     storage = [seat for seat in order if seats.storage[seat]]
     all_groups: list[int] = network.group_of.tolist()
@@ -592,9 +599,8 @@ def _shared_a(  # noqa: PLR0917 - what the shares are made from
     current_a = rounds.current_a
     for seat in filter(just_raised.__contains__, vehicles):
         rounds.lift(seat, stood_a[seat])
-    for seat in vehicles:
-        if stood_a[seat] > 0 and wishes.ahead_a[seat] >= params.keep * steps[seat].lowest_a:
-            rounds.lift(seat, steps[seat].lowest_a)
+    for seat in filter(going_on.__getitem__, vehicles):
+        rounds.lift(seat, steps[seat].lowest_a)
     for seat in vehicles:
         wish_a = wishes.now_a[seat]
         if wish_a > current_a[seat] and (current_a[seat] > 0 or wish_a >= params.start * steps[seat].lowest_a):
