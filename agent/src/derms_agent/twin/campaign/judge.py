@@ -709,38 +709,26 @@ class Judge:
     def _look_at_heat(self, now_s: float) -> None:
         for evse in self._sensed:
             state = self.twin.outlet(evse.name)
-            if state.current_a <= _HELD_BACK_A or self._doings[evse.name].frozen_since_s is not None:
-                continue
-            if not self._told_lately(evse.device, now_s):
-                continue
-            policy = self.scene.policy
-            lately = now_s - self._lost_at_s.get(evse.device, -math.inf) <= self._window_s + UNRELIABLE_S
-            if policy is not None and not policy.charger_sensor.required and lately:
-                continue
-            if state.temperature_c > CUT_OFF_C + _NEAR_C:
-                detail = f"{evse.name}: {state.current_a:.1f} A at {state.temperature_c:.2f} degC"
-                self._report("cut-off", evse.name, now_s, detail)
-            lost_s = now_s - self._lost_since_s.get(evse.device, now_s)
-            sensor = SENSOR if policy is None else policy.charger_sensor
-            if sensor.required and lost_s > sensor.reach_s + CYCLE_S:
-                detail = f"{evse.name}: {state.current_a:.1f} A {lost_s:.0f} s after its sensor was lost"
-                self._report("sensor lost", evse.name, now_s, detail)
-        self._look_at_storages_heat(now_s)
+            if self._doings[evse.name].frozen_since_s is None:
+                self._judge_heat(evse.name, evse.device, state.current_a, state.temperature_c, now_s)
+        if self.scene.storage and self._whole:  # only the orchestrator watches the storage's
+            celsius = self.twin.inverters[STORAGE].state.temperature_c
+            self._judge_heat(STORAGE, STORAGE, self._drawn_a(STORAGE), celsius, now_s)
 
-    def _look_at_storages_heat(self, now_s: float) -> None:
-        """Look at what only the orchestrator watches of the storage."""
-        policy = self.scene.policy
-        if not self.scene.storage or policy is None or not self._told_lately(STORAGE, now_s):
+    def _judge_heat(self, name: str, device: str, drawn_a: float, celsius: float, now_s: float) -> None:
+        if abs(drawn_a) <= _HELD_BACK_A or not self._told_lately(device, now_s):
             return
-        drawn_a, celsius = self._drawn_a(STORAGE), self.twin.inverters[STORAGE].state.temperature_c
-        lately = now_s - self._lost_at_s.get(STORAGE, -math.inf) <= self._window_s + UNRELIABLE_S
-        if abs(drawn_a) <= _HELD_BACK_A or (lately and not policy.charger_sensor.required):
+        policy = self.scene.policy
+        lately = now_s - self._lost_at_s.get(device, -math.inf) <= self._window_s + UNRELIABLE_S
+        if policy is not None and not policy.charger_sensor.required and lately:
             return
         if celsius > CUT_OFF_C + _NEAR_C:
-            self._report("cut-off", STORAGE, now_s, f"{STORAGE}: {drawn_a:.1f} A at {celsius:.2f} degC")
-        lost_s = now_s - self._lost_since_s.get(STORAGE, now_s)
-        if policy.charger_sensor.required and lost_s > policy.charger_sensor.reach_s + CYCLE_S:
-            self._report("sensor lost", STORAGE, now_s, f"{STORAGE}: {drawn_a:.1f} A {lost_s:.0f} s after its sensor")
+            self._report("cut-off", name, now_s, f"{name}: {drawn_a:.1f} A at {celsius:.2f} degC")
+        lost_s = now_s - self._lost_since_s.get(device, now_s)
+        sensor = SENSOR if policy is None else policy.charger_sensor
+        if sensor.required and lost_s > sensor.reach_s + CYCLE_S:
+            detail = f"{name}: {drawn_a:.1f} A {lost_s:.0f} s after its sensor was lost"
+            self._report("sensor lost", name, now_s, detail)
 
     # What the policy asks
 
