@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -16,7 +18,9 @@ from agent.tests.orchestrator.conftest import DEMO
 from derms_agent import settings
 from derms_agent.control import thermal
 from derms_agent.document_store import Store, boot_id
+from derms_agent.model import Rank
 from derms_agent.orchestrator import handover, service
+from derms_agent.orchestrator.asks import Ask
 from derms_agent.orchestrator.engine import boottime_s
 from derms_agent.orchestrator.store import ASKS, CYCLES, LEDGER, LINKED_WITHIN_S, MEMORY, SESSIONS
 
@@ -151,6 +155,35 @@ def test_what_cannot_be_taken_up_is_put_aside_and_said(
 
     assert (tmp_path / f"{name}.unreadable").read_text(encoding="utf-8") == '["nothing of ours"]'
     assert f"kept as {name}.unreadable" in caplog.text
+
+
+def test_a_step_of_the_clock_that_moved_an_ask_is_stored_with_the_minute_and_nothing_else_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conf, limits = tmp_path / "agent.conf", tmp_path / "limits.conf"
+    conf.write_text(f"GATEWAY=gateway-1\nDEPOT={DEMO}\nSTATE_DIRECTORY={tmp_path}\n", encoding="utf-8")
+    limits.write_text("", encoding="utf-8")
+    one = service.assemble(settings.load(conf, limits), (conf, limits))
+    saved: list[int] = []
+    save = one.asks_store.save
+
+    def counted(document: Mapping[str, Any], *, whole: bool = False) -> None:
+        saved.append(len(document["asks"]))
+        save(document, whole=whole)
+
+    monkeypatch.setattr(one.asks_store, "save", counted)
+    ask = Ask(id="lunch", source="root", rank=Rank.OPERATOR, high_w=30_000.0, end_unix_s=time.time() + 3600.0)
+    one.controller.put(replace(ask, end_s=boottime_s() + 3600.0))
+    anyio.run(one.save_asks)
+    anyio.run(one.save_what_moves)
+    assert saved == [1]
+    moved = replace(one.controller.asks["lunch"], end_unix_s=2_000_000_000.0)
+    one.controller.asks["lunch"] = moved
+    anyio.run(one.save_what_moves)
+    anyio.run(one.save_what_moves)
+    assert saved == [1, 1]
+    heir = service.assemble(settings.load(conf, limits), (conf, limits))
+    assert heir.controller.asks["lunch"].end_unix_s == moved.end_unix_s
 
 
 @pytest.mark.parametrize("left", ["nothing", "no link", "rubbish"])
